@@ -16,8 +16,10 @@ import (
 	"sync"
 	"time"
 
+	"entrepot/cache"
 	"entrepot/oci"
 	"entrepot/store"
+	"entrepot/upstream"
 
 	"github.com/rs/zerolog"
 )
@@ -27,11 +29,20 @@ import (
 // then serves it to itself. Who may ask is adminGuard's business.
 type adminAPI struct {
 	disk   *store.Disk
+	live   *live // nil at rest
 	about  aboutJSON
 	budget int64 // as it is set, though the store need not be held to it now
 
 	asked chan struct{}            // bounds what is answered at once
 	alone map[string]chan struct{} // by route: work of which one at a time is enough
+}
+
+// live is what only a running server has. Routes for which nothing else will do
+// are marked notAtRest.
+type live struct {
+	cache     *cache.Cache
+	upstreams *upstream.Set
+	began     time.Time
 }
 
 const adminPrefix = "/admin/v1/"
@@ -48,36 +59,49 @@ const (
 type adminRoute struct {
 	method string
 	serve  func(*adminExchange) error
-	alone  bool
+	marks  routeMarks
 	takes  string // query or body, for the document
 	doc    string
 }
+
+// routeMarks say when a route is not answered.
+type routeMarks uint8
+
+const (
+	alone     routeMarks = 1 << iota // while it is being answered to somebody else
+	notAtRest                        // at rest: it needs what is live
+)
+
+func (m routeMarks) has(one routeMarks) bool { return m&one != 0 }
 
 func adminRoutes() map[string]adminRoute {
 	const get, post = http.MethodGet, http.MethodPost
 	const target, reference = "`repository`, and `reference` or `all`", "`repository`, `reference`"
 	return map[string]adminRoute{
-		"about":        {get, (*adminExchange).tellAbout, false, "", "Which server this is: version, data directory, process"},
-		"repositories": {get, (*adminExchange).repositories, false, "", "An item for each repository that is held"},
-		"images":       {get, (*adminExchange).images, false, "`repository`", "An item for each of its tags, and for each manifest that no tag leads to"},
-		"pins":         {get, (*adminExchange).pins, false, "", "An item for each pin"},
-		"usage":        {get, (*adminExchange).usage, true, "", "What the data directory takes, and for which upstream"},
-		"evictions":    {get, (*adminExchange).evictions, true, "`n`, 1 to 1000", "An item for each thing that eviction would take next, and why"},
-		"pin":          {post, (*adminExchange).pin, false, reference, "Protects what a tag or digest names, now and later"},
-		"unpin":        {post, (*adminExchange).unpin, false, reference, "Takes a pin away"},
-		"remove":       {post, (*adminExchange).remove, false, target, "Forgets a tag, or a repository with all that it has"},
-		"prune":        {post, (*adminExchange).prune, true, "`unusedSeconds`", "Removes what no repository has, and, above 0, what was not used for so long"},
-		"verify":       {post, (*adminExchange).verify, true, "", "Compares all that is held with its digests, and drops what is damaged"},
+		"about":        {get, (*adminExchange).tellAbout, 0, "", "Which server this is: version, data directory, process"},
+		"status":       {get, (*adminExchange).status, notAtRest, "", "What goes on: breakers, quotas"},
+		"repositories": {get, (*adminExchange).repositories, 0, "", "An item for each repository that is held"},
+		"images":       {get, (*adminExchange).images, 0, "`repository`", "An item for each of its tags, and for each manifest that no tag leads to"},
+		"pins":         {get, (*adminExchange).pins, 0, "", "An item for each pin"},
+		"usage":        {get, (*adminExchange).usage, alone, "", "What the data directory takes, and for which upstream"},
+		"evictions":    {get, (*adminExchange).evictions, alone, "`n`, 1 to 1000", "An item for each thing that eviction would take next, and why"},
+		"pin":          {post, (*adminExchange).pin, 0, reference, "Protects what a tag or digest names, now and later"},
+		"unpin":        {post, (*adminExchange).unpin, 0, reference, "Takes a pin away"},
+		"remove":       {post, (*adminExchange).remove, 0, target, "Forgets a tag, or a repository with all that it has"},
+		"prune":        {post, (*adminExchange).prune, alone, "`unusedSeconds`", "Removes what no repository has, and, above 0, what was not used for so long"},
+		"verify":       {post, (*adminExchange).verify, alone, "", "Compares all that is held with its digests, and drops what is damaged"},
 	}
 }
 
-func newAdminAPI(disk *store.Disk, cfg *Config, version string) *adminAPI {
+// newAdminAPI makes the API of a data directory; live is nil where no server has
+// it.
+func newAdminAPI(disk *store.Disk, live *live, cfg *Config, version string) *adminAPI {
 	api := &adminAPI{
-		disk: disk, about: aboutJSON{version, cfg.dataPath(), os.Getpid()}, budget: int64(cfg.CacheSize),
+		disk: disk, live: live, about: aboutJSON{version, cfg.dataPath(), os.Getpid()}, budget: int64(cfg.CacheSize),
 		asked: make(chan struct{}, maxAdminRequests), alone: map[string]chan struct{}{},
 	}
 	for name, route := range adminRoutes() {
-		if route.alone {
+		if route.marks.has(alone) {
 			api.alone[name] = make(chan struct{}, 1)
 		}
 	}
@@ -99,6 +123,8 @@ func adminStatus(code string) int {
 		return http.StatusMethodNotAllowed
 	case "PINNED", "BUSY":
 		return http.StatusConflict
+	case "NOT_RUNNING":
+		return http.StatusServiceUnavailable
 	case "NO_ROOM":
 		return http.StatusInsufficientStorage
 	}
@@ -150,6 +176,8 @@ func (x *adminExchange) answer() error {
 	case route.method == http.MethodGet && x.r.ContentLength != 0:
 		x.w.Header().Set("Connection", "close") // rather than wait for it
 		return badRequest("this takes no body")
+	case route.marks.has(notAtRest) && x.api.live == nil:
+		return &adminError{"NOT_RUNNING", "only a running server can answer " + name}
 	}
 	select {
 	case x.api.asked <- struct{}{}:
@@ -261,6 +289,10 @@ func (x *adminExchange) target(all bool) (targetJSON, oci.Repository, error) {
 }
 
 func (x *adminExchange) tellAbout() error { return x.result(x.api.about) }
+
+func (x *adminExchange) status() error {
+	return x.result(newStatusJSON(x.api.about, x.api.live))
+}
 
 func (x *adminExchange) repositories() error {
 	n := 0

@@ -27,6 +27,7 @@ type adminClient struct {
 	base  string // URL, to which a route's name is added
 	token string
 	where string // for messages
+	rest  error  // why no server is asked, where this process answers itself
 	close func() error
 }
 
@@ -123,10 +124,10 @@ func openAtRest(ctx context.Context, cfg *Config, version string, unreached erro
 	if err != nil {
 		return nil, fmt.Errorf("%w; nor can a server be asked: %w", err, unreached)
 	}
-	api := newAdminAPI(disk, cfg, version)
+	api := newAdminAPI(disk, nil, cfg, version)
 	return &adminClient{
 		http: &http.Client{Transport: handlerTransport{api}},
-		base: "http://localhost" + adminPrefix, where: dir, close: disk.Close,
+		base: "http://localhost" + adminPrefix, where: dir, rest: unreached, close: disk.Close,
 	}, nil
 }
 

@@ -111,7 +111,7 @@ func newTestAPI(t *testing.T) *adminAPI {
 			t.Error(err)
 		}
 	})
-	return newAdminAPI(disk, mustLoad(t, "ENTREPOT_DATA="+dir), "v1")
+	return newAdminAPI(disk, nil, mustLoad(t, "ENTREPOT_DATA="+dir), "v1")
 }
 
 func askAPI(t *testing.T, api http.Handler, method, route, contentType, body string) *httptest.ResponseRecorder {
@@ -136,6 +136,7 @@ func TestBadRequestsToTheAdminAPI(t *testing.T) {
 		{"GET", "nonsense", "", "", "NOT_FOUND"},
 		{"GET", "", "", "", "NOT_FOUND"},
 		{"GET", "about/", "", "", "NOT_FOUND"},
+		{"GET", "status", "", "", "NOT_RUNNING"},
 		{"POST", "about", asJSON, "{}", "METHOD"},
 		{"HEAD", "about", "", "", "METHOD"},
 		{"GET", "verify", "", "", "METHOD"},
@@ -199,7 +200,7 @@ func TestAnAnswerIsLinesWithAnEnd(t *testing.T) {
 func TestHeavyWorkIsDoneByOneAtATime(t *testing.T) {
 	api := newTestAPI(t)
 	for name, route := range adminRoutes() {
-		if !route.alone {
+		if !route.marks.has(alone) {
 			continue
 		}
 		api.alone[name] <- struct{}{}

@@ -110,11 +110,14 @@ func TestAdminRoutesAreDocumented(t *testing.T) {
 		return strings.Compare(routes[a].method+a, routes[b].method+b)
 	}) {
 		r := routes[name]
-		one := ""
-		if r.alone {
-			one = "; one at a time"
+		marks := ""
+		if r.marks.has(alone) {
+			marks += "; one at a time"
 		}
-		fmt.Fprintf(&b, "| `%s %s%s` | %s | %s%s |\n", r.method, adminPrefix, name, r.takes, r.doc, one)
+		if r.marks.has(notAtRest) {
+			marks += "; not at rest"
+		}
+		fmt.Fprintf(&b, "| `%s %s%s` | %s | %s%s |\n", r.method, adminPrefix, name, r.takes, r.doc, marks)
 	}
 	checkBlock(t, "docs/admin-api.md", routesBegin, routesEnd, b.String())
 }

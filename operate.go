@@ -197,6 +197,11 @@ func (o *operation) explain(err error, t targetJSON) error {
 			return errors.New("there is no such pin; entrepot pin lists them")
 		}
 		return errors.New("nothing is held by this name; entrepot ls shows what is")
+	case "NOT_RUNNING":
+		if o.client.rest == nil {
+			return known
+		}
+		return fmt.Errorf("%w, and none is asked: %w; start one, or name one by --server", known, o.client.rest)
 	case "BUSY":
 		return fmt.Errorf("%w; try again when that is done", known)
 	}

@@ -45,7 +45,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 		logger.Warn().Msg(warning)
 	}
 
-	about := readBuild()
+	began, about := time.Now(), readBuild()
 	counts := newMetrics(about, cfg.upstreamNames())
 	watcher := newObserver(logger, counts)
 
@@ -84,7 +84,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	defer stop() // before what they answer from
 	front.api.open(api)
-	front.operators.open(newAdminGuard(newAdminAPI(disk, cfg, about.Version), cfg, logger))
+	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, began}, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines), in, cfg, logger)
 
