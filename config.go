@@ -22,7 +22,8 @@ import (
 // Config is everything that can be set, and each field is one variable: env
 // names it, envDefault is its default, doc is its line in the README, and empty
 // is what an empty value means, which otherwise is an error. A list of structs
-// is numbered from 0. A Secret may also come from a file, named by NAME_FILE.
+// is numbered from 0, and may hold another; ITSELF in one is what stands at the
+// number, with nothing behind it. A Secret may also come from a file, named by NAME_FILE.
 //
 // Nothing else in the program reads the environment.
 type Config struct {
@@ -41,7 +42,8 @@ type Config struct {
 	DockerHubUsername Username         `env:"ENTREPOT_DOCKERHUB_USERNAME" doc:"Account at Docker Hub"`
 	DockerHubPassword Secret           `env:"ENTREPOT_DOCKERHUB_PASSWORD" doc:"Its personal access token, or password"`
 	Upstream          []UpstreamConfig `envPrefix:"ENTREPOT_UPSTREAM_"`
-	TagTTL            Duration         `env:"ENTREPOT_TAG_TTL" envDefault:"5m" doc:"How long a checked tag is served without asking its upstream again"`
+	TagTTL            Lifetime         `env:"ENTREPOT_TAG_TTL" envDefault:"5m" doc:"How long a checked tag is served without asking its upstream again; never: it is not asked again"`
+	TagTTLRules       []TagTTLConfig   `envPrefix:"ENTREPOT_TAG_TTL_"`
 	Offline           Switch           `env:"ENTREPOT_OFFLINE" envDefault:"false" doc:"Never contact an upstream: serve what is held"`
 	Streams           Count            `env:"ENTREPOT_STREAMS" envDefault:"4" doc:"Transfers at once for one big blob, each over a connection of its own, 1 to 64"`
 	StreamThreshold   Size             `env:"ENTREPOT_STREAM_THRESHOLD" envDefault:"32MiB" doc:"The size from which a blob is big"`
@@ -69,6 +71,9 @@ type UpstreamConfig struct {
 	CAFile       CAFile       `env:"CA_FILE" doc:"PEM certificates to trust there, beside the system's"`
 	AllowPrivate Switch       `env:"ALLOW_PRIVATE" envDefault:"false" doc:"Its token service and redirects may lead to private, loopback and link-local addresses"`
 	Share        Share        `env:"SHARE" doc:"Its share of ENTREPOT_CACHE_SIZE, such as 30%: while it holds more, its content is the first to go"`
+
+	Credential []CredentialConfig `envPrefix:"CREDENTIAL_"`
+	Mirror     []MirrorConfig     `envPrefix:"URL_"`
 }
 
 // UpstreamSettings are what is known of one upstream after all variables that
@@ -76,8 +81,9 @@ type UpstreamConfig struct {
 type UpstreamSettings struct {
 	Name         string
 	URL          string // empty: the well-known place
-	Username     string
-	Password     Secret
+	Login        Login  // for every repository that Logins does not cover
+	Logins       []PrefixLogin
+	Mirrors      []MirrorSettings // in the order in which they are asked
 	CA           []byte
 	AllowPrivate bool
 	Share        float64 // of the data directory; 0 for none
@@ -139,6 +145,7 @@ func (c *Config) check(found *problems) {
 		found.add("ENTREPOT_CACHE_SIZE", "%s holds next to nothing: want %s or more, or 0 for no cap", c.CacheSize, Size(minCacheSize))
 	}
 	c.checkAdminToken(found)
+	c.checkTagTTLs(found)
 	c.checkUpstreams(found)
 	c.checkDockerHub(found)
 }
@@ -169,12 +176,12 @@ func (c *Config) checkUpstreams(found *problems) {
 			seen[u.Name] = name("NAME")
 		}
 		checkLogin(found, name("USERNAME"), u.Username, name("PASSWORD"), u.Password)
+		checkCredentials(found, name("CREDENTIAL_"), u.Credential)
+		checkMirrors(found, name("URL_"), u)
 		if u.Share > 0 && c.CacheSize == 0 && !found.concern("ENTREPOT_CACHE_SIZE") {
 			found.add(name("SHARE"), "is a share of ENTREPOT_CACHE_SIZE, which is no cap: want one there, or no share")
 		}
-		if u.URL.isClear() && u.CAFile.path != "" {
-			found.add(name("CA_FILE"), "has no meaning for the http:// of %s: want https:// there, or no certificates", name("URL"))
-		}
+		checkClear(found, u.URL, u.CAFile, name("CA_FILE"), name("URL"))
 	}
 	if found.concern("ENTREPOT_UPSTREAMS", "ENTREPOT_UPSTREAM_") {
 		return // half of the names are unknown
@@ -240,13 +247,14 @@ func (c *Config) UpstreamSettings() []UpstreamSettings {
 			all, i = append(all, UpstreamSettings{}), len(all)
 		}
 		all[i] = UpstreamSettings{
-			Name: string(u.Name), URL: string(u.URL), Username: string(u.Username), Password: u.Password,
+			Name: string(u.Name), URL: string(u.URL), Login: Login{string(u.Username), u.Password},
+			Logins: prefixLogins(u.Credential), Mirrors: mirrorSettings(u.Mirror),
 			CA: u.CAFile.PEM(), AllowPrivate: bool(u.AllowPrivate), Share: u.Share.Fraction(),
 		}
 	}
 	for i := range all {
 		if all[i].Name == oci.DockerHub && c.DockerHubUsername != "" {
-			all[i].Username, all[i].Password = string(c.DockerHubUsername), c.DockerHubPassword
+			all[i].Login = Login{string(c.DockerHubUsername), c.DockerHubPassword}
 		}
 	}
 	return all
@@ -284,14 +292,13 @@ func (c *Config) Warnings() []string {
 		}
 	}
 	for _, u := range c.UpstreamSettings() {
-		if u.Username == "" {
-			continue
+		for _, place := range u.signedInAt() {
+			if BaseURL(place).isClear() {
+				warn("the password for %s travels in clear: its URL is %s", u.Name, place)
+			}
 		}
-		if BaseURL(u.URL).isClear() {
-			warn("the password for %s travels in clear: its URL is %s", u.Name, u.URL)
-		}
-		if !c.Listen.isLoopback() {
-			warn("everybody who reaches %s can pull from %s what the account %s may read", c.Listen, u.Name, u.Username)
+		if accounts := u.accounts(); len(accounts) > 0 && !c.Listen.isLoopback() {
+			warn("everybody who reaches %s can pull from %s what the account %s may read", c.Listen, u.Name, strings.Join(accounts, " or "))
 		}
 	}
 	if c.DockerConfig != "" {
@@ -338,7 +345,7 @@ func (p problems) Error() string {
 // library tells only the field's name of an error, stops at the first one in a
 // list, and takes an empty value for none: alone, each error has its variable.
 func parseAlone(s setting, text string) error {
-	name := strings.ReplaceAll(s.name, placeholder, "0")
+	name := s.libraryName(numbered(s.name, func(int) string { return "0" }))
 	err := env.ParseWithOptions(new(Config), env.Options{Environment: map[string]string{name: text}})
 	if parse, ok := errors.AsType[env.ParseError](err); ok {
 		return parse.Err
@@ -354,7 +361,7 @@ func plainValues(vars map[string]variable) map[string]string {
 		if v.file != "" {
 			name += fileSuffix
 		}
-		plain[name] = v.text
+		plain[v.of.libraryName(name)] = v.text
 	}
 	return plain
 }

@@ -10,14 +10,22 @@ import (
 )
 
 const (
-	ourPrefix   = "ENTREPOT_"
-	fileSuffix  = "_FILE"
-	placeholder = "<n>" // stands for a list's number in a setting's name
+	ourPrefix  = "ENTREPOT_"
+	fileSuffix = "_FILE"
+	// itself is the key of what a list's number alone stands for, as in
+	// ENTREPOT_UPSTREAM_0_URL_0. The library only knows elements by what follows
+	// their number, so it is shown that variable under a longer name.
+	itself = "ITSELF"
 )
+
+// placeholders stand for the numbers of lists in a setting's name, the outer
+// list's first.
+var placeholders = [...]string{"<n>", "<m>"}
 
 // setting is one variable as Config declares it.
 type setting struct {
 	name     string // ENTREPOT_UPSTREAM_<n>_URL in a list
+	isItself bool   // it is what the number of a list stands for
 	preset   string // the default; empty for none
 	empty    string // what an empty value means; empty: it is an error
 	doc      string
@@ -25,9 +33,9 @@ type setting struct {
 	isSecret bool   // may come from a file, is never shown
 }
 
-func newSetting(name string, f reflect.StructField) setting {
+func newSetting(name string, isItself bool, f reflect.StructField) setting {
 	return setting{
-		name: name, preset: f.Tag.Get("envDefault"), empty: f.Tag.Get("empty"),
+		name: name, isItself: isItself, preset: f.Tag.Get("envDefault"), empty: f.Tag.Get("empty"),
 		doc: f.Tag.Get("doc"), alias: f.Tag.Get("alias"),
 		isSecret: f.Type == reflect.TypeFor[Secret](),
 	}
@@ -55,26 +63,53 @@ func fillLists(v reflect.Value) {
 // eachValue visits every setting of c: its name with the list's number in it,
 // and a pointer to its field.
 func eachValue(c *Config, visit func(name string, s setting, v any)) {
-	walkValues(reflect.ValueOf(c).Elem(), "", "", visit)
+	walkValues(reflect.ValueOf(c).Elem(), "", "", 0, visit)
 }
 
-func walkValues(v reflect.Value, name, pattern string, visit func(string, setting, any)) {
+func walkValues(v reflect.Value, name, pattern string, depth int, visit func(string, setting, any)) {
 	for f, field := range v.Fields() {
 		if key, ok := f.Tag.Lookup("env"); ok {
-			visit(name+key, newSetting(pattern+key, f), field.Addr().Interface())
+			visit(join(name, key), newSetting(join(pattern, key), key == itself, f), field.Addr().Interface())
 		}
 		if list, ok := f.Tag.Lookup("envPrefix"); ok {
 			for i := range field.Len() {
-				walkValues(field.Index(i), name+list+strconv.Itoa(i)+"_", pattern+list+placeholder+"_", visit)
+				walkValues(field.Index(i), name+list+strconv.Itoa(i)+"_", pattern+list+placeholders[depth]+"_", depth+1, visit)
 			}
 		}
 	}
+}
+
+// join is the name of a key below a prefix.
+func join(prefix, key string) string {
+	if key == itself {
+		return strings.TrimSuffix(prefix, "_")
+	}
+	return prefix + key
+}
+
+// numbered puts something in the place of each number in a setting's name.
+func numbered(pattern string, number func(i int) string) string {
+	for i, p := range placeholders {
+		if strings.Contains(pattern, p) {
+			pattern = strings.Replace(pattern, p, number(i), 1)
+		}
+	}
+	return pattern
+}
+
+// libraryName is the name under which the library knows a variable that sets s.
+func (s setting) libraryName(name string) string {
+	if s.isItself {
+		return name + "_" + itself
+	}
+	return name
 }
 
 func zero(v any) { reflect.ValueOf(v).Elem().SetZero() }
 
 // variable is one setting as the environment has it.
 type variable struct {
+	of     setting
 	isSet  bool // and well formed
 	text   string
 	file   string // set: the value is secret, read from there
@@ -106,7 +141,9 @@ func settingVars(environ map[string]string, found *problems) map[string]variable
 			found.add(name, "is set, and %s as well: want one of them", base)
 			continue
 		}
-		vars[base] = readVariable(s, name, base != name, environ[name], found)
+		v := readVariable(s, name, base != name, environ[name], found)
+		v.of = s
+		vars[base] = v
 	}
 	for list, numbers := range lists {
 		checkGap(list, numbers, found)
@@ -189,8 +226,11 @@ type listNumber struct {
 
 func matchName(pattern, name string) (numbers []listNumber, ok bool) {
 	done := 0
-	for {
-		before, after, isList := strings.Cut(pattern, placeholder)
+	for depth := 0; ; depth++ {
+		before, after, isList := pattern, "", false
+		if depth < len(placeholders) {
+			before, after, isList = strings.Cut(pattern, placeholders[depth])
+		}
 		if !isList {
 			return numbers, name[done:] == pattern
 		}
@@ -252,15 +292,17 @@ func nearest(all []setting, name string) string {
 			candidates = append(candidates, s.name+fileSuffix)
 		}
 		for _, candidate := range candidates {
-			if d := distance(typed, strings.ReplaceAll(candidate, placeholder, numberSign)); d <= least && (best == "" || d < least) {
+			if d := distance(typed, numbered(candidate, func(int) string { return numberSign })); d <= least && (best == "" || d < least) {
 				best, least = candidate, d
 			}
 		}
 	}
-	for _, n := range numbers {
-		best = strings.Replace(best, placeholder, n, 1)
-	}
-	return best
+	return numbered(best, func(i int) string {
+		if i < len(numbers) {
+			return numbers[i]
+		}
+		return placeholders[i]
+	})
 }
 
 // numberSign is one character for a number, so that a number counts as one

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"entrepot/cache"
+
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -89,11 +91,11 @@ func TestEverySettingReachesItsField(t *testing.T) {
 	}
 	var got []plain
 	for _, u := range c.UpstreamSettings() {
-		password, err := u.Password.Value()
+		password, err := u.Login.Password.Value()
 		if err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, plain{u.Name, u.URL, u.Username, password, u.CA != nil, u.AllowPrivate})
+		got = append(got, plain{u.Name, u.URL, u.Login.Username, password, u.CA != nil, u.AllowPrivate})
 	}
 	want := []plain{
 		{Name: "ghcr.io", Username: "robot$x", Password: "p:w d"},
@@ -107,7 +109,7 @@ func TestEverySettingReachesItsField(t *testing.T) {
 	if c.AdminListen != "" || c.MetricsListen != "[::1]:9000" || c.Data != "/srv/my data" || !bool(c.Offline) {
 		t.Errorf("config is %+v", c)
 	}
-	if c.CacheSize != 200<<30 || c.MinFree.Of(1000) != 5 || c.Memory != 0 || time.Duration(c.TagTTL) != 90*time.Second || c.ShutdownTimeout != 0 {
+	if c.CacheSize != 200<<30 || c.MinFree.Of(1000) != 5 || c.Memory != 0 || c.TagTTL.Duration() != 90*time.Second || c.ShutdownTimeout != 0 {
 		t.Errorf("sizes and times are %+v", c)
 	}
 	// Zero means the default to the cache, and the least to whoever sets it.
@@ -122,6 +124,67 @@ func TestEverySettingReachesItsField(t *testing.T) {
 	}
 	if diff := cmp.Diff(HostNames{"cache.example:5000", "cache"}, c.OwnNames); diff != "" {
 		t.Errorf("own names (-want +got):\n%s", diff)
+	}
+}
+
+func TestListsInListsReachTheirFields(t *testing.T) {
+	ca := writeFile(t, certificatePEM(t))
+	c := mustLoad(t,
+		"ENTREPOT_UPSTREAM_0_NAME=docker.io",
+		"ENTREPOT_UPSTREAM_0_URL_0=https://mirror.gcr.io", "ENTREPOT_UPSTREAM_0_URL_0_FIRST=on",
+		"ENTREPOT_UPSTREAM_0_URL_1=http://Near.test:5000/hub/", "ENTREPOT_UPSTREAM_0_URL_1_USERNAME=mirror", "ENTREPOT_UPSTREAM_0_URL_1_PASSWORD_FILE="+writeFile(t, "m\n"), "ENTREPOT_UPSTREAM_0_URL_1_ALLOW_PRIVATE=true",
+		"ENTREPOT_UPSTREAM_0_URL_2=https://far.test", "ENTREPOT_UPSTREAM_0_URL_2_CA_FILE="+ca,
+		"ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=hub",
+		"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=team", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=t", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=one",
+		"ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PREFIX=/team/app/", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_USERNAME=a", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PASSWORD_FILE="+writeFile(t, "two\n"),
+		"ENTREPOT_UPSTREAM_1_NAME=a.test", "ENTREPOT_UPSTREAM_1_CREDENTIAL_0_PREFIX=x", "ENTREPOT_UPSTREAM_1_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_1_CREDENTIAL_0_PASSWORD=x",
+		"ENTREPOT_TAG_TTL=10m", "ENTREPOT_TAG_TTL_0_MATCH=*:latest", "ENTREPOT_TAG_TTL_0_TTL=1m", "ENTREPOT_TAG_TTL_1_MATCH=docker.io/library/*:[0-9]*.[0-9]*", "ENTREPOT_TAG_TTL_1_TTL=never",
+	)
+	settings := c.UpstreamSettings()
+	hub, other := settings[0], settings[len(settings)-1]
+	var got []string
+	for i, l := range hub.logins() {
+		password, err := l.Password.Value()
+		if err != nil {
+			t.Fatal(err)
+		}
+		prefix := ""
+		if i > 0 && i <= len(hub.Logins) {
+			prefix = hub.Logins[i-1].Prefix
+		}
+		got = append(got, prefix+" "+l.Username+":"+password)
+	}
+	if diff := cmp.Diff([]string{" me:hub", "team t:one", "team/app a:two", " :", " mirror:m", " :"}, got); diff != "" {
+		t.Errorf("logins (-want +got):\n%s", diff)
+	}
+	got = nil
+	for _, m := range hub.mirrors() {
+		got = append(got, fmt.Sprintf("%s first %t, login %t, CA %t, private %t", m.URL, m.First, m.Credentials != nil, m.CA != nil, m.AllowPrivate))
+	}
+	if diff := cmp.Diff([]string{
+		"https://mirror.gcr.io first true, login false, CA false, private false",
+		"http://near.test:5000/hub first false, login true, CA false, private true",
+		"https://far.test first false, login false, CA true, private false",
+	}, got); diff != "" {
+		t.Errorf("mirrors (-want +got):\n%s", diff)
+	}
+	if other.Name != "a.test" || len(other.Logins) != 1 || !slices.Equal(other.accounts(), []string{"x"}) || !c.hasLogins() {
+		t.Errorf("the other upstream is %+v", other)
+	}
+	want := []cache.Rule{{Match: "*:latest", TTL: time.Minute}, {Match: "docker.io/library/*:[0-9]*.[0-9]*", TTL: cache.Never}}
+	if cc := c.cache(new(observer)); cc.TTL != 10*time.Minute {
+		t.Errorf("the TTL is %v", cc.TTL)
+	} else if diff := cmp.Diff(want, cc.Rules); diff != "" {
+		t.Errorf("TTLs by pattern (-want +got):\n%s", diff)
+	}
+	var out bytes.Buffer
+	if err := printConfig(&out, c); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"ENTREPOT_UPSTREAM_0_URL_0 ", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PREFIX ", "ENTREPOT_TAG_TTL_1_TTL "} {
+		if !strings.Contains(out.String(), line) {
+			t.Errorf("not printed: %s", line)
+		}
 	}
 }
 
@@ -215,6 +278,33 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"certificates that are none", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CA_FILE=" + text}, []problem{{"ENTREPOT_UPSTREAM_0_CA_FILE", "holds no certificate"}}},
 		{"one bad element does not hide the next", []string{"ENTREPOT_UPSTREAM_0_NAME=a", "ENTREPOT_UPSTREAM_1_NAME=b.test", "ENTREPOT_UPSTREAM_1_PASSWORD=x"}, []problem{{"ENTREPOT_UPSTREAM_0_NAME", "neither a dot nor a port"}, {"ENTREPOT_UPSTREAM_1_PASSWORD", "without ENTREPOT_UPSTREAM_1_USERNAME"}}},
 
+		{"gap in an inner list", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL_0=https://b.test", "ENTREPOT_UPSTREAM_0_URL_2=https://c.test"}, []problem{{"ENTREPOT_UPSTREAM_0_URL_2", "nothing of ENTREPOT_UPSTREAM_0_URL_1_"}}},
+		{"gap at the start of an inner list", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PREFIX=x"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PREFIX", "nothing of ENTREPOT_UPSTREAM_0_CREDENTIAL_0_"}}},
+		{"an inner list of nobody", []string{"ENTREPOT_UPSTREAM_0_URL_0=https://b.test"}, []problem{{"ENTREPOT_UPSTREAM_0_NAME", "is not set"}}},
+		{"misspelt in an inner list", []string{"ENTREPOT_UPSTREAM_0_CREDENTIAL_3_PREFX=x"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_3_PREFX", "did you mean ENTREPOT_UPSTREAM_0_CREDENTIAL_3_PREFIX?"}}},
+		{"a number where none is", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL_0=https://b.test", "ENTREPOT_UPSTREAM_0_URL_0_ITSELF=https://b.test"}, []problem{{"ENTREPOT_UPSTREAM_0_URL_0_ITSELF", "no such setting"}}},
+		{"a mirror without an address", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_URL_0_PASSWORD=hunter2"}, []problem{{"ENTREPOT_UPSTREAM_0_URL_0", "is not set, but others of ENTREPOT_UPSTREAM_0_URL_0_ are"}}},
+		{"an empty mirror", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL_0="}, []problem{{"ENTREPOT_UPSTREAM_0_URL_0", "is empty"}}},
+		{"a mirror that is no URL", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL_0=b.test"}, []problem{{"ENTREPOT_UPSTREAM_0_URL_0", "is not a registry's URL"}}},
+		{"a mirror twice", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL=https://b.test", "ENTREPOT_UPSTREAM_0_URL_0=https://B.test/"}, []problem{{"ENTREPOT_UPSTREAM_0_URL_0", "https://b.test is already ENTREPOT_UPSTREAM_0_URL"}}},
+		{"a mirror's account without password", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL_0=https://b.test", "ENTREPOT_UPSTREAM_0_URL_0_USERNAME=x"}, []problem{{"ENTREPOT_UPSTREAM_0_URL_0_USERNAME", "without ENTREPOT_UPSTREAM_0_URL_0_PASSWORD"}}},
+		{"a mirror's certificates for clear text", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL_0=http://b.test", "ENTREPOT_UPSTREAM_0_URL_0_CA_FILE=" + ca}, []problem{{"ENTREPOT_UPSTREAM_0_URL_0_CA_FILE", "has no meaning for the http:// of ENTREPOT_UPSTREAM_0_URL_0"}}},
+		{"an account for nothing", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX", "want the path that the account is for"}}},
+		{"no account", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME", "want the account for it"}}},
+		{"a prefix with the registry", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=https://a.test/x"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX", "is not the start of a repository's path"}}},
+		{"a prefix twice", []string{
+			"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2",
+			"ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PREFIX=x/", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_USERNAME=y", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PASSWORD=hunter2",
+		}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PREFIX", "x is already ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX"}}},
+
+		{"a TTL of nothing", []string{"ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "want a pattern for the tags"}}},
+		{"a pattern without TTL", []string{"ENTREPOT_TAG_TTL_0_MATCH=*"}, []problem{{"ENTREPOT_TAG_TTL_0_TTL", "want how long those tags are believed"}}},
+		{"a TTL that is none", []string{"ENTREPOT_TAG_TTL_0_MATCH=*", "ENTREPOT_TAG_TTL_0_TTL=always"}, []problem{{"ENTREPOT_TAG_TTL_0_TTL", "such as 90s, 5m or 24h, or never"}}},
+		{"a pattern without upstream", []string{"ENTREPOT_TAG_TTL_0_MATCH=alpine:*", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "does not start with an upstream"}}},
+		{"a pattern without tag", []string{"ENTREPOT_TAG_TTL_0_MATCH=docker.io/library/alpine", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "has no tag"}}},
+		{"a pattern with a bad range", []string{"ENTREPOT_TAG_TTL_0_MATCH=*:[0-9", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "a bracket that is no range"}}},
+		{"a pattern with a space", []string{"ENTREPOT_TAG_TTL_0_MATCH=*:1 *:2", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "holds a space"}}},
+
 		{"proxy with password", []string{"HTTPS_PROXY=ftp://u:hunter2@proxy:3128"}, []problem{{"HTTPS_PROXY", "this is not a proxy: want http://"}}},
 		{"proxy that says nothing", []string{"http_proxy=http://"}, []problem{{"HTTP_PROXY", "this is not a proxy"}}},
 
@@ -280,6 +370,8 @@ func TestSettingsAreDocumentedAndOfOwnTypes(t *testing.T) {
 func TestSecretsAreNeverPrinted(t *testing.T) {
 	c := mustLoad(t, "ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=hunter2", "ENTREPOT_ADMIN_TOKEN=hunter2hunter2hunter2",
 		"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_PASSWORD_FILE="+writeFile(t, "hunter2\n"),
+		"ENTREPOT_UPSTREAM_0_URL_0=https://b.test", "ENTREPOT_UPSTREAM_0_URL_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_URL_0_PASSWORD=hunter2",
+		"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2",
 		"HTTPS_PROXY=http://user:hunter2@proxy.test:3128", "http_proxy=user:hunter2@proxy.test:3128")
 	var out bytes.Buffer
 	if err := printConfig(&out, c); err != nil {
@@ -366,9 +458,14 @@ func TestProxyComesFromTheEnvironment(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	c := mustLoad(t, "ENTREPOT_ADMIN_LISTEN=:5001", "DOCKER_CONFIG=/nonexistent",
-		"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL=http://a.test", "ENTREPOT_UPSTREAM_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_PASSWORD=hunter2")
+		"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL=http://a.test", "ENTREPOT_UPSTREAM_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_PASSWORD=hunter2",
+		"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=other", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2",
+		"ENTREPOT_UPSTREAM_0_URL_0=http://b.test", "ENTREPOT_UPSTREAM_0_URL_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_URL_0_PASSWORD=hunter2")
 	got := strings.Join(c.Warnings(), "\n")
-	for _, want := range []string{"ENTREPOT_ADMIN_LISTEN=:5001", "until ENTREPOT_ADMIN_TOKEN is set", "in clear", "everybody who reaches :5000 can pull from a.test", "DOCKER_CONFIG"} {
+	for _, want := range []string{
+		"ENTREPOT_ADMIN_LISTEN=:5001", "until ENTREPOT_ADMIN_TOKEN is set", "in clear: its URL is http://a.test", "in clear: its URL is http://b.test",
+		"everybody who reaches :5000 can pull from a.test what the account me or other may read", "DOCKER_CONFIG",
+	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no warning with %q in:\n%s", want, got)
 		}
@@ -421,6 +518,8 @@ func TestNearest(t *testing.T) {
 		"ENTREPOT_DOCKERHUB_USER":             "ENTREPOT_DOCKERHUB_USERNAME",
 		"ENTREPOT_UPSTREAM_3_CAFILE":          "ENTREPOT_UPSTREAM_3_CA_FILE",
 		"ENTREPOT_DEFAULT_UPSTRAEM":           "ENTREPOT_DEFAULT_UPSTREAM",
+		"ENTREPOT_UPSTREAM_3_URL_12_USERNAM":  "ENTREPOT_UPSTREAM_3_URL_12_USERNAME",
+		"ENTREPOT_UPSTREAM_3_CREDENTIAL_USER": "ENTREPOT_UPSTREAM_3_CREDENTIAL_<m>_USERNAME",
 		"ENTREPOT_" + strings.Repeat("X", 99): "",
 	} {
 		if got := nearest(all, typed); got != want {
@@ -469,7 +568,7 @@ func FuzzHeadroom(f *testing.F) {
 // problem that does not tell its value.
 func FuzzVariableName(f *testing.F) {
 	for _, s := range settings() {
-		f.Add(strings.ReplaceAll(s.name, placeholder, "0"))
+		f.Add(numbered(s.name, func(int) string { return "0" }))
 		f.Add(s.name)
 	}
 	f.Add("ENTREPOT_UPSTREAM_18446744073709551616_NAME")

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"entrepot/cache"
-	"entrepot/oci"
 	"entrepot/proxy"
 	"entrepot/store"
 	"entrepot/upstream"
@@ -218,8 +217,8 @@ func openUpstreams(ctx context.Context, cfg *Config, about build, watcher *obser
 	for i, u := range settings {
 		client, err := upstream.New(upstream.Config{
 			Name: u.Name, URL: u.URL, CA: u.CA, AllowPrivate: u.AllowPrivate,
-			Credentials: logins[i],
-			Proxy:       cfg.Proxy(), UserAgent: about.userAgent(),
+			Credentials: logins[i], Mirrors: u.mirrors(),
+			Proxy: cfg.Proxy(), UserAgent: about.userAgent(),
 			Observe: watcher.call, Warn: watcher.upstreamWarning,
 		})
 		if err != nil {
@@ -251,7 +250,7 @@ func findLogins(ctx context.Context, cfg *Config, settings []UpstreamSettings, l
 // cache is what the settings say to the cache, to which zero means its default.
 func (c *Config) cache(watcher *observer) cache.Config {
 	cc := cache.Config{
-		TTL: time.Duration(c.TagTTL), Offline: bool(c.Offline), Private: c.hasLogins(), Warn: watcher.cacheWarning,
+		TTL: c.TagTTL.Duration(), Rules: c.rules(), Offline: bool(c.Offline), Private: c.hasLogins(), Warn: watcher.cacheWarning,
 		CheckWait: max(1, time.Duration(c.CheckWait)), Streams: int(c.Streams), StreamThreshold: max(1, int64(c.StreamThreshold)),
 	}
 	if !c.Prefetch {
@@ -264,44 +263,45 @@ func (c *Config) cache(watcher *observer) cache.Config {
 // configuration; nil for nothing. A login that cannot be had now does not keep
 // us from serving what is held.
 func credentials(ctx context.Context, cfg *Config, u UpstreamSettings, logger zerolog.Logger) upstream.Credentials {
-	switch {
-	case u.Username != "":
-		return passwordOf(u, logger)
-	case cfg.DockerConfig == "" || bool(cfg.Offline):
-		return nil
-	}
-	login, err := upstream.DockerConfig(ctx, string(cfg.DockerConfig), u.Name)
-	if err != nil {
-		logger.Warn().Str("upstream", u.Name).Err(err).Msg("no login from DOCKER_CONFIG: asking anonymously until the next start")
-		return nil
-	}
-	return login
-}
-
-// passwordOf reads the secret each time, since it may stand in a file.
-func passwordOf(u UpstreamSettings, logger zerolog.Logger) upstream.Credentials {
-	once := newThrottle(repeatInterval)
-	return eachTime(func() upstream.Credentials {
-		password, err := u.Password.Value()
-		if err != nil {
-			if _, ok := once.pass(""); ok {
-				logger.Warn().Str("upstream", u.Name).Err(err).Msg("the password's file cannot be read: using the last one")
-			}
+	base := u.Login.credentials()
+	if base == nil && cfg.DockerConfig != "" && !bool(cfg.Offline) {
+		var err error
+		if base, err = upstream.DockerConfig(ctx, string(cfg.DockerConfig), u.Name); err != nil {
+			logger.Warn().Str("upstream", u.Name).Err(err).Msg("no login from DOCKER_CONFIG: asking anonymously until the next start")
 		}
-		return upstream.Password(u.Username, password)
-	})
+	}
+	if len(u.Logins) == 0 {
+		return base
+	}
+	all := []upstream.PrefixCredential{{Credentials: base}}
+	for _, l := range u.Logins {
+		all = append(all, upstream.PrefixCredential{Prefix: l.Prefix, Credentials: l.credentials()})
+	}
+	return upstream.ByPrefix(all)
 }
 
-// eachTime is credentials made anew for each question. (It is generic because
-// what they are made of is only upstream's to name.)
-func eachTime[C ~func(context.Context, oci.Repository) (A, error), A any](current func() C) C {
-	return func(ctx context.Context, repo oci.Repository) (A, error) { return current()(ctx, repo) }
+// credentials are nil for no account. The secret is read each time, since it may
+// stand in a file.
+func (l Login) credentials() upstream.Credentials {
+	if l.Username == "" {
+		return nil
+	}
+	return upstream.PasswordFrom(l.Username, l.Password.Value)
+}
+
+// mirrors are the upstream's other addresses.
+func (u *UpstreamSettings) mirrors() []upstream.Mirror {
+	var all []upstream.Mirror
+	for _, m := range u.Mirrors {
+		all = append(all, upstream.Mirror{URL: m.URL, Credentials: m.Login.credentials(), CA: m.CA, AllowPrivate: m.AllowPrivate, First: m.First})
+	}
+	return all
 }
 
 // hasLogins reports whether an upstream may show us what it does not show to
 // everybody.
 func (c *Config) hasLogins() bool {
-	return c.DockerConfig != "" || slices.ContainsFunc(c.UpstreamSettings(), func(u UpstreamSettings) bool { return u.Username != "" })
+	return c.DockerConfig != "" || slices.ContainsFunc(c.UpstreamSettings(), func(u UpstreamSettings) bool { return len(u.accounts()) > 0 })
 }
 
 func closeCache(c *cache.Cache, logger zerolog.Logger) {

@@ -37,7 +37,8 @@ func Password(username, password string) Credentials {
 
 // PasswordFrom signs in with a name and a password that is read each time, as
 // from a file, so that a changed one counts at once and is tried whatever came of
-// the one before. While it cannot be read the last one is used.
+// the one before. While it cannot be read, what read gives beside the error is
+// used, or else the last one.
 func PasswordFrom(username string, read func() (string, error)) Credentials {
 	var mu sync.Mutex // guards last
 	var last authn.AuthConfig
@@ -45,11 +46,13 @@ func PasswordFrom(username string, read func() (string, error)) Credentials {
 		password, err := read()
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil {
-			return last, fmt.Errorf("password of %s: %w", username, err)
+		if err == nil || password != "" {
+			last = authn.AuthConfig{Username: username, Password: password}
 		}
-		last = authn.AuthConfig{Username: username, Password: password}
-		return last, nil
+		if err != nil {
+			err = fmt.Errorf("password of %s: %w", username, err)
+		}
+		return last, err
 	}
 }
 

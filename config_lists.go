@@ -1,0 +1,274 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"entrepot/cache"
+	"entrepot/oci"
+)
+
+// The lists of the configuration, one inside the other, and what they come to.
+
+// CredentialConfig is an account for the repositories below a path.
+type CredentialConfig struct {
+	Prefix   PathPrefix `env:"PREFIX" doc:"Repositories there, such as team or team/app, that have an account of their own: the longest prefix counts, of whole parts of the path; m counts from 0"`
+	Username Username   `env:"USERNAME" doc:"That account"`
+	Password Secret     `env:"PASSWORD" doc:"Its password or token"`
+}
+
+// MirrorConfig is another address of an upstream.
+type MirrorConfig struct {
+	URL          BaseURL  `env:"ITSELF" doc:"Another address of it, asked while those before are in trouble; m counts from 0"`
+	First        Switch   `env:"FIRST" envDefault:"false" doc:"It is asked before the registry itself"`
+	Username     Username `env:"USERNAME" doc:"Account there; without one it is asked anonymously"`
+	Password     Secret   `env:"PASSWORD" doc:"Its password or token"`
+	CAFile       CAFile   `env:"CA_FILE" doc:"PEM certificates to trust there, beside the system's"`
+	AllowPrivate Switch   `env:"ALLOW_PRIVATE" envDefault:"false" doc:"Its token service and redirects may lead to private, loopback and link-local addresses"`
+}
+
+// TagTTLConfig is a TTL for the tags that match.
+type TagTTLConfig struct {
+	Match Glob     `env:"MATCH" doc:"Tags with a TTL of their own, by a pattern over upstream/repository:tag such as docker.io/library/*:latest; the first that matches counts; n counts from 0"`
+	TTL   Lifetime `env:"TTL" doc:"That TTL, such as 1m or 24h; never: they are not checked again once they are held"`
+}
+
+// Login is an account; without a name it is none.
+type Login struct {
+	Username string
+	Password Secret
+}
+
+// PrefixLogin is the account for the repositories below a path.
+type PrefixLogin struct {
+	Prefix string
+	Login
+}
+
+// MirrorSettings are what is known of another address of an upstream.
+type MirrorSettings struct {
+	URL          string
+	First        bool // before the upstream's own
+	Login        Login
+	CA           []byte
+	AllowPrivate bool
+}
+
+func prefixLogins(list []CredentialConfig) []PrefixLogin {
+	var all []PrefixLogin
+	for _, c := range list {
+		all = append(all, PrefixLogin{string(c.Prefix), Login{string(c.Username), c.Password}})
+	}
+	return all
+}
+
+func mirrorSettings(list []MirrorConfig) []MirrorSettings {
+	var all []MirrorSettings
+	for _, m := range list {
+		all = append(all, MirrorSettings{
+			URL: string(m.URL), First: bool(m.First), Login: Login{string(m.Username), m.Password},
+			CA: m.CAFile.PEM(), AllowPrivate: bool(m.AllowPrivate),
+		})
+	}
+	return all
+}
+
+// accounts are the names that the upstream is signed in to with.
+func (u *UpstreamSettings) accounts() []string {
+	var names []string
+	for _, l := range u.logins() {
+		if l.Username != "" && !slices.Contains(names, l.Username) {
+			names = append(names, l.Username)
+		}
+	}
+	return names
+}
+
+func (u *UpstreamSettings) logins() []Login {
+	all := []Login{u.Login}
+	for _, l := range u.Logins {
+		all = append(all, l.Login)
+	}
+	for _, m := range u.Mirrors {
+		all = append(all, m.Login)
+	}
+	return all
+}
+
+// signedInAt are the addresses that passwords are sent to.
+func (u *UpstreamSettings) signedInAt() []string {
+	var places []string
+	if u.Login.Username != "" || len(u.Logins) > 0 {
+		places = append(places, u.URL)
+	}
+	for _, m := range u.Mirrors {
+		if m.Login.Username != "" {
+			places = append(places, m.URL)
+		}
+	}
+	return places
+}
+
+func checkCredentials(found *problems, list string, all []CredentialConfig) {
+	seen := map[PathPrefix]string{}
+	for i, c := range all {
+		name := func(field string) string { return list + strconv.Itoa(i) + "_" + field }
+		switch other := seen[c.Prefix]; {
+		case c.Prefix == "" && !found.concern(name("PREFIX")):
+			found.add(name("PREFIX"), "is not set, but others of %s are: want the path that the account is for, such as team", name(""))
+		case other != "":
+			found.add(name("PREFIX"), "%s is already %s: want each prefix once", c.Prefix, other)
+		case c.Prefix != "":
+			seen[c.Prefix] = name("PREFIX")
+		}
+		if c.Username == "" && !c.Password.IsSet() && !found.concern(name("")) {
+			found.add(name("USERNAME"), "is not set, but %s is: want the account for it", name("PREFIX"))
+			continue
+		}
+		checkLogin(found, name("USERNAME"), c.Username, name("PASSWORD"), c.Password)
+	}
+}
+
+func checkMirrors(found *problems, list string, u UpstreamConfig) {
+	seen := map[BaseURL]string{u.URL: strings.TrimSuffix(list, "_")}
+	for i, m := range u.Mirror {
+		itself := list + strconv.Itoa(i)
+		name := func(field string) string { return itself + "_" + field }
+		switch other := seen[m.URL]; {
+		case m.URL == "" && !found.concern(itself):
+			found.add(itself, "is not set, but others of %s are: want the address that they are about", name(""))
+		case m.URL != "" && other != "":
+			found.add(itself, "%s is already %s: want each address once", m.URL, other)
+		default:
+			seen[m.URL] = itself
+		}
+		checkLogin(found, name("USERNAME"), m.Username, name("PASSWORD"), m.Password)
+		checkClear(found, m.URL, m.CAFile, name("CA_FILE"), itself)
+	}
+}
+
+// checkClear refuses certificates where there is no TLS.
+func checkClear(found *problems, at BaseURL, file CAFile, fileVar, urlVar string) {
+	if at.isClear() && file.path != "" {
+		found.add(fileVar, "has no meaning for the http:// of %s: want https:// there, or no certificates", urlVar)
+	}
+}
+
+func (c *Config) checkTagTTLs(found *problems) {
+	for i, r := range c.TagTTLRules {
+		name := func(field string) string { return fmt.Sprintf("ENTREPOT_TAG_TTL_%d_%s", i, field) }
+		if r.Match == "" && !found.concern(name("MATCH")) {
+			found.add(name("MATCH"), "is not set, but %s is: want a pattern for the tags that it is for", name("TTL"))
+		}
+		if !r.TTL.isSet && !found.concern(name("TTL")) {
+			found.add(name("TTL"), "is not set, but %s is: want how long those tags are believed", name("MATCH"))
+		}
+	}
+}
+
+// rules are the TTLs of tags by pattern, as the cache takes them.
+func (c *Config) rules() []cache.Rule {
+	var rules []cache.Rule
+	for _, r := range c.TagTTLRules {
+		rules = append(rules, cache.Rule{Match: string(r.Match), TTL: r.TTL.Duration()})
+	}
+	return rules
+}
+
+// PathPrefix is the start of a repository's path, of whole parts.
+type PathPrefix string
+
+func (p *PathPrefix) UnmarshalText(text []byte) error {
+	s := strings.Trim(string(text), "/")
+	if _, err := oci.NewRepository("registry.test", s); err != nil {
+		return fmt.Errorf("%s is not the start of a repository's path: want one without the registry, such as team or team/app", quote(string(text)))
+	}
+	*p = PathPrefix(s)
+	return nil
+}
+
+// Glob is a pattern for upstream/repository:tag, as cache.Matches reads it.
+type Glob string
+
+func (g *Glob) UnmarshalText(text []byte) error {
+	const want = "want upstream/repository:tag, in which * stands for anything, ? for one character and [0-9] for one of a range, such as docker.io/library/*:latest"
+	s := string(text)
+	switch {
+	case strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return fmt.Errorf("%s holds a space, or what no name holds: %s", quote(s), want)
+	case !strings.ContainsAny(s, ":*?["):
+		return fmt.Errorf("%s has no tag and no *, so no tag matches it: %s", quote(s), want)
+	case !mayStartWithHost(s):
+		return fmt.Errorf("%s does not start with an upstream, as all names that it is compared with do: %s", quote(s), want)
+	case hasBadRange(s):
+		return fmt.Errorf("%s has a bracket that is no range, which matches nothing: %s", quote(s), want)
+	}
+	*g = Glob(s)
+	return nil
+}
+
+// mayStartWithHost reports whether a pattern can match a name with an upstream
+// before it, as far as that can be seen: alpine:* cannot.
+func mayStartWithHost(s string) bool {
+	host, _, _ := strings.Cut(s, "/")
+	literal, _, isOpen := strings.Cut(host, "*")
+	switch {
+	case strings.Contains(s, "/") && !isOpen:
+		return strings.ContainsAny(host, ".:?[") || host == "localhost"
+	case strings.Contains(s, "/"):
+		return true
+	}
+	return isOpen && !strings.Contains(literal, ":")
+}
+
+// hasBadRange finds brackets that are not of the form [a-z].
+func hasBadRange(s string) bool {
+	for {
+		i := strings.IndexAny(s, "[]")
+		if i < 0 {
+			return false
+		}
+		s = s[i:]
+		if len(s) < 5 || s[0] != '[' || s[2] != '-' || s[4] != ']' || s[1] > s[3] {
+			return true
+		}
+		s = s[5:]
+	}
+}
+
+// Lifetime is how long something is believed: a time span, or for ever.
+type Lifetime struct {
+	d     time.Duration
+	isSet bool
+}
+
+const forEver = "never" // is it asked for again
+
+func (l *Lifetime) UnmarshalText(text []byte) error {
+	if string(text) == forEver {
+		*l = Lifetime{cache.Never, true}
+		return nil
+	}
+	var d Duration
+	if err := d.UnmarshalText(text); err != nil {
+		return fmt.Errorf("%w, or %s", err, forEver)
+	}
+	*l = Lifetime{time.Duration(d), true}
+	return nil
+}
+
+func (l Lifetime) String() string {
+	switch {
+	case !l.isSet:
+		return ""
+	case l.d == cache.Never:
+		return forEver
+	}
+	return Duration(l.d).String()
+}
+
+// Duration is the time span; cache.Never for ever.
+func (l Lifetime) Duration() time.Duration { return l.d }
