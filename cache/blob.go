@@ -106,14 +106,14 @@ func (b *blob) heldSize(ctx context.Context) (int64, error) {
 
 // confirm asks upstream by HEAD whether repo has the blob, and notes it.
 func (b *blob) confirm(ctx context.Context) (spent int, err error) {
-	found, first, err := do(ctx, b.c, &b.c.stats, b.key(), questionBound, func(ctx context.Context) (resolution, error) {
+	found, first, err := do(ctx, b.c, &b.c.stats, b.key(), b.ask, questionBound, func(ctx context.Context) (resolution, error) {
 		up, err := b.c.upstream.Blob(ctx, b.repo, b.dg, b.ask)
 		if err != nil {
 			return resolution{}, err
 		}
 		desc, out, err := up.Stat(ctx)
 		if err != nil {
-			b.c.noteRefusal(b.key(), err)
+			b.c.noteRefusal(b.key(), b.ask, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if desc.Size < 0 { // what a manifest says is better than nothing
@@ -133,7 +133,7 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 
 // Open serves what is held; what is not is filled, and read along.
 func (b *blob) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
-	if offset == 0 && length < 0 {
+	if offset == 0 && length < 0 && !b.ask.Background {
 		b.c.prefetchWith(b.repo, b.dg)
 	}
 	for range 8 {

@@ -178,6 +178,22 @@ func (c *Cache) Forget() {
 	c.unkept.clear()
 }
 
+// ForgetOf is Forget for one repository.
+func (c *Cache) ForgetOf(repo oci.Repository) {
+	c.failures.forgetOf(repo)
+	c.noAPI.forgetOf(repo)
+}
+
+// Held is what a tag was recorded to name, and until when that is believed;
+// found is false if nothing is. It asks nobody.
+func (c *Cache) Held(repo oci.Repository, tag string) (desc oci.Descriptor, until time.Time, found bool) {
+	rec, err := c.disk.Tag(repo, tag)
+	if err != nil {
+		return oci.Descriptor{}, time.Time{}, false
+	}
+	return resolved(&rec).Descriptor, rec.Checked.Add(c.cfg.ttlOf(repo, tag)), true
+}
+
 // offline is the answer to what only upstream could tell.
 func offline(what string) error {
 	return oci.Errorf(oci.Unavailable, "%s is not held, and its upstream is set to be offline", what)

@@ -136,7 +136,6 @@ type fill struct {
 	c      *Cache
 	digest oci.Digest
 	origin oci.Repository
-	ask    oci.Ask
 	hint   int64 // what upstream or a manifest said of the size; -1 if nothing
 
 	ready chan struct{} // closed when file or openErr is set
@@ -148,6 +147,7 @@ type fill struct {
 	given sync.Once     // upstream has answered with it: the blob belongs to origin
 
 	mu       sync.Mutex // guards the fields below
+	ask      oci.Ask    // how upstream is asked
 	readers  []*fillReader
 	whole    bool      // somebody asked for all of it: it goes on without readers
 	orphan   bool      // it does so now
@@ -166,6 +166,7 @@ func (c *Cache) joinOrStart(b *blob) (f *fill, started bool) {
 	c.fills.mu.Lock()
 	if f := c.fills.running[b.dg]; f != nil {
 		c.fills.mu.Unlock()
+		f.hurry(b.ask)
 		return f, false
 	}
 	f = &fill{c: c, digest: b.dg, origin: b.repo, ask: b.ask, hint: b.size(), told: -1, ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1)}
@@ -203,6 +204,32 @@ func (f *fill) wantWhole() {
 	f.whole = true
 	f.mu.Unlock()
 	f.poke()
+}
+
+// hurry has a fill that was begun in the background take its place among those
+// that somebody waits for.
+func (f *fill) hurry(ask oci.Ask) {
+	f.mu.Lock()
+	hurried := f.ask.Background && !ask.Background
+	if hurried {
+		f.ask = ask
+		for _, s := range f.streams {
+			if !s.landed { // it may be waiting for leave to ask
+				s.cancel()
+			}
+		}
+	}
+	f.mu.Unlock()
+	if hurried {
+		f.poke()
+	}
+}
+
+// asking is how upstream is asked now.
+func (f *fill) asking() oci.Ask {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.ask
 }
 
 // abandon ends a fill that nobody reads and nobody wants whole.
@@ -303,7 +330,7 @@ func (f *fill) end(err error) {
 	}
 	if err != nil && !errors.Is(err, errIdle) {
 		f.file.Fail(err)
-		f.c.noteRefusal(f.origin.String()+"@"+f.digest.String(), err)
+		f.c.noteRefusal(f.origin.String()+"@"+f.digest.String(), f.asking(), err)
 		if f.c.ctx.Err() == nil {
 			f.c.cfg.Warn("a fill failed", f.origin, fmt.Errorf("fill %s: %w", f.digest, err))
 		}
@@ -333,10 +360,6 @@ var errIdle = errors.New("nobody reads it")
 // bring gets the bytes and passes them through the gate. When it returns no
 // stream is running, and after a wrong body the fill is empty.
 func (f *fill) bring(ctx context.Context) error {
-	up, err := f.c.upstream.Blob(ctx, f.origin, f.digest, f.ask)
-	if err != nil {
-		return err
-	}
 	f.mu.Lock()
 	f.answered = false
 	f.mu.Unlock()
@@ -347,8 +370,8 @@ func (f *fill) bring(ctx context.Context) error {
 	var work sync.WaitGroup
 	hashed := make(chan error, 1)
 	work.Go(func() { hashed <- f.file.Follow(ctx) })
-	t := transfer{fill: f, up: up, work: &work}
-	err = t.untilHashed(ctx, hashed)
+	t := transfer{fill: f, work: &work}
+	err := t.untilHashed(ctx, hashed)
 	cancel()
 	work.Wait()
 	switch {

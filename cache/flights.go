@@ -2,8 +2,11 @@ package cache
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
+
+	"entrepot/oci"
 )
 
 // flights merges equal questions: the first asks, the others wait for its
@@ -14,43 +17,75 @@ type flights[T any] struct {
 }
 
 type flight[T any] struct {
-	done  chan struct{} // closed when value and err are set
-	value T
-	err   error
+	background bool
+	done       chan struct{} // closed when value and err are set
+	value      T
+	err        error
 }
 
-// do answers key by ask, run on c's own life with a bound. first says that this
+// backgroundWait is how long one who waits himself reads along with a question
+// for which nobody does: that gives way to others, perhaps for long.
+const backgroundWait = time.Second
+
+// do answers key by work, run on c's own life with a bound. first says that this
 // call started it. A caller whose ctx ends gets ctx's error; the flight goes on.
-func do[T any](ctx context.Context, c *Cache, fs *flights[T], key string, bound time.Duration, ask func(context.Context) (T, error)) (value T, first bool, err error) {
-	fs.mu.Lock()
-	f, ok := fs.running[key]
-	if !ok {
-		f = &flight[T]{done: make(chan struct{})}
-		if fs.running == nil {
-			fs.running = make(map[string]*flight[T])
+// A question in the background that is held up, or is refused what is kept for
+// others, is asked again for the first who waits himself.
+func do[T any](ctx context.Context, c *Cache, fs *flights[T], key string, ask oci.Ask, bound time.Duration, work func(context.Context) (T, error)) (value T, first bool, err error) {
+	f, first := fs.join(c, key, nil, ask, bound, work)
+	if f != nil && f.background && !ask.Background {
+		moment := time.NewTimer(backgroundWait)
+		defer moment.Stop()
+		select {
+		case <-f.done:
+			if oci.CodeOf(f.err) != oci.TooManyRequests {
+				return f.value, false, f.err
+			}
+		case <-moment.C:
+		case <-ctx.Done():
+			return value, false, context.Cause(ctx)
 		}
-		started := c.spawn(func() {
-			bounded, cancel := context.WithTimeout(c.ctx, bound)
-			defer cancel()
-			f.value, f.err = ask(bounded)
-			fs.mu.Lock()
-			delete(fs.running, key)
-			fs.mu.Unlock()
-			close(f.done)
-		})
-		if !started {
-			fs.mu.Unlock()
-			return value, false, errClosed
-		}
-		fs.running[key] = f
+		f, first = fs.join(c, key, f, ask, bound, work)
 	}
-	fs.mu.Unlock()
+	if f == nil {
+		return value, false, errClosed
+	}
 	select {
 	case <-f.done:
-		return f.value, !ok, f.err
+		return f.value, first, f.err
 	case <-ctx.Done():
-		return value, !ok, context.Cause(ctx)
+		return value, first, context.Cause(ctx)
 	}
+}
+
+// join finds the flight of a question, unless that is not to be joined, or
+// starts one. It returns nil when the cache is closing.
+func (fs *flights[T]) join(c *Cache, key string, not *flight[T], ask oci.Ask, bound time.Duration, work func(context.Context) (T, error)) (f *flight[T], first bool) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if f := fs.running[key]; f != nil && f != not {
+		return f, false
+	}
+	f = &flight[T]{background: ask.Background, done: make(chan struct{})}
+	if fs.running == nil {
+		fs.running = make(map[string]*flight[T])
+	}
+	started := c.spawn(func() {
+		bounded, cancel := context.WithTimeout(c.ctx, bound)
+		defer cancel()
+		f.value, f.err = work(bounded)
+		fs.mu.Lock()
+		if fs.running[key] == f {
+			delete(fs.running, key)
+		}
+		fs.mu.Unlock()
+		close(f.done)
+	})
+	if !started {
+		return nil, false
+	}
+	fs.running[key] = f
+	return f, true
 }
 
 // failures remembers, in bounded memory, until when not to ask again.
@@ -92,6 +127,18 @@ func (fs *failures) clear() {
 	fs.mu.Lock()
 	fs.until = nil
 	fs.mu.Unlock()
+}
+
+// forgetOf drops what is remembered of a repository's tags and digests.
+func (fs *failures) forgetOf(repo oci.Repository) {
+	name := repo.String()
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for key := range fs.until {
+		if rest, ok := strings.CutPrefix(key, name); ok && (rest == "" || strings.IndexByte(":@ ", rest[0]) >= 0) {
+			delete(fs.until, key)
+		}
+	}
 }
 
 func (fs *failures) forget(key string) {

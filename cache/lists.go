@@ -42,7 +42,7 @@ func (c *Cache) Tags(ctx context.Context, repo oci.Repository, page oci.Page, as
 		defer cancel()
 	}
 	key := repo.String() + " tags " + page.Last
-	found, first, err := do(wait, c, &c.lists, key, questionBound, func(ctx context.Context) (tagPage, error) {
+	found, first, err := do(wait, c, &c.lists, key, ask, questionBound, func(ctx context.Context) (tagPage, error) {
 		list, out, err := c.upstream.Tags(ctx, repo, oci.Page{N: -1, Last: page.Last}, ask)
 		return tagPage{list, out.Spent}, err
 	})
@@ -85,7 +85,7 @@ func (c *Cache) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest
 	_, noAPI := c.noAPI.get(repo.String(), time.Now())
 	if noAPI == nil {
 		key := repo.String() + " referrers " + d.String() + " " + artifactType
-		found, _, err := do(ctx, c, &c.referrers, key, questionBound, func(ctx context.Context) (referrerPage, error) {
+		found, _, err := do(ctx, c, &c.referrers, key, ask, questionBound, func(ctx context.Context) (referrerPage, error) {
 			list, out, err := c.upstream.Referrers(ctx, repo, d, artifactType, ask)
 			return referrerPage{list, out}, err
 		})

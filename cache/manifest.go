@@ -81,10 +81,10 @@ func (c *Cache) confirmFirst(repo oci.Repository, dg oci.Digest) bool {
 
 // confirmManifest asks upstream by HEAD whether repo has a manifest.
 func (c *Cache) confirmManifest(ctx context.Context, repo oci.Repository, dg oci.Digest, ask oci.Ask) (oci.Descriptor, int, error) {
-	found, first, err := do(ctx, c, &c.checks, manifestKey(repo, dg), questionBound, func(ctx context.Context) (resolution, error) {
+	found, first, err := do(ctx, c, &c.checks, manifestKey(repo, dg), ask, questionBound, func(ctx context.Context) (resolution, error) {
 		res, out, err := c.upstream.Resolve(ctx, repo, dg.String(), ask)
 		if err != nil {
-			c.noteRefusal(manifestKey(repo, dg), err)
+			c.noteRefusal(manifestKey(repo, dg), ask, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if res.Manifest != nil {
@@ -108,7 +108,7 @@ type fetched struct {
 
 func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.Digest, ask oci.Ask) (oci.Manifest, oci.Outcome, error) {
 	out := oci.Outcome{Cache: oci.Joined, Checked: time.Now(), Why: "asked upstream together with others"}
-	got, first, err := do(ctx, c, &c.manifests, manifestKey(repo, dg), questionBound, func(ctx context.Context) (fetched, error) {
+	got, first, err := do(ctx, c, &c.manifests, manifestKey(repo, dg), ask, questionBound, func(ctx context.Context) (fetched, error) {
 		if m, _, err := c.heldManifest(ctx, repo, dg); err == nil { // somebody has just finished
 			return fetched{manifest: m}, nil
 		}
@@ -116,7 +116,7 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 		if err == nil {
 			c.keepManifest(repo, m)
 		} else {
-			c.noteRefusal(manifestKey(repo, dg), err)
+			c.noteRefusal(manifestKey(repo, dg), ask, err)
 		}
 		return fetched{m, out.Spent}, err
 	})
@@ -160,9 +160,15 @@ func manifestKey(repo oci.Repository, dg oci.Digest) string {
 
 // noteRefusal remembers for a moment what upstream does not have, or does not
 // give.
-func (c *Cache) noteRefusal(key string, err error) {
-	if again := c.ladder.Climb(false, saidBy(err), 0).Again; again > 0 {
-		c.failures.put(key, time.Now().Add(again), err)
+func (c *Cache) noteRefusal(key string, ask oci.Ask, err error) {
+	c.noteFailure(key, ask, c.ladder.Climb(false, saidBy(err), 0), err)
+}
+
+// noteFailure remembers not to repeat a question. That one in the background had
+// to give way says nothing to those who wait themselves.
+func (c *Cache) noteFailure(key string, ask oci.Ask, r Rung, err error) {
+	if r.Again > 0 && !(ask.Background && saidBy(err) == Limited) {
+		c.failures.put(key, time.Now().Add(r.Again), err)
 	}
 }
 

@@ -74,7 +74,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion) (oci.Resolved, oc
 		wait, cancel = context.WithTimeoutCause(ctx, c.cfg.CheckWait, errCheckSlow)
 		defer cancel()
 	}
-	found, first, err := do(wait, c, &c.checks, q.key(), questionBound, func(ctx context.Context) (resolution, error) {
+	found, first, err := do(wait, c, &c.checks, q.key(), q.ask, questionBound, func(ctx context.Context) (resolution, error) {
 		return c.check(ctx, q)
 	})
 	if !first {
@@ -162,9 +162,7 @@ func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
 	// What cannot be fetched again is not evicted for its age.
 	c.disk.SetUnreachable(q.repo.Host, err != nil && saidBy(err) == Trouble)
 	if err != nil {
-		if again := c.ladder.Climb(q.rec != nil, saidBy(err), oci.RetryAfter(err)).Again; again > 0 {
-			c.failures.put(q.key(), time.Now().Add(again), err)
-		}
+		c.noteFailure(q.key(), q.ask, c.ladder.Climb(q.rec != nil, saidBy(err), oci.RetryAfter(err)), err)
 		return resolution{spent: out.Spent}, err
 	}
 	c.failures.forget(q.key())

@@ -17,7 +17,8 @@ import (
 // transfer drives the streams of a fill.
 type transfer struct {
 	*fill
-	up       oci.Blob
+	up       oci.Blob // nil until somebody is asked
+	asked    oci.Ask  // by up
 	work     *sync.WaitGroup
 	failures int       // in a row, without progress
 	pause    time.Time // no stream starts before this
@@ -27,6 +28,7 @@ type transfer struct {
 type stream struct {
 	at, end int64 // guarded by the fill's lock; end shrinks when another stream takes the rest
 	up      oci.Blob
+	landed  bool // bytes have come; guarded by the fill's lock
 	extra   bool // the fill had a stream already: it counts against its upstream's bound
 	cancel  context.CancelFunc
 }
@@ -82,7 +84,10 @@ func (t *transfer) untilHashed(ctx context.Context, hashed <-chan error) error {
 		if t.abandoned() {
 			return errIdle
 		}
-		wait := t.schedule(ctx)
+		wait, err := t.schedule(ctx)
+		if err != nil {
+			return err
+		}
 		timer := time.NewTimer(wait)
 		select {
 		case err := <-hashed:
@@ -135,9 +140,12 @@ func isBroken(err error) bool {
 
 // schedule starts streams while there is something to start them for, and
 // returns how long the fill may sleep unless it is woken.
-func (t *transfer) schedule(ctx context.Context) time.Duration {
+func (t *transfer) schedule(ctx context.Context) (time.Duration, error) {
 	if wait := time.Until(t.pause); wait > 0 {
-		return wait
+		return wait, nil
+	}
+	if err := t.address(ctx); err != nil {
+		return 0, err
 	}
 	orphaned := t.orphaned()
 	t.mu.Lock()
@@ -146,7 +154,7 @@ func (t *transfer) schedule(ctx context.Context) time.Duration {
 		for _, s := range t.streams {
 			s.cancel()
 		}
-		return t.c.cfg.Linger
+		return t.c.cfg.Linger, nil
 	}
 	for {
 		s := t.nextLocked()
@@ -155,7 +163,7 @@ func (t *transfer) schedule(ctx context.Context) time.Duration {
 		}
 		s.up, s.extra = t.up, len(t.streams) > 0
 		if s.extra && !t.c.extras.take(t.origin.Host) {
-			return extraAgain
+			return extraAgain, nil
 		}
 		var sctx context.Context
 		sctx, s.cancel = context.WithCancel(ctx)
@@ -163,9 +171,19 @@ func (t *transfer) schedule(ctx context.Context) time.Duration {
 		t.work.Go(func() { t.runStream(sctx, s) })
 	}
 	if len(t.streams) > 0 || t.orphan {
-		return time.Hour
+		return time.Hour, nil
 	}
-	return t.c.cfg.Linger
+	return t.c.cfg.Linger, nil
+}
+
+// address makes the handle that streams ask by: a new one where the fill is to
+// be asked for in another way than before.
+func (t *transfer) address(ctx context.Context) (err error) {
+	if ask := t.asking(); t.up == nil || t.asked != ask {
+		t.up, err = t.c.upstream.Blob(ctx, t.origin, t.digest, ask)
+		t.asked = ask
+	}
+	return err
 }
 
 // orphaned reports that nobody reads the fill and it may not run on. A few per
@@ -488,7 +506,7 @@ func (t *transfer) put(s *stream, p []byte) (done bool, err error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s.at = at
+	s.at, s.landed = at, true
 	return at >= s.end, nil
 }
 
