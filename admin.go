@@ -87,7 +87,7 @@ func adminRoutes() map[string]adminRoute {
 		"evictions":    {get, (*adminExchange).evictions, alone, "`n`, 1 to 1000", "An item for each thing that eviction would take next, and why"},
 		"pin":          {post, (*adminExchange).pin, 0, reference, "Protects what a tag or digest names, now and later"},
 		"unpin":        {post, (*adminExchange).unpin, 0, reference, "Takes a pin away"},
-		"remove":       {post, (*adminExchange).remove, 0, target, "Forgets a tag, or a repository with all that it has"},
+		"remove":       {post, (*adminExchange).remove, 0, target, "Forgets a tag, a manifest that nothing else leads to, or a repository with all that it has"},
 		"prune":        {post, (*adminExchange).prune, alone, "`unusedSeconds`", "Removes what no repository has, and, above 0, what was not used for so long"},
 		"verify":       {post, (*adminExchange).verify, alone, "", "Compares all that is held with its digests, and drops what is damaged"},
 	}
@@ -121,7 +121,7 @@ func adminStatus(code string) int {
 		return http.StatusNotFound
 	case "METHOD":
 		return http.StatusMethodNotAllowed
-	case "PINNED", "BUSY":
+	case "PINNED", "LED_TO", "BUSY":
 		return http.StatusConflict
 	case "NOT_RUNNING":
 		return http.StatusServiceUnavailable
@@ -134,9 +134,12 @@ func adminStatus(code string) int {
 // asAdminError finds the code of what went wrong. Operators may read its text.
 func asAdminError(err error) *adminError {
 	known, ok := errors.AsType[*adminError](err)
+	led, isLed := errors.AsType[store.LedTo](err)
 	switch {
 	case ok:
 		return known
+	case isLed:
+		return &adminError{"LED_TO", led.Error()}
 	case errors.Is(err, store.ErrPinned):
 		return &adminError{"PINNED", err.Error()}
 	case errors.Is(err, store.ErrNotHeld):
@@ -400,14 +403,14 @@ func (x *adminExchange) unpin() error {
 
 func (x *adminExchange) remove() error {
 	t, repo, err := x.target(true)
-	_, digestErr := oci.ParseDigest(t.Reference)
+	dg, digestErr := oci.ParseDigest(t.Reference)
 	switch {
 	case err != nil:
 		return err
 	case t.All:
 		err = x.api.disk.RemoveRepository(x.r.Context(), repo)
 	case digestErr == nil:
-		return badRequest("a tag or a whole repository can be removed, and not a digest")
+		err = x.api.disk.RemoveManifest(x.r.Context(), repo, dg)
 	default:
 		err = x.api.disk.RemoveTag(x.r.Context(), repo, t.Reference)
 	}

@@ -66,7 +66,7 @@ func commands() []command {
 	return []command{
 		{"serve", "serve the registry until SIGTERM (what entrepot does without a command)", serveHelp, serve},
 		{"ls", "list what is held: repositories, or the images of one", lsHelp, list},
-		{"rm", "forget tags, or whole repositories", rmHelp, remove},
+		{"rm", "forget tags, manifests, or whole repositories", rmHelp, remove},
 		{"pin", "protect images from eviction, or list those that are", pinHelp, pin},
 		{"unpin", "take a pin away", unpinHelp, unpin},
 		{"prune", "remove what nobody needs any more", pruneHelp, prune},

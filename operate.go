@@ -44,9 +44,11 @@ docker.io/library/alpine.
 const rmHelp = `Usage: entrepot rm [--all] [--dry-run] <reference>...
 
 Forgets tags: alpine:3.20, 'alpine:3.*'. The next client that asks for one has it
-checked with its upstream. With --all it forgets repositories with all that they
-have: alpine, 'docker.io/*'. Content goes by and by, as room is needed, or at once by
-entrepot prune. What is pinned is refused: entrepot unpin comes first.
+checked with its upstream. By digest, alpine@sha256:..., it forgets one manifest, and
+what that alone leads to; a manifest that a tag or another one leads to is refused.
+With --all it forgets repositories with all that they have: alpine, 'docker.io/*'.
+Content goes by and by, as room is needed, or at once by entrepot prune. What is
+pinned is refused: entrepot unpin comes first.
 
   --all              whole repositories
   --dry-run          only say what would be removed
@@ -253,6 +255,18 @@ type selection struct {
 	digest     oci.Digest
 }
 
+// target is the one thing that sel without patterns means: a digest before a tag.
+func (sel selection) target() targetJSON {
+	t := targetJSON{Repository: sel.repository, Reference: sel.tag}
+	switch {
+	case !sel.digest.IsZero():
+		t.Reference = sel.digest.String()
+	case sel.tag == "":
+		t.Reference = "latest"
+	}
+	return t
+}
+
 // isPattern reports whether a name stands for several.
 func isPattern(s string) bool { return strings.ContainsAny(s, "*?[") }
 
@@ -434,11 +448,11 @@ func (o *operation) removals(ctx context.Context, arg string, all bool) (targets
 	switch {
 	case err != nil:
 		return nil, err
-	case !sel.digest.IsZero():
-		return nil, o.misused("%s: a digest cannot be removed: entrepot prune --unused removes what nobody uses", quote(arg))
-	case all && sel.tag != "":
-		return nil, o.misused("%s names tags, and --all whole repositories", quote(arg))
-	case !all && sel.tag == "" && isPattern(sel.repository):
+	case all && (sel.tag != "" || !sel.digest.IsZero()):
+		return nil, o.misused("%s names tags or a digest, and --all whole repositories", quote(arg))
+	case sel.tag != "" && !sel.digest.IsZero():
+		return nil, o.misused("%s names a tag and a digest: name one of them", quote(arg))
+	case !all && sel.tag == "" && sel.digest.IsZero() && isPattern(sel.repository):
 		return nil, o.misused("%s names repositories: add --all, or tags, such as %s:*", quote(arg), arg)
 	case all:
 		names, err := o.repositories(ctx, sel)
@@ -446,15 +460,13 @@ func (o *operation) removals(ctx context.Context, arg string, all bool) (targets
 			targets = append(targets, targetJSON{Repository: name, All: true})
 		}
 		return o.some(targets, arg, err)
-	case sel.tag == "":
-		sel.tag = "latest"
-	}
-	if !isPattern(sel.repository) && !isPattern(sel.tag) {
-		return []targetJSON{{Repository: sel.repository, Reference: sel.tag}}, nil
+	case !isPattern(sel.repository) && !isPattern(sel.tag):
+		return []targetJSON{sel.target()}, nil
 	}
 	err = o.images(ctx, sel, func(im imageJSON, _ json.RawMessage) error {
-		if im.Tag != "" {
-			targets = append(targets, targetJSON{Repository: im.Repository, Reference: im.Tag})
+		t := selection{im.Repository, im.Tag, sel.digest}.target()
+		if (im.Tag != "" || !sel.digest.IsZero()) && !slices.Contains(targets, t) {
+			targets = append(targets, t)
 		}
 		return nil
 	})
@@ -538,7 +550,7 @@ func unpin(ctx context.Context, in invocation) (err error) {
 	return o.forEach(ctx, targets, "unpin", "unpinned", false)
 }
 
-// pinned are the arguments as pins name things: one each, a digest before a tag.
+// pinned are the arguments as pins name things: one each.
 func (o *operation) pinned() (targets []targetJSON, err error) {
 	for _, arg := range o.args {
 		sel, err := o.selectArgument(arg)
@@ -548,14 +560,7 @@ func (o *operation) pinned() (targets []targetJSON, err error) {
 		if isPattern(sel.repository) || isPattern(sel.tag) {
 			return nil, o.misused("%s is a pattern: a pin is for one tag or digest, and may be for what is not held yet", quote(arg))
 		}
-		t := targetJSON{Repository: sel.repository, Reference: sel.tag}
-		switch {
-		case !sel.digest.IsZero():
-			t.Reference = sel.digest.String()
-		case sel.tag == "":
-			t.Reference = "latest"
-		}
-		targets = append(targets, t)
+		targets = append(targets, sel.target())
 	}
 	return targets, nil
 }

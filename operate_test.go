@@ -171,6 +171,34 @@ func TestRemovingIsRefusedForWhatIsPinned(t *testing.T) {
 	server.refused(1, []string{`nothing that is held matches "alpine:*"`}, "rm", "alpine:*")
 }
 
+func TestOneManifestIsRemovedByDigest(t *testing.T) {
+	p, _, server, rest := heldWorld(t)
+	loose := ocitest.RandomImage(1, 100_000).Digest.String() // of the index of 3.20
+	tagged := ocitest.RandomImage(3, 50_000).Digest.String()
+	server.refused(1, []string{"rm docker.io/library/alpine@" + tagged + ": docker.io/library/alpine:3.19 leads to it: remove that first"}, "rm", "alpine@"+tagged)
+	server.refused(1, []string{"docker.io/library/alpine:3.20 leads to it"}, "rm", "*@"+tagged, "alpine@"+loose)
+	server.must("rm", "alpine:3.19", "alpine:3.20")
+	wantLines(t, server.must("ls", "--table", "alpine"), `docker.io/library/alpine +- +`+tagged[:19]+` .*`)
+	server.must("pin", "alpine@"+tagged)
+	server.refused(1, []string{"it is pinned; first: entrepot unpin docker.io/library/alpine@" + tagged}, "rm", "alpine@"+tagged)
+	server.must("unpin", "alpine@"+tagged)
+	wantLines(t, server.must("rm", "--dry-run", "--table", "alpine@"+tagged), `would remove docker.io/library/alpine@`+tagged)
+	wantLines(t, server.must("rm", "--table", "docker.io/*@"+tagged), `removed docker.io/library/alpine@`+tagged)
+	server.refused(1, []string{"nothing is held by this name"}, "rm", "alpine@"+tagged)
+	stopProgram(t, p)
+	out := rest.must("ls", "alpine")
+	_, index, _ := strings.Cut(out, `"digest":"`)
+	index, _, _ = strings.Cut(index, `"`)
+	if strings.Contains(out, tagged) || strings.Count(out, "\n") != 1 {
+		t.Errorf("after rm:\n%s", out)
+	}
+	rest.refused(1, []string{"docker.io/library/alpine@" + index + " leads to it"}, "rm", "alpine@"+loose)
+	rest.must("rm", "alpine@"+index)
+	if out := rest.must("ls", "alpine"); out != "" {
+		t.Errorf("after rm at rest:\n%s", out)
+	}
+}
+
 func TestPruneAndVerify(t *testing.T) {
 	p, dir, server, rest := heldWorld(t)
 	wantLines(t, server.must("prune", "--table"), `removed 0 blobs, 0 unfinished ones and 0 records, and freed 0B`)
@@ -258,7 +286,8 @@ func TestMistakesInOperatorsCommandLines(t *testing.T) {
 	for _, row := range []struct{ line, want string }{
 		{"ls UPPER/case", `ls "UPPER/case": `},
 		{"ls ghcr.example.com:x/y", "ls "},
-		{"rm alpine@sha256:" + strings.Repeat("0", 64), "a digest cannot be removed"},
+		{"rm alpine:3@sha256:" + strings.Repeat("0", 64), "names a tag and a digest"},
+		{"rm --all alpine@sha256:" + strings.Repeat("0", 64), "names tags or a digest"},
 		{"rm alp*", "add --all"},
 		{"rm --all alpine:3", "names tags"},
 		{"rm alpine:-", "is not a tag"},

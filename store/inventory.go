@@ -257,6 +257,79 @@ func (d *Disk) RemoveTag(ctx context.Context, repo oci.Repository, tag string) e
 	return nil
 }
 
+// LedTo says that a manifest cannot be forgotten by itself: something that its
+// repository holds leads to it, and would bring it back.
+type LedTo struct{ By string } // a reference
+
+func (e LedTo) Error() string { return e.By + " leads to it: remove that first" }
+
+// RemoveManifest forgets a manifest of repo, and what it alone leads to there.
+// Content stays until it is evicted or pruned. ErrNotHeld if repo has no such
+// manifest, ErrPinned if a pin protects it, LedTo if a tag or another manifest of
+// repo leads to it.
+func (d *Disk) RemoveManifest(ctx context.Context, repo oci.Repository, dg oci.Digest) error {
+	m, err := d.Marker(repo, dg)
+	if err == nil && !oci.IsManifestType(m.MediaType) {
+		err = fmt.Errorf("it is no manifest: %w", ErrNotHeld)
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s@%s: %w", repo, dg, err)
+	}
+	alone := make(map[oci.Digest]bool)
+	d.eachOf(ctx, dg, func(desc oci.Descriptor) { alone[desc.Digest] = true })
+	if err := d.spareOthers(ctx, repo, dg, alone); err != nil {
+		return fmt.Errorf("remove %s@%s: %w", repo, dg, err)
+	}
+	delete(alone, dg) // the last one: until then this can be done again
+	for _, one := range append(slices.Collect(maps.Keys(alone)), dg) {
+		name := markerName(repo, one)
+		_, err := d.remove(name)
+		d.markers.forget(name)
+		if err = cmp.Or(ctx.Err(), err); err != nil && !isGone(err) {
+			return fmt.Errorf("remove %s@%s: %w", repo, dg, err)
+		}
+		d.removeEmpty(path.Dir(name), reposDir)
+	}
+	return nil
+}
+
+// spareOthers takes out of alone, which is all that manifest leads to, what else
+// in repo leads to.
+func (d *Disk) spareOthers(ctx context.Context, repo oci.Repository, manifest oci.Digest, alone map[oci.Digest]bool) (err error) {
+	spare := func(root oci.Digest, because error) {
+		d.eachOf(ctx, root, func(desc oci.Descriptor) {
+			delete(alone, desc.Digest)
+			if desc.Digest == manifest {
+				err = cmp.Or(err, because)
+			}
+		})
+	}
+	pins, err := d.readPins(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range pins {
+		if p.Repository == repo {
+			for _, dg := range d.named(repo, p.Reference) {
+				spare(dg, ErrPinned)
+			}
+		}
+	}
+	tags, terr := d.Tags(repo)
+	for _, tag := range tags {
+		for _, dg := range d.named(repo, tag) {
+			spare(dg, LedTo{repo.String() + ":" + tag})
+		}
+	}
+	marked, merr := d.markedManifests(ctx, repo)
+	for _, dg := range marked {
+		if !alone[dg] { // or it goes as well, unless another of these leads to it
+			spare(dg, LedTo{repo.String() + "@" + dg.String()})
+		}
+	}
+	return cmp.Or(err, terr, merr, ctx.Err())
+}
+
 // RemoveRepository forgets a repository: its tags, and that content belongs to
 // it. Content stays until it is evicted or pruned; other repositories may have
 // it too. ErrNotHeld if there is no such repository, ErrPinned if a pin protects

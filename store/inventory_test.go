@@ -246,3 +246,66 @@ func TestMarkersDoNotUseUpTheBudget(t *testing.T) {
 		t.Errorf("%d bytes are used", n)
 	}
 }
+
+func TestOneManifestIsForgottenWithWhatItAloneLeadsTo(t *testing.T) {
+	d := openDisk(t, t.TempDir(), nil)
+	<-d.counted
+	one, other := pushImage(t, d, busybox, "one", 1), pushImage(t, d, busybox, "other", 2)
+	// A second index shares a platform with the first.
+	shared := []byte(`{"schemaVersion":2,"mediaType":"` + indexType + `","manifests":[{"mediaType":"` + manifestType + `","digest":"` + one.children[0].String() + `","size":1}]}`)
+	index := oci.Sum(shared)
+	if err := errors.Join(d.Put(index, shared), d.Mark(busybox, index, Marker{MediaType: indexType, Size: int64(len(shared)), State: Proven})); err != nil {
+		t.Fatal(err)
+	}
+	remove := func(dg oci.Digest) error { return d.RemoveManifest(t.Context(), busybox, dg) }
+	for _, dg := range []oci.Digest{one.index, one.children[1], other.children[0]} {
+		if led, ok := errors.AsType[LedTo](remove(dg)); !ok || led.By != busybox.String()+":one" && led.By != busybox.String()+":other" {
+			t.Errorf("a manifest that a tag leads to: %v", led)
+		}
+	}
+	if err := remove(one.blobs[0]); !errors.Is(err, ErrNotHeld) {
+		t.Errorf("a blob: %v", err)
+	}
+	if err := errors.Join(d.RemoveTag(t.Context(), busybox, "one"), d.Pin(t.Context(), busybox, one.index.String())); err != nil {
+		t.Fatal(err)
+	}
+	for _, dg := range []oci.Digest{one.index, one.children[1]} {
+		if err := remove(dg); !errors.Is(err, ErrPinned) {
+			t.Errorf("what is pinned: %v", err)
+		}
+	}
+	if err := d.Unpin(t.Context(), busybox, one.index.String()); err != nil {
+		t.Fatal(err)
+	}
+	if led, ok := errors.AsType[LedTo](remove(one.children[0])); !ok {
+		t.Errorf("a manifest that an index leads to: %v", led)
+	}
+	if err := remove(one.index); err != nil {
+		t.Fatal(err)
+	}
+	// Its second platform is nobody's now; the first is the other index's.
+	for i, dg := range one.all() {
+		_, err := d.Marker(busybox, dg)
+		if kept := i == 1 || i >= 3 && i < 6; kept != (err == nil) {
+			t.Errorf("part %d: %v", i, err)
+		}
+	}
+	if err := remove(one.index); !errors.Is(err, ErrNotHeld) {
+		t.Errorf("again: %v", err)
+	}
+	for _, dg := range one.all() {
+		use(t, d, dg, 2*time.Hour)
+	}
+	if p, err := d.Prune(t.Context(), 0, nil); err != nil || p.Blobs != 5 {
+		t.Errorf("pruned %+v, %v, want the index, and one platform's manifest, config and layers", p, err)
+	}
+	if images, err := d.Images(t.Context(), busybox); err != nil || len(images) != 2 || images[0].Tag != "other" || images[1].Digest != index {
+		t.Errorf("%+v, %v", images, err)
+	}
+	if err := remove(index); err != nil {
+		t.Fatal(err)
+	}
+	if n := heldOf(d, other.all()); n != 9 {
+		t.Errorf("%d of another image are held, want all 9", n)
+	}
+}
