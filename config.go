@@ -44,6 +44,11 @@ type Config struct {
 	Upstream          []UpstreamConfig `envPrefix:"ENTREPOT_UPSTREAM_"`
 	TagTTL            Lifetime         `env:"ENTREPOT_TAG_TTL" envDefault:"5m" doc:"How long a checked tag is served without asking its upstream again; never: it is not asked again"`
 	TagTTLRules       []TagTTLConfig   `envPrefix:"ENTREPOT_TAG_TTL_"`
+	NegativeTTL       Duration         `env:"ENTREPOT_NEGATIVE_TTL" envDefault:"30s" doc:"How long an upstream's 404, and its 401 or 403 to one credential, is repeated without asking it again"`
+	RefreshFrom       Networks         `env:"ENTREPOT_REFRESH_FROM" envDefault:"127.0.0.0/8,::1/128" empty:"nobody" doc:"Networks of the clients whose Cache-Control: no-cache has a tag checked now"`
+	ForeignHosts      ForeignHosts     `env:"ENTREPOT_FOREIGN_HOSTS" doc:"Hosts that layers may be fetched from which a manifest places elsewhere by its urls, as those of old Windows images: mcr.microsoft.com,go.microsoft.com"`
+	QuotaReserve      Portion          `env:"ENTREPOT_QUOTA_RESERVE" envDefault:"10%" doc:"The last part of an upstream's quota, which is kept for clients who wait: prefetching and warming leave it alone"`
+	QueueWait         Duration         `env:"ENTREPOT_QUEUE_WAIT" envDefault:"10s" doc:"How long what has to be asked of an upstream waits for its turn until the client is told 429; two thirds of ENTREPOT_HEADER_TIMEOUT at most"`
 	Offline           Switch           `env:"ENTREPOT_OFFLINE" envDefault:"false" doc:"Never contact an upstream: serve what is held"`
 	Streams           Count            `env:"ENTREPOT_STREAMS" envDefault:"4" doc:"Transfers at once for one big blob, each over a connection of its own, 1 to 64"`
 	StreamThreshold   Size             `env:"ENTREPOT_STREAM_THRESHOLD" envDefault:"32MiB" doc:"The size from which a blob is big"`
@@ -70,6 +75,9 @@ type UpstreamConfig struct {
 	Password     Secret       `env:"PASSWORD" doc:"Its password or token"`
 	CAFile       CAFile       `env:"CA_FILE" doc:"PEM certificates to trust there, beside the system's"`
 	AllowPrivate Switch       `env:"ALLOW_PRIVATE" envDefault:"false" doc:"Its token service and redirects may lead to private, loopback and link-local addresses"`
+	Offline      Switch       `env:"OFFLINE" envDefault:"false" doc:"Never contact it: serve what is held"`
+	KeepDeleted  Switch       `env:"KEEP_DELETED" envDefault:"true" doc:"A tag that it has deleted is served as long as it is held, as stale; off: it is answered with 404, as it is there"`
+	Rate         Rate         `env:"RATE" doc:"Requests per second to it, and to its token service, such as 5 or 0.5, with bursts of twice as many; 0: no bound; not set: what is known to suit it"`
 	Share        Share        `env:"SHARE" doc:"Its share of ENTREPOT_CACHE_SIZE, such as 30%: while it holds more, its content is the first to go"`
 
 	Credential []CredentialConfig `envPrefix:"CREDENTIAL_"`
@@ -86,6 +94,9 @@ type UpstreamSettings struct {
 	Mirrors      []MirrorSettings // in the order in which they are asked
 	CA           []byte
 	AllowPrivate bool
+	Offline      bool
+	DropDeleted  bool
+	Rate         float64 // requests per second; 0: what suits it, below 0: no bound
 	Share        float64 // of the data directory; 0 for none
 }
 
@@ -250,6 +261,7 @@ func (c *Config) UpstreamSettings() []UpstreamSettings {
 			Name: string(u.Name), URL: string(u.URL), Login: Login{string(u.Username), u.Password},
 			Logins: prefixLogins(u.Credential), Mirrors: mirrorSettings(u.Mirror),
 			CA: u.CAFile.PEM(), AllowPrivate: bool(u.AllowPrivate), Share: u.Share.Fraction(),
+			Offline: bool(u.Offline), DropDeleted: !bool(u.KeepDeleted), Rate: u.Rate.perSecond(),
 		}
 	}
 	for i := range all {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"entrepot/cache"
+	"entrepot/ratelimit"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -83,6 +84,8 @@ func TestEverySettingReachesItsField(t *testing.T) {
 		"ENTREPOT_UPSTREAM_1_NAME=registry.test:5443", "ENTREPOT_UPSTREAM_1_URL=https://Registry.test:5443/Mirror/x/", "ENTREPOT_UPSTREAM_1_CA_FILE="+ca, "ENTREPOT_UPSTREAM_1_ALLOW_PRIVATE=true",
 		"ENTREPOT_TAG_TTL=90s", "ENTREPOT_OFFLINE=1", "ENTREPOT_SHUTDOWN_TIMEOUT=0s", "ENTREPOT_LOG_LEVEL=debug", "ENTREPOT_LOG_FORMAT=json",
 		"ENTREPOT_SCRUB_RATE=0", "ENTREPOT_ADMIN_TOKEN=0123456789abcdef", "ENTREPOT_UPSTREAM_0_SHARE=12.5%",
+		"ENTREPOT_NEGATIVE_TTL=0s", "ENTREPOT_REFRESH_FROM=10.0.0.0/8, ::1,192.0.2.7", "ENTREPOT_FOREIGN_HOSTS=MCR.microsoft.com,http://near.test:81", "ENTREPOT_QUOTA_RESERVE=0%", "ENTREPOT_QUEUE_WAIT=1m",
+		"ENTREPOT_UPSTREAM_0_OFFLINE=true", "ENTREPOT_UPSTREAM_1_KEEP_DELETED=off", "ENTREPOT_UPSTREAM_0_RATE=0", "ENTREPOT_UPSTREAM_1_RATE=2.5",
 		"ENTREPOT_STREAMS=8", "ENTREPOT_STREAM_THRESHOLD=0", "ENTREPOT_PREFETCH=off", "ENTREPOT_CHECK_WAIT=0s", "ENTREPOT_HEADER_TIMEOUT=1m",
 	)
 	type plain struct {
@@ -115,6 +118,31 @@ func TestEverySettingReachesItsField(t *testing.T) {
 	// Zero means the default to the cache, and the least to whoever sets it.
 	if cc := c.cache(new(observer)); cc.Streams != 8 || cc.StreamThreshold != 1 || cc.Prefetch >= 0 || cc.CheckWait != 1 {
 		t.Errorf("the cache's config is %+v", cc)
+	}
+	cc := c.cache(new(observer))
+	if !cc.Without["ghcr.io"] || cc.Without["docker.io"] || !cc.DropDeleted["registry.test:5443"] || cc.DropDeleted["docker.io"] || cc.Remember >= 0 {
+		t.Errorf("the cache's config is %+v", cc)
+	}
+	var limits []ratelimit.Limits
+	for _, u := range c.UpstreamSettings() {
+		limits = append(limits, c.limits(u))
+	}
+	rest := ratelimit.Limits{Reserve: -1, Wait: 40 * time.Second}
+	unbound, slow := rest, rest
+	unbound.Rate, slow.Rate = -1, 2.5
+	if diff := cmp.Diff([]ratelimit.Limits{unbound, rest, rest, slow}, limits); diff != "" {
+		t.Errorf("limits (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(ForeignHosts{"mcr.microsoft.com", "http://near.test:81"}, c.ForeignHosts); diff != "" {
+		t.Errorf("foreign hosts (-want +got):\n%s", diff)
+	}
+	for remote, may := range map[string]bool{
+		"10.1.2.3:4": true, "[::ffff:10.1.2.3]:4": true, "[::1]:4": true, "192.0.2.7:1": true,
+		"192.0.2.8:1": false, "127.0.0.1:5": false, "@": false, "": false,
+	} {
+		if c.RefreshFrom.Contains(remote) != may {
+			t.Errorf("%q may refresh: %t, want %t", remote, !may, may)
+		}
 	}
 	if diff := cmp.Diff(map[string]float64{"ghcr.io": 0.125}, c.shares()); diff != "" || c.ScrubRate != 0 || !c.AdminToken.IsSet() {
 		t.Errorf("shares (-want +got):\n%s\nscrub rate %s", diff, c.ScrubRate)
@@ -243,6 +271,13 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"level", []string{"ENTREPOT_LOG_LEVEL=verbose"}, []problem{{"ENTREPOT_LOG_LEVEL", `"verbose" is none of debug, info, warn or error`}}},
 		{"format", []string{"ENTREPOT_LOG_FORMAT=text"}, []problem{{"ENTREPOT_LOG_FORMAT", "none of auto, console or json"}}},
 		{"directory", []string{"ENTREPOT_DATA=/data\n"}, []problem{{"ENTREPOT_DATA", "is not a directory"}}},
+		{"a reserve that is no share", []string{"ENTREPOT_QUOTA_RESERVE=10"}, []problem{{"ENTREPOT_QUOTA_RESERVE", "is not a share: want a share such as 10%"}}},
+		{"a reserve of more than all", []string{"ENTREPOT_QUOTA_RESERVE=101%"}, []problem{{"ENTREPOT_QUOTA_RESERVE", "is more than everything"}}},
+		{"a rate that is none", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_RATE=5/s"}, []problem{{"ENTREPOT_UPSTREAM_0_RATE", "want requests per second"}}},
+		{"a rate of next to nothing", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_RATE=0.001"}, []problem{{"ENTREPOT_UPSTREAM_0_RATE", "from 0.01"}}},
+		{"a network with bits behind its prefix", []string{"ENTREPOT_REFRESH_FROM=10.1.0.0/8"}, []problem{{"ENTREPOT_REFRESH_FROM", "want 10.0.0.0/8"}}},
+		{"a network by name", []string{"ENTREPOT_REFRESH_FROM=localhost"}, []problem{{"ENTREPOT_REFRESH_FROM", "is not a network"}}},
+		{"a foreign host with a path", []string{"ENTREPOT_FOREIGN_HOSTS=https://a.test/x"}, []problem{{"ENTREPOT_FOREIGN_HOSTS", "is not a host"}}},
 		{"user with colon", []string{"ENTREPOT_DOCKERHUB_USERNAME=a:b", "ENTREPOT_DOCKERHUB_PASSWORD=x"}, []problem{{"ENTREPOT_DOCKERHUB_USERNAME", "is not a user name"}}},
 
 		{"upstream with scheme", []string{"ENTREPOT_UPSTREAMS=https://ghcr.io"}, []problem{{"ENTREPOT_UPSTREAMS", "without https://"}}},

@@ -186,6 +186,111 @@ func (h Headroom) String() string {
 	return showShare(h.ppm)
 }
 
+// Portion is a part of a whole, from nothing to everything, in parts per million.
+type Portion int64
+
+func (p *Portion) UnmarshalText(text []byte) error {
+	const want = "want a share such as 10%, from 0% to 100%"
+	number, ok := strings.CutSuffix(string(text), "%")
+	ppm, err := parseShare(number)
+	switch {
+	case !ok:
+		return fmt.Errorf("%s is not a share: %s", quote(string(text)), want)
+	case err != nil:
+		return fmt.Errorf("%s %w: %s", quote(string(text)), err, want)
+	}
+	*p = Portion(ppm)
+	return nil
+}
+
+func (p Portion) String() string { return showShare(int64(p)) }
+
+// Fraction is the portion of 1.
+func (p Portion) Fraction() float64 { return float64(p) / 1e6 }
+
+// Rate is how many of something per second.
+type Rate struct {
+	text  string // empty: not set
+	value float64
+}
+
+// maxRate is more than any registry bears from one client.
+const maxRate = 10_000
+
+func (r *Rate) UnmarshalText(text []byte) error {
+	n, ok := parseDecimal(string(text))
+	if ok {
+		r.value, _ = n.Float64()
+	}
+	if !ok || r.value > maxRate || r.value > 0 && r.value < 0.01 {
+		return fmt.Errorf("%s is not a rate: want requests per second, from 0.01 to %d, or 0 for no bound", quote(string(text)), maxRate)
+	}
+	r.text = string(text)
+	return nil
+}
+
+func (r Rate) String() string { return r.text }
+
+// perSecond is 0 if nothing is set, and below 0 for no bound.
+func (r Rate) perSecond() float64 {
+	if r.text != "" && r.value == 0 {
+		return -1
+	}
+	return r.value
+}
+
+// Networks is a comma-separated list of networks, or of addresses.
+type Networks []netip.Prefix
+
+func (n *Networks) UnmarshalText(text []byte) (err error) {
+	*n, err = parseList(string(text), func(item string) (netip.Prefix, error) {
+		if address, err := netip.ParseAddr(item); err == nil && address.Zone() == "" {
+			address = address.Unmap()
+			return netip.PrefixFrom(address, address.BitLen()), nil
+		}
+		network, err := netip.ParsePrefix(item)
+		if err != nil || network.Addr().Is4In6() {
+			return network, fmt.Errorf("%s is not a network: want such as 10.0.0.0/8, fd00::/8 or 192.0.2.7", quote(item))
+		}
+		if network != network.Masked() {
+			return network, fmt.Errorf("%s has bits set behind its prefix: want %s", quote(item), network.Masked())
+		}
+		return network, nil
+	})
+	return err
+}
+
+func (n Networks) String() string { return joinList(n) }
+
+// Contains reports whether the address of a connection, host:port, lies in one
+// of the networks.
+func (n Networks) Contains(remote string) bool {
+	at, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return false
+	}
+	address := at.Addr().Unmap().WithZone("")
+	return slices.ContainsFunc(n, func(p netip.Prefix) bool { return p.Contains(address) })
+}
+
+// ForeignHosts is a comma-separated list of hosts, each with an optional port,
+// and with http:// before it where there is no TLS.
+type ForeignHosts []string
+
+func (f *ForeignHosts) UnmarshalText(text []byte) (err error) {
+	*f, err = parseList(string(text), func(item string) (string, error) {
+		host := strings.ToLower(item)
+		bare := strings.TrimPrefix(strings.TrimPrefix(host, "https://"), "http://")
+		if _, err := oci.NewRepository(bare, "x"); err != nil {
+			return "", fmt.Errorf("%s is not a host: want host or host:port, such as mcr.microsoft.com, with http:// before it where there is no TLS", quote(item))
+		}
+		return host, nil
+	})
+	return err
+}
+
+func (f ForeignHosts) String() string { return joinList(f) }
+
 // Duration is a time span, zero or more.
 type Duration time.Duration
 

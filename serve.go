@@ -12,6 +12,7 @@ import (
 
 	"entrepot/cache"
 	"entrepot/proxy"
+	"entrepot/ratelimit"
 	"entrepot/store"
 	"entrepot/upstream"
 
@@ -73,12 +74,15 @@ func serve(ctx context.Context, in invocation) (err error) {
 	}
 	defer upstreams.Close()
 
-	held := cache.New(disk, &meter{upstreams, counts.received}, cfg.cache(watcher))
+	settings := cfg.cache(watcher)
+	settings.Login = upstreams.Login
+	held := cache.New(disk, &meter{upstreams, counts.received}, settings)
 	defer closeCache(held, logger)
 
 	counts.watch(disk.Stats, held.Stats, upstreams.Quotas, cfg.CacheSize)
 	api := proxy.New(held, proxy.Config{
 		Names: cfg.Names(), Catalog: held, Observe: watcher.request, HeaderTimeout: time.Duration(cfg.HeaderTimeout),
+		MayRefresh: func(r *http.Request) bool { return cfg.RefreshFrom.Contains(r.RemoteAddr) },
 	})
 
 	defer stop() // before what they answer from
@@ -217,7 +221,7 @@ func openUpstreams(ctx context.Context, cfg *Config, about build, watcher *obser
 	for i, u := range settings {
 		client, err := upstream.New(upstream.Config{
 			Name: u.Name, URL: u.URL, CA: u.CA, AllowPrivate: u.AllowPrivate,
-			Credentials: logins[i], Mirrors: u.mirrors(),
+			Credentials: logins[i], Mirrors: u.mirrors(), ForeignHosts: cfg.ForeignHosts, Limits: cfg.limits(u),
 			Proxy: cfg.Proxy(), UserAgent: about.userAgent(),
 			Observe: watcher.call, Warn: watcher.upstreamWarning,
 		})
@@ -251,7 +255,15 @@ func findLogins(ctx context.Context, cfg *Config, settings []UpstreamSettings, l
 func (c *Config) cache(watcher *observer) cache.Config {
 	cc := cache.Config{
 		TTL: c.TagTTL.Duration(), Rules: c.rules(), Offline: bool(c.Offline), Private: c.hasLogins(), Warn: watcher.cacheWarning,
-		CheckWait: max(1, time.Duration(c.CheckWait)), Streams: int(c.Streams), StreamThreshold: max(1, int64(c.StreamThreshold)),
+		CheckWait: max(1, time.Duration(c.CheckWait)), Remember: time.Duration(c.NegativeTTL),
+		Streams: int(c.Streams), StreamThreshold: max(1, int64(c.StreamThreshold)),
+		Without: map[string]bool{}, DropDeleted: map[string]bool{},
+	}
+	for _, u := range c.UpstreamSettings() {
+		cc.Without[u.Name], cc.DropDeleted[u.Name] = u.Offline, u.DropDeleted
+	}
+	if c.NegativeTTL == 0 {
+		cc.Remember = -1
 	}
 	if !c.Prefetch {
 		cc.Prefetch = -1
@@ -259,12 +271,25 @@ func (c *Config) cache(watcher *observer) cache.Config {
 	return cc
 }
 
+// limits are what the settings say of how much we ask of an upstream, where zero
+// means what suits it.
+func (c *Config) limits(u UpstreamSettings) ratelimit.Limits {
+	l := ratelimit.Limits{
+		Rate: u.Rate, Reserve: c.QuotaReserve.Fraction(),
+		Wait: max(1, min(time.Duration(c.QueueWait), time.Duration(c.HeaderTimeout)*2/3)),
+	}
+	if l.Reserve == 0 {
+		l.Reserve = -1
+	}
+	return l
+}
+
 // credentials are what the environment has for an upstream, or else Docker's
 // configuration; nil for nothing. A login that cannot be had now does not keep
 // us from serving what is held.
 func credentials(ctx context.Context, cfg *Config, u UpstreamSettings, logger zerolog.Logger) upstream.Credentials {
 	base := u.Login.credentials()
-	if base == nil && cfg.DockerConfig != "" && !bool(cfg.Offline) {
+	if base == nil && cfg.DockerConfig != "" && !bool(cfg.Offline) && !u.Offline {
 		var err error
 		if base, err = upstream.DockerConfig(ctx, string(cfg.DockerConfig), u.Name); err != nil {
 			logger.Warn().Str("upstream", u.Name).Err(err).Msg("no login from DOCKER_CONFIG: asking anonymously until the next start")

@@ -81,7 +81,7 @@ func (b *blob) Stat(ctx context.Context) (oci.Descriptor, oci.Outcome, error) {
 	if b.c.without(b.repo.Host) {
 		return oci.Descriptor{}, oci.Outcome{}, offline(b.key())
 	}
-	if _, err := b.c.failures.get(b.key(), time.Now()); err != nil {
+	if _, err := b.c.refusal(ctx, b.repo, b.key()); err != nil {
 		return oci.Descriptor{}, oci.Outcome{Why: "upstream said so a moment ago"}, err
 	}
 	spent, err := b.confirm(ctx)
@@ -113,7 +113,7 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 		}
 		desc, out, err := up.Stat(ctx)
 		if err != nil {
-			b.c.noteRefusal(b.key(), b.ask, err)
+			b.c.noteRefusal(ctx, b.repo, b.key(), b.ask, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if desc.Size < 0 { // what a manifest says is better than nothing
@@ -205,10 +205,10 @@ func (r *heldReader) Outcome() oci.Outcome { return r.outcome }
 // that the fill ended just now: look again.
 func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, error) {
 	now := time.Now()
-	if _, err := b.c.failures.get(b.key(), now); err != nil {
+	if _, err := b.c.refusal(ctx, b.repo, b.key()); err != nil {
 		return nil, err
 	}
-	if _, err := b.c.unkept.get(b.dg.String(), now); err != nil {
+	if _, _, err := b.c.unkept.get(b.dg.String(), now); err != nil {
 		return b.openBypass(ctx, offset, length, err.Error(), nil)
 	}
 	f, started := b.c.joinOrStart(b)
@@ -235,7 +235,7 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	}
 	r, err := b.follow(ctx, f, offset, length)
 	if errors.Is(err, errCannotKeep) {
-		b.c.unkept.put(b.dg.String(), now.Add(unkeptFor), err)
+		b.c.unkept.put(b.dg.String(), now.Add(unkeptFor), "", err)
 		return b.openBypass(ctx, offset, length, err.Error(), nil)
 	}
 	if err != nil {

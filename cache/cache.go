@@ -30,11 +30,16 @@ type Config struct {
 	// from bytes that came by another way.
 	Private bool
 
-	CheckWait   time.Duration // how long a held tag waits for its check before it is served stale; 0 means 2 s
-	RetryAfter  time.Duration // how long a failed check is not repeated where upstream does not say; 0 means 30 s
-	Remember    time.Duration // how long a 404 or 403 is repeated without asking; 0 means 30 s, below 0 not at all
-	DropDeleted bool          // what is deleted upstream is not served any more
-	MaxManifest int64         // bytes; 0 means oci.MaxManifest
+	CheckWait   time.Duration   // how long a held tag waits for its check before it is served stale; 0 means 2 s
+	RetryAfter  time.Duration   // how long a failed check is not repeated where upstream does not say; 0 means 30 s
+	Remember    time.Duration   // how long a 404 or 403 is repeated without asking; 0 means 30 s, below 0 not at all
+	DropDeleted map[string]bool // upstreams whose tags are not served any more once they are deleted there
+	MaxManifest int64           // bytes; 0 means oci.MaxManifest
+
+	// Login names, without telling it, what an upstream is signed in to with for
+	// a repository. A refusal is remembered for that credential alone, so that a
+	// changed one is tried at once. nil: credentials do not change.
+	Login func(context.Context, oci.Repository) string
 
 	Streams         int   // upstream transfers at once for one big blob; 0 means 4
 	StreamThreshold int64 // size in bytes from which a blob is big; 0 means 32 MiB
@@ -60,6 +65,9 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.Prefetch, 4)
 	setDefault(&c.Linger, 10*time.Second)
 	setDefault(&c.MaxBypass, 64)
+	if c.Login == nil {
+		c.Login = func(context.Context, oci.Repository) string { return "" }
+	}
 	if c.Warn == nil {
 		c.Warn = func(string, oci.Repository, error) {}
 	}
@@ -78,7 +86,6 @@ type Cache struct {
 	disk     *store.Disk
 	upstream oci.Source
 	cfg      Config
-	ladder   Ladder
 
 	ctx    context.Context //nolint:containedctx // the life of work that outlives the request that began it
 	cancel context.CancelFunc
@@ -109,7 +116,6 @@ func New(disk *store.Disk, upstream oci.Source, cfg Config) *Cache {
 		disk:     disk,
 		upstream: upstream,
 		cfg:      cfg,
-		ladder:   Ladder{DropDeleted: cfg.DropDeleted, Pause: cfg.RetryAfter, Remember: cfg.Remember},
 		bypasses: make(chan struct{}, cfg.MaxBypass),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -169,6 +175,43 @@ func (c *Cache) Stats() Stats {
 
 // without reports that an upstream is not to be contacted.
 func (c *Cache) without(host string) bool { return c.cfg.Offline || c.cfg.Without[host] }
+
+// ladder decides what clients get of an upstream's content.
+func (c *Cache) ladder(host string) Ladder {
+	return Ladder{DropDeleted: c.cfg.DropDeleted[host], Pause: c.cfg.RetryAfter, Remember: c.cfg.Remember}
+}
+
+// refusal returns when a question about repo may be asked again after it failed,
+// and why not before; zero if it may be asked now.
+func (c *Cache) refusal(ctx context.Context, repo oci.Repository, key string) (time.Time, error) {
+	retry, login, err := c.failures.get(key, time.Now())
+	if err != nil && saidBy(err) == Refused && login != c.cfg.Login(ctx, repo) {
+		c.failures.forget(key)
+		return time.Time{}, nil
+	}
+	return retry, err
+}
+
+// noteFailure remembers that a question about repo is not to be asked for a
+// while. That one in the background had to give way says nothing to those who
+// wait themselves.
+func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string, ask oci.Ask, r Rung, err error) {
+	said := saidBy(err)
+	if r.Again <= 0 || ask.Background && said == Limited {
+		return
+	}
+	login := ""
+	if said == Refused {
+		login = c.cfg.Login(ctx, repo)
+	}
+	c.failures.put(key, time.Now().Add(r.Again), login, err)
+}
+
+// noteRefusal remembers for a moment what upstream does not have, or does not
+// give.
+func (c *Cache) noteRefusal(ctx context.Context, repo oci.Repository, key string, ask oci.Ask, err error) {
+	c.noteFailure(ctx, repo, key, ask, c.ladder(repo.Host).Climb(false, saidBy(err), 0), err)
+}
 
 // Forget drops what is remembered of failed questions, so that the next are
 // asked.

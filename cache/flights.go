@@ -95,32 +95,33 @@ type failures struct {
 }
 
 type failure struct {
-	at  time.Time
-	err error
+	at    time.Time
+	login string // that was refused
+	err   error
 }
 
 const maxFailures = 4096
 
-func (fs *failures) put(key string, until time.Time, err error) {
+func (fs *failures) put(key string, until time.Time, login string, err error) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.until == nil || len(fs.until) >= maxFailures {
 		fs.until = make(map[string]failure) // forgetting costs one more question each
 	}
-	fs.until[key] = failure{until, err}
+	fs.until[key] = failure{until, login, err}
 }
 
-// get returns when the question may be asked again, and why not before; zero if
-// it may be asked now.
-func (fs *failures) get(key string, now time.Time) (time.Time, error) {
+// get returns when the question may be asked again, and why not before, to which
+// login; zero if it may be asked now.
+func (fs *failures) get(key string, now time.Time) (retry time.Time, login string, err error) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f, ok := fs.until[key]
 	if !ok || !now.Before(f.at) {
 		delete(fs.until, key)
-		return time.Time{}, nil
+		return time.Time{}, "", nil
 	}
-	return f.at, f.err
+	return f.at, f.login, f.err
 }
 
 func (fs *failures) clear() {

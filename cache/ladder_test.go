@@ -1,8 +1,10 @@
 package cache
 
 import (
+	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -181,11 +183,123 @@ func TestNegativeAnswersAreRememberedBriefly(t *testing.T) {
 	})
 }
 
+// A refusal is one credential's: with another the question is asked at once.
+func TestChangedCredentialForgetsItsRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.down = &oci.Error{Code: oci.Denied}
+		login := "old"
+		c := newCache(t, s, Config{Remember: time.Hour, Login: func(context.Context, oci.Repository) string { return login }})
+		defer closeCache(t, c)
+		missing := oci.Sum([]byte("missing"))
+		ask := func(want int) {
+			t.Helper()
+			for range 3 {
+				_, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
+				wantCode(t, err, oci.Denied)
+				_, _, err = c.Manifest(t.Context(), alpine, missing, oci.Ask{})
+				wantCode(t, err, oci.Denied)
+				_, _, err = read(t.Context(), c, alpine, missing, 0, -1)
+				wantCode(t, err, oci.Denied)
+				_, _, err = c.Tags(t.Context(), alpine, oci.Page{N: -1}, oci.Ask{})
+				wantCode(t, err, oci.Denied)
+				_, _, err = c.Referrers(t.Context(), alpine, missing, "", oci.Ask{})
+				wantCode(t, err, oci.Denied)
+				synctest.Wait()
+			}
+			if n := len(s.questions()); n != want {
+				t.Errorf("with the %s login %d questions were asked in all, want %d: %q", login, n, want, s.questions())
+			}
+		}
+		ask(5)
+		login = "new"
+		ask(10)
+	})
+}
+
+// TestListsStandOnTheLadder: a list that is held is served while upstream cannot
+// say, and upstream is not asked again for a while.
+func TestListsStandOnTheLadder(t *testing.T) {
+	subject := oci.Sum([]byte("subject"))
+	for _, tc := range []struct {
+		name string
+		err  error
+	}{
+		{"down", errDown},
+		{"limited", &oci.Error{Code: oci.TooManyRequests}},
+		{"denied", &oci.Error{Code: oci.Denied}},
+		{"deleted", oci.ErrNameUnknown},
+		{"corrupt", &oci.Error{Code: oci.BadUpstream}},
+		{"slow", nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				s.pushImage(alpine, "latest", pattern(1, 10))
+				s.pushManifest(alpine, subject.FallbackTag(), []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"digest":"`+subject.String()+`"}]}`), "application/vnd.oci.image.index.v1+json")
+				c := newCache(t, s, Config{TTL: 24 * time.Hour})
+				defer closeCache(t, c)
+				for _, tag := range []string{"latest", subject.FallbackTag()} {
+					if _, err := pull(t.Context(), c, alpine, tag); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s.set(func() { s.down, s.asked = tc.err, nil })
+				if tc.err == nil {
+					s.set(func() { s.delay = 50 * time.Second })
+				}
+				for range 5 {
+					list, out, err := c.Tags(t.Context(), alpine, oci.Page{N: -1}, oci.Ask{})
+					if err != nil || out.Cache != oci.Stale || len(list.Tags) != 2 {
+						t.Fatalf("tags: %q %s %v, want both that are held, as stale", list.Tags, out.Cache, err)
+					}
+					refs, out, err := c.Referrers(t.Context(), alpine, subject, "", oci.Ask{})
+					if err != nil || out.Cache != oci.Stale || len(refs.Manifests) != 1 {
+						t.Fatalf("referrers: %v %s %v, want the one that is held, as stale", refs, out.Cache, err)
+					}
+				}
+				if n := len(s.questions()); n != 2 {
+					t.Errorf("upstream was asked %q, want each list once", s.questions())
+				}
+			})
+		})
+	}
+}
+
+// TestForcedCheckAsksForTheTagAlone: however fresh the record, and however often
+// at once, by one HEAD, and upstream is not told to forget its own pauses.
+func TestForcedCheckAsksForTheTagAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.pushImage(alpine, "latest", pattern(1, 10))
+		c := newCache(t, s, Config{TTL: time.Hour})
+		defer closeCache(t, c)
+		if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+			t.Fatal(err)
+		}
+		s.set(func() { s.asked, s.delay = nil, time.Second })
+		var clients sync.WaitGroup
+		for range 100 {
+			clients.Go(func() {
+				_, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Refresh: true, Manifest: true})
+				if err != nil || out.Cache != oci.Hit || out.Why != "revalidated" {
+					t.Errorf("%s (%s) %v, want a check", out.Cache, out.Why, err)
+				}
+			})
+		}
+		clients.Wait()
+		wantAsked(t, s, "HEAD library/alpine latest")
+		if s.refreshed > 0 {
+			t.Error("upstream was told to refresh, which would have it try a refused password")
+		}
+	})
+}
+
 func TestDeletedUpstreamIsDroppedByPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
 		s.pushImage(alpine, "latest", pattern(1, 10))
-		c := newCache(t, s, Config{TTL: time.Minute, DropDeleted: true})
+		c := newCache(t, s, Config{TTL: time.Minute, DropDeleted: map[string]bool{"docker.io": true}})
 		defer closeCache(t, c)
 		if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
 			t.Fatal(err)

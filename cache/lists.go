@@ -16,6 +16,46 @@ import (
 // may not exist, must not change the answers about others.)
 const noAPIFor = time.Hour
 
+// listQuestion is a question about a list.
+type listQuestion[T any] struct {
+	repo oci.Repository
+	key  string
+	held bool // there is something to answer with where upstream cannot
+	ask  oci.Ask
+	work func(context.Context) (T, error)
+}
+
+// askList asks upstream, unless that failed a moment ago. Equal questions share
+// the answer; where something is held it is not waited for long. first says that
+// this call asked.
+func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestion[T]) (list T, first bool, said Said, err error) {
+	if _, err := c.refusal(ctx, q.repo, q.key); err != nil {
+		return list, false, saidBy(err), err
+	}
+	wait := ctx
+	if q.held {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeoutCause(ctx, c.cfg.CheckWait, errCheckSlow)
+		defer cancel()
+	}
+	list, first, err = do(wait, c, fs, q.key, q.ask, questionBound, func(ctx context.Context) (T, error) {
+		list, err := q.work(ctx)
+		if err != nil && !errors.Is(err, oci.ErrUnsupported) {
+			c.noteFailure(ctx, q.repo, q.key, q.ask, c.ladder(q.repo.Host).Climb(q.held, saidBy(err), oci.RetryAfter(err)), err)
+		}
+		return list, err
+	})
+	switch {
+	case errors.Is(err, errCheckSlow):
+		said = Slow
+	case err != nil:
+		said = saidBy(err)
+	default:
+		said = Changed
+	}
+	return list, first, said, err
+}
+
 // tagPage is what upstream said of a page of tags.
 type tagPage struct {
 	list  oci.TagList
@@ -35,28 +75,17 @@ func (c *Cache) Tags(ctx context.Context, repo oci.Repository, page oci.Page, as
 		}
 		return page.Of(held), oci.Outcome{Cache: oci.Stale, Why: "only the tags that are held: offline"}, nil
 	}
-	wait := ctx
-	if len(held) > 0 {
-		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeoutCause(ctx, c.cfg.CheckWait, errCheckSlow)
-		defer cancel()
-	}
-	key := repo.String() + " tags " + page.Last
-	found, first, err := do(wait, c, &c.lists, key, ask, questionBound, func(ctx context.Context) (tagPage, error) {
-		list, out, err := c.upstream.Tags(ctx, repo, oci.Page{N: -1, Last: page.Last}, ask)
-		return tagPage{list, out.Spent}, err
+	found, first, said, err := askList(ctx, c, &c.lists, listQuestion[tagPage]{
+		repo: repo, key: repo.String() + " tags " + page.Last, held: len(held) > 0,
+		ask: ask, work: func(ctx context.Context) (tagPage, error) {
+			list, out, err := c.upstream.Tags(ctx, repo, oci.Page{N: -1, Last: page.Last}, ask)
+			return tagPage{list, out.Spent}, err
+		},
 	})
 	if !first {
 		found.spent = 0
 	}
-	said := Changed
-	switch {
-	case errors.Is(err, errCheckSlow):
-		said = Slow
-	case err != nil:
-		said = saidBy(err)
-	}
-	rung := c.ladder.Climb(len(held) > 0 && ctx.Err() == nil, said, oci.RetryAfter(err))
+	rung := c.ladder(repo.Host).Climb(len(held) > 0 && ctx.Err() == nil, said, oci.RetryAfter(err))
 	out := oci.Outcome{Cache: rung.Mark, Spent: found.spent}
 	switch rung.Serve {
 	case Theirs:
@@ -71,8 +100,8 @@ func (c *Cache) Tags(ctx context.Context, repo oci.Repository, page oci.Page, as
 
 // referrerPage is what upstream's API said of a subject's referrers.
 type referrerPage struct {
-	list oci.ReferrerList
-	out  oci.Outcome
+	list  oci.ReferrerList
+	spent int
 }
 
 // Referrers asks upstream's API, or, where it has none, reads the fallback tag
@@ -82,21 +111,12 @@ func (c *Cache) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest
 	if c.without(repo.Host) {
 		return c.fallbackReferrers(ctx, repo, d, artifactType, ask)
 	}
-	_, noAPI := c.noAPI.get(repo.String(), time.Now())
-	if noAPI == nil {
-		key := repo.String() + " referrers " + d.String() + " " + artifactType
-		found, _, err := do(ctx, c, &c.referrers, key, ask, questionBound, func(ctx context.Context) (referrerPage, error) {
-			list, out, err := c.upstream.Referrers(ctx, repo, d, artifactType, ask)
-			return referrerPage{list, out}, err
-		})
-		switch {
-		case err == nil:
-			found.out.Cache, found.out.Checked = oci.Miss, time.Now()
-			return found.list, found.out, nil
-		case !errors.Is(err, oci.ErrUnsupported):
-			return c.heldReferrers(ctx, repo, d, artifactType, ask, err)
+	if _, _, noAPI := c.noAPI.get(repo.String(), time.Now()); noAPI == nil {
+		list, out, err := c.apiReferrers(ctx, repo, d, artifactType, ask)
+		if !errors.Is(err, oci.ErrUnsupported) {
+			return list, out, err
 		}
-		c.noAPI.put(repo.String(), time.Now().Add(noAPIFor), err)
+		c.noAPI.put(repo.String(), time.Now().Add(noAPIFor), "", err)
 	}
 	list, out, err := c.fallbackReferrers(ctx, repo, d, artifactType, ask)
 	if oci.IsUnknown(err) { // a digest without a fallback tag has no referrers
@@ -105,11 +125,37 @@ func (c *Cache) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest
 	return list, out, err
 }
 
-// heldReferrers answers while upstream's API is in trouble, if it can.
-func (c *Cache) heldReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask, trouble error) (oci.ReferrerList, oci.Outcome, error) {
-	if _, err := c.disk.Tag(repo, d.FallbackTag()); err != nil || ctx.Err() != nil {
-		return oci.ReferrerList{}, oci.Outcome{}, trouble
+// apiReferrers asks upstream's API: ErrUnsupported where there is none.
+func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, error) {
+	_, err := c.disk.Tag(repo, d.FallbackTag())
+	held := err == nil
+	found, first, said, err := askList(ctx, c, &c.referrers, listQuestion[referrerPage]{
+		repo: repo, key: repo.String() + " referrers " + d.String() + " " + artifactType, held: held,
+		ask: ask, work: func(ctx context.Context) (referrerPage, error) {
+			list, out, err := c.upstream.Referrers(ctx, repo, d, artifactType, ask)
+			return referrerPage{list, out.Spent}, err
+		},
+	})
+	if !first {
+		found.spent = 0
 	}
+	if errors.Is(err, oci.ErrUnsupported) {
+		return oci.ReferrerList{}, oci.Outcome{}, err
+	}
+	rung := c.ladder(repo.Host).Climb(held && ctx.Err() == nil, said, oci.RetryAfter(err))
+	out := oci.Outcome{Cache: rung.Mark, Spent: found.spent}
+	switch rung.Serve {
+	case Theirs:
+		out.Checked, out.Why = time.Now(), "asked upstream"
+		return found.list, out, nil
+	case Ours:
+		return c.heldReferrers(ctx, repo, d, artifactType, ask, err)
+	}
+	return oci.ReferrerList{}, out, err
+}
+
+// heldReferrers answers from the fallback tag while upstream's API is in trouble.
+func (c *Cache) heldReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask, trouble error) (oci.ReferrerList, oci.Outcome, error) {
 	list, out, err := c.fallbackReferrers(ctx, repo, d, artifactType, ask)
 	if err != nil {
 		return oci.ReferrerList{}, out, trouble

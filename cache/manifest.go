@@ -24,7 +24,7 @@ func (c *Cache) Manifest(ctx context.Context, repo oci.Repository, dg oci.Digest
 	if c.without(repo.Host) {
 		return oci.Manifest{}, oci.Outcome{}, offline(repo.String() + "@" + dg.String())
 	}
-	if _, err := c.failures.get(manifestKey(repo, dg), time.Now()); err != nil && !ask.Refresh {
+	if _, err := c.refusal(ctx, repo, manifestKey(repo, dg)); err != nil && !ask.Refresh {
 		return oci.Manifest{}, oci.Outcome{Why: "upstream said so a moment ago"}, err
 	}
 	if c.confirmFirst(repo, dg) {
@@ -84,7 +84,7 @@ func (c *Cache) confirmManifest(ctx context.Context, repo oci.Repository, dg oci
 	found, first, err := do(ctx, c, &c.checks, manifestKey(repo, dg), ask, questionBound, func(ctx context.Context) (resolution, error) {
 		res, out, err := c.upstream.Resolve(ctx, repo, dg.String(), ask)
 		if err != nil {
-			c.noteRefusal(manifestKey(repo, dg), ask, err)
+			c.noteRefusal(ctx, repo, manifestKey(repo, dg), ask, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if res.Manifest != nil {
@@ -116,7 +116,7 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 		if err == nil {
 			c.keepManifest(repo, m)
 		} else {
-			c.noteRefusal(manifestKey(repo, dg), ask, err)
+			c.noteRefusal(ctx, repo, manifestKey(repo, dg), ask, err)
 		}
 		return fetched{m, out.Spent}, err
 	})
@@ -156,20 +156,6 @@ func (c *Cache) name(repo oci.Repository, m oci.Manifest) {
 // the one and not the other.
 func manifestKey(repo oci.Repository, dg oci.Digest) string {
 	return repo.String() + " manifest " + dg.String()
-}
-
-// noteRefusal remembers for a moment what upstream does not have, or does not
-// give.
-func (c *Cache) noteRefusal(key string, ask oci.Ask, err error) {
-	c.noteFailure(key, ask, c.ladder.Climb(false, saidBy(err), 0), err)
-}
-
-// noteFailure remembers not to repeat a question. That one in the background had
-// to give way says nothing to those who wait themselves.
-func (c *Cache) noteFailure(key string, ask oci.Ask, r Rung, err error) {
-	if r.Again > 0 && !(ask.Background && saidBy(err) == Limited) {
-		c.failures.put(key, time.Now().Add(r.Again), err)
-	}
 }
 
 // marker tells whether content belongs to repo. Markers are never synced: of

@@ -39,13 +39,13 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	if fresh.Judge(q.rec, time.Time{}, now, ask) == Fresh { // the hot path ends here
 		return c.withManifest(ctx, q, q.rec, oci.Outcome{Cache: oci.Hit, Checked: q.rec.Checked, Why: "fresh"})
 	}
-	retry, failed := c.failures.get(q.key(), now)
+	retry, failed := c.refusal(ctx, repo, q.key())
 	switch fresh.Judge(q.rec, retry, now, ask) {
 	case Held:
 		if fresh.Offline {
 			return resolved(q.rec), oci.Outcome{Cache: oci.Hit, Checked: q.rec.Checked, Why: "offline"}, nil
 		}
-		return q.answer(c.ladder.Climb(true, saidBy(failed), 0), resolution{}, failed)
+		return q.answer(c.ladder(q.repo.Host).Climb(true, saidBy(failed), 0), resolution{}, failed)
 	case Unknown:
 		return oci.Resolved{}, oci.Outcome{}, offline(q.key())
 	}
@@ -83,7 +83,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion) (oci.Resolved, oc
 	if ctx.Err() != nil {
 		return oci.Resolved{}, oci.Outcome{Spent: found.spent}, err
 	}
-	res, out, err := q.answer(c.ladder.Climb(q.rec != nil, q.said(found, err), oci.RetryAfter(err)), found, err)
+	res, out, err := q.answer(c.ladder(q.repo.Host).Climb(q.rec != nil, q.said(found, err), oci.RetryAfter(err)), found, err)
 	if err != nil || !q.ask.Manifest {
 		return res, out, err
 	}
@@ -102,7 +102,9 @@ func (c *Cache) withManifest(ctx context.Context, q tagQuestion, rec *store.Tag,
 	if !q.ask.Manifest || old.Digest.IsZero() {
 		return resolved(rec), out, nil
 	}
-	m, mout, err := c.Manifest(ctx, q.repo, rec.Digest, q.ask)
+	ask := q.ask
+	ask.Refresh = false // that was about the tag
+	m, mout, err := c.Manifest(ctx, q.repo, rec.Digest, ask)
 	out.Spent += mout.Spent
 	if err == nil {
 		next := *rec
@@ -158,11 +160,13 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 
 // check asks upstream what a tag names, and records the answer.
 func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
-	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, q.ask)
+	ask := q.ask
+	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
+	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
 	// What cannot be fetched again is not evicted for its age.
 	c.disk.SetUnreachable(q.repo.Host, err != nil && saidBy(err) == Trouble)
 	if err != nil {
-		c.noteFailure(q.key(), q.ask, c.ladder.Climb(q.rec != nil, saidBy(err), oci.RetryAfter(err)), err)
+		c.noteFailure(ctx, q.repo, q.key(), q.ask, c.ladder(q.repo.Host).Climb(q.rec != nil, saidBy(err), oci.RetryAfter(err)), err)
 		return resolution{spent: out.Spent}, err
 	}
 	c.failures.forget(q.key())
@@ -224,7 +228,7 @@ func (c *Cache) resolveDigest(ctx context.Context, repo oci.Repository, referenc
 		desc := oci.Descriptor{MediaType: marker.MediaType, Digest: dg, Size: marker.Size}
 		return oci.Resolved{Descriptor: desc}, oci.Outcome{Cache: oci.Hit, Why: "known"}, nil
 	}
-	if _, err := c.failures.get(manifestKey(repo, dg), time.Now()); err != nil {
+	if _, err := c.refusal(ctx, repo, manifestKey(repo, dg)); err != nil {
 		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, err
 	}
 	desc, spent, err := c.confirmManifest(ctx, repo, dg, ask)

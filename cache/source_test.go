@@ -32,6 +32,7 @@ type source struct {
 	blobs     map[string][]byte // by repository@digest
 	asked     []string
 	moved     int64 // bytes of blobs given out
+	refreshed int   // questions that said Refresh
 
 	down     error // every question fails with it
 	noRanges bool  // every body starts at 0
@@ -110,8 +111,11 @@ func (s *source) pushManifest(repo oci.Repository, tag string, content []byte, m
 	return m
 }
 
-func (s *source) Resolve(_ context.Context, repo oci.Repository, ref string, _ oci.Ask) (oci.Resolved, oci.Outcome, error) {
+func (s *source) Resolve(_ context.Context, repo oci.Repository, ref string, ask oci.Ask) (oci.Resolved, oci.Outcome, error) {
 	out := oci.Outcome{Cache: oci.Miss, Spent: 1}
+	if ask.Refresh {
+		s.set(func() { s.refreshed++ })
+	}
 	if err := s.note("HEAD %s %s", repo.Path, ref); err != nil {
 		return oci.Resolved{}, out, err
 	}

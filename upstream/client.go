@@ -12,6 +12,7 @@
 package upstream
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -82,6 +83,21 @@ func (c *Client) Name() string { return c.cfg.Name }
 // HasCredentials reports whether c may sign in to anything.
 func (c *Client) HasCredentials() bool {
 	return slices.ContainsFunc(c.sites, func(s *site) bool { return s.credentials != nil })
+}
+
+// Login names, without telling them, the credentials that a repository is asked
+// for with: they have changed where another name comes back. Who leaves before
+// they are known gets none.
+func (c *Client) Login(ctx context.Context, repo oci.Repository) string {
+	var name []byte
+	for _, s := range c.sites {
+		cred, err := s.credential(ctx, repo)
+		if err != nil {
+			return ""
+		}
+		name = append(name, cred.id[:]...)
+	}
+	return string(name)
 }
 
 // Breakers is how the hosts answer that belong to the upstream: the registry

@@ -48,6 +48,15 @@ func (s *Set) HasCredentials(host string) bool {
 	return c != nil && c.HasCredentials()
 }
 
+// Login names what the upstream is signed in to with for a repository, without
+// telling it: another name means another credential, and none anonymously.
+func (s *Set) Login(ctx context.Context, repo oci.Repository) string {
+	if c := s.Client(repo.Host); c != nil {
+		return c.Login(ctx, repo)
+	}
+	return ""
+}
+
 // Quota is what is known of the quota of one account at an upstream.
 type Quota struct {
 	Upstream string
