@@ -42,6 +42,7 @@ type Config struct {
 	DockerHubUsername Username         `env:"ENTREPOT_DOCKERHUB_USERNAME" doc:"Account at Docker Hub"`
 	DockerHubPassword Secret           `env:"ENTREPOT_DOCKERHUB_PASSWORD" doc:"Its personal access token, or password"`
 	Upstream          []UpstreamConfig `envPrefix:"ENTREPOT_UPSTREAM_"`
+	Rule              []RuleConfig     `envPrefix:"ENTREPOT_RULE_"`
 	TagTTL            Lifetime         `env:"ENTREPOT_TAG_TTL" envDefault:"5m" doc:"How long a checked tag is served without asking its upstream again; never: it is not asked again"`
 	TagTTLRules       []TagTTLConfig   `envPrefix:"ENTREPOT_TAG_TTL_"`
 	NegativeTTL       Duration         `env:"ENTREPOT_NEGATIVE_TTL" envDefault:"30s" doc:"How long an upstream's 404, and its 401 or 403 to one credential, is repeated without asking it again"`
@@ -159,6 +160,7 @@ func (c *Config) check(found *problems) {
 	c.checkTagTTLs(found)
 	c.checkUpstreams(found)
 	c.checkDockerHub(found)
+	c.checkRules(found)
 }
 
 // minCacheSize is the least that the store takes for a budget.
@@ -269,12 +271,13 @@ func (c *Config) UpstreamSettings() []UpstreamSettings {
 			all[i].Login = Login{string(c.DockerHubUsername), c.DockerHubPassword}
 		}
 	}
+	c.addRuleLogins(all)
 	return all
 }
 
 // Names decides which repository a client means.
 func (c *Config) Names() *oci.Names {
-	return &oci.Names{Default: string(c.DefaultUpstream), Upstreams: c.upstreamNames(), Own: c.OwnNames}
+	return &oci.Names{Default: string(c.DefaultUpstream), Upstreams: c.upstreamNames(), Own: c.OwnNames, Rules: c.nameRules()}
 }
 
 // dataPath is the data directory, absolute where that can be found out.

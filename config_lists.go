@@ -45,6 +45,7 @@ type Login struct {
 // PrefixLogin is the account for the repositories below a path.
 type PrefixLogin struct {
 	Prefix string
+	Exact  bool // for that repository alone
 	Login
 }
 
@@ -60,7 +61,7 @@ type MirrorSettings struct {
 func prefixLogins(list []CredentialConfig) []PrefixLogin {
 	var all []PrefixLogin
 	for _, c := range list {
-		all = append(all, PrefixLogin{string(c.Prefix), Login{string(c.Username), c.Password}})
+		all = append(all, PrefixLogin{string(c.Prefix), false, Login{string(c.Username), c.Password}})
 	}
 	return all
 }

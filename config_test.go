@@ -18,9 +18,11 @@ import (
 	"time"
 
 	"entrepot/cache"
+	"entrepot/oci"
 	"entrepot/ratelimit"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
 )
 
 func environ(pairs ...string) []string { return append([]string{"PATH=/bin", "HOME=/root"}, pairs...) }
@@ -216,6 +218,32 @@ func TestListsInListsReachTheirFields(t *testing.T) {
 	}
 }
 
+// TestAccountsOfRules: they belong to what the source covers.
+func TestAccountsOfRules(t *testing.T) {
+	c := mustLoad(t,
+		"ENTREPOT_RULE_0_TARGET=ours/*", "ENTREPOT_RULE_0_SOURCE=ghcr.io/ours/*", "ENTREPOT_RULE_0_USERNAME=below", "ENTREPOT_RULE_0_PASSWORD=p",
+		"ENTREPOT_RULE_1_TARGET=app", "ENTREPOT_RULE_1_SOURCE=ghcr.io/ours/app", "ENTREPOT_RULE_1_USERNAME=alone", "ENTREPOT_RULE_1_PASSWORD=p",
+		"ENTREPOT_RULE_2_TARGET=quay/*", "ENTREPOT_RULE_2_SOURCE=quay.io/*", "ENTREPOT_RULE_2_USERNAME=all", "ENTREPOT_RULE_2_PASSWORD=p",
+		"ENTREPOT_RULE_3_TARGET=dotnet/*", "ENTREPOT_RULE_3_SOURCE=mcr.microsoft.com/dotnet/*",
+	)
+	for _, row := range []struct{ host, path, want string }{
+		{"ghcr.io", "ours/x", "below"},
+		{"ghcr.io", "ours/app", "alone"},
+		{"ghcr.io", "ours/app/x", "below"},
+		{"ghcr.io", "theirs/x", ""},
+		{"quay.io", "x/y", "all"},
+	} {
+		i := slices.IndexFunc(c.UpstreamSettings(), func(u UpstreamSettings) bool { return u.Name == row.host })
+		login, err := credentials(t.Context(), c, c.UpstreamSettings()[i], zerolog.Nop())(t.Context(), oci.Repository{Host: row.host, Path: row.path})
+		if err != nil || login.Username != row.want {
+			t.Errorf("%s/%s is asked for as %q, %v; want %q", row.host, row.path, login.Username, err, row.want)
+		}
+	}
+	if !c.hasLogins() {
+		t.Error("what a rule's account may read is taken for what everybody may")
+	}
+}
+
 // Each row is an environment and, in order, the variable and part of the text
 // of every problem that is to be reported.
 func TestProblemsAreNamed(t *testing.T) {
@@ -291,6 +319,22 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"Docker Hub account without Docker Hub", []string{"ENTREPOT_UPSTREAMS=ghcr.io", "ENTREPOT_DEFAULT_UPSTREAM=ghcr.io", "ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD=b"}, []problem{{"ENTREPOT_DOCKERHUB_USERNAME", "docker.io is not an upstream"}}},
 		{"password without user", []string{"ENTREPOT_DOCKERHUB_PASSWORD=hunter2"}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD", "is set without ENTREPOT_DOCKERHUB_USERNAME"}}},
 		{"user without password", []string{"ENTREPOT_DOCKERHUB_USERNAME=a"}, []problem{{"ENTREPOT_DOCKERHUB_USERNAME", "is set without ENTREPOT_DOCKERHUB_PASSWORD or ENTREPOT_DOCKERHUB_PASSWORD_FILE"}}},
+		{"rule without a source", []string{"ENTREPOT_RULE_0_TARGET=a/*"}, []problem{{"ENTREPOT_RULE_0_SOURCE", "is not set, but others of ENTREPOT_RULE_0_ are"}}},
+		{"rule without a target", []string{"ENTREPOT_RULE_0_SOURCE=docker.io/a/*"}, []problem{{"ENTREPOT_RULE_0_TARGET", "is not set"}}},
+		{"rule with a * in the middle", []string{"ENTREPOT_RULE_0_TARGET=a/*/b", "ENTREPOT_RULE_0_SOURCE=docker.io/a"}, []problem{{"ENTREPOT_RULE_0_TARGET", "a * that is not its whole last part"}}},
+		{"rule with one *", []string{"ENTREPOT_RULE_0_TARGET=a/*", "ENTREPOT_RULE_0_SOURCE=docker.io/a"}, []problem{{"ENTREPOT_RULE_0_TARGET", "want a * at the end of both or of neither"}}},
+		{"rule without an upstream", []string{"ENTREPOT_RULE_0_TARGET=a/*", "ENTREPOT_RULE_0_SOURCE=dotnet/*"}, []problem{{"ENTREPOT_RULE_0_SOURCE", "does not begin with an upstream's name"}}},
+		{"rule to an unknown upstream", []string{"ENTREPOT_RULE_0_TARGET=a/*", "ENTREPOT_RULE_0_SOURCE=nvcr.io/*"}, []problem{{"ENTREPOT_RULE_0_SOURCE", "nvcr.io is not an upstream: want one of docker.io, mcr"}}},
+		{"rules that overlap", []string{"ENTREPOT_RULE_0_TARGET=a/*", "ENTREPOT_RULE_0_SOURCE=docker.io/x/*", "ENTREPOT_RULE_1_TARGET=a/*", "ENTREPOT_RULE_1_SOURCE=docker.io/y/*"}, []problem{{"ENTREPOT_RULE_1_TARGET", "a/* is the target of another rule, a/* => docker.io/x/*"}}},
+		{"rule with half a login", []string{"ENTREPOT_RULE_0_TARGET=a/*", "ENTREPOT_RULE_0_SOURCE=docker.io/x/*", "ENTREPOT_RULE_0_USERNAME=me"}, []problem{{"ENTREPOT_RULE_0_USERNAME", "is set without ENTREPOT_RULE_0_PASSWORD"}}},
+		{"rules with two logins", []string{
+			"ENTREPOT_RULE_0_TARGET=a/*", "ENTREPOT_RULE_0_SOURCE=docker.io/x/*", "ENTREPOT_RULE_0_USERNAME=me", "ENTREPOT_RULE_0_PASSWORD=p",
+			"ENTREPOT_RULE_1_TARGET=b/*", "ENTREPOT_RULE_1_SOURCE=docker.io/x/*", "ENTREPOT_RULE_1_USERNAME=you", "ENTREPOT_RULE_1_PASSWORD=p",
+		}, []problem{{"ENTREPOT_RULE_1_USERNAME", "is an account for docker.io/x/*, and ENTREPOT_RULE_0_USERNAME is one as well"}}},
+		{"rule with the login of an upstream", []string{
+			"ENTREPOT_RULE_0_TARGET=a/*", "ENTREPOT_RULE_0_SOURCE=docker.io/*", "ENTREPOT_RULE_0_USERNAME=me", "ENTREPOT_RULE_0_PASSWORD=p",
+			"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD=b",
+		}, []problem{{"ENTREPOT_RULE_0_USERNAME", "ENTREPOT_DOCKERHUB_USERNAME is one as well"}}},
 		{"two accounts for one", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD=b", "ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_UPSTREAM_0_USERNAME=c", "ENTREPOT_UPSTREAM_0_PASSWORD=d"}, []problem{{"ENTREPOT_DOCKERHUB_USERNAME", "ENTREPOT_UPSTREAM_0_USERNAME as well"}}},
 		{"value and file", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD=hunter2", "ENTREPOT_DOCKERHUB_PASSWORD_FILE=/x"}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "is set, and ENTREPOT_DOCKERHUB_PASSWORD as well"}}},
 		{"secret file missing", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD_FILE=" + absent}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "no such file"}}},

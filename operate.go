@@ -314,6 +314,13 @@ func repositoryPattern(names *oci.Names, name string) (string, error) {
 	case names.Default == oci.DockerHub && !strings.Contains(name, "/"):
 		return names.Default + "/library/" + name, nil
 	}
+	// What stands before the first pattern may be the target of a rule.
+	if i := strings.LastIndexByte(name[:strings.IndexAny(name, "*?[")], '/'); i > 0 {
+		const below = "x/x" // two parts, as docker.io has in any case
+		if repo, _, err := names.Repository(name[:i+1]+below, "", ""); err == nil {
+			return strings.TrimSuffix(repo.String(), below) + name[i+1:], nil
+		}
+	}
 	return names.Default + "/" + name, nil
 }
 

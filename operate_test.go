@@ -316,7 +316,10 @@ func TestHelpTellsEveryFlag(t *testing.T) {
 }
 
 func TestSelection(t *testing.T) {
-	names := &oci.Names{Default: "docker.io", Upstreams: []string{"docker.io", "ghcr.io"}}
+	names := mustLoad(t,
+		"ENTREPOT_UPSTREAMS=docker.io,ghcr.io", "ENTREPOT_RULE_0_TARGET=ours/*", "ENTREPOT_RULE_0_SOURCE=ghcr.io/team/*",
+		"ENTREPOT_RULE_1_TARGET=hub/*", "ENTREPOT_RULE_1_SOURCE=docker.io/*",
+	).Names()
 	digest := "sha256:" + strings.Repeat("a", 64)
 	for _, row := range []struct{ arg, repository, tag, digest string }{
 		{"alpine", "docker.io/library/alpine", "", ""},
@@ -335,6 +338,12 @@ func TestSelection(t *testing.T) {
 		{"*.io/a", "*.io/a", "", ""},
 		{"alpine:3.*", "docker.io/library/alpine", "3.*", ""},
 		{"*:latest", "*", "latest", ""},
+		{"ours/app:1", "ghcr.io/team/app", "1", ""},
+		{"ours/*", "ghcr.io/team/*", "", ""},
+		{"ours/a/b*:1", "ghcr.io/team/a/b*", "1", ""},
+		{"hub/alpine", "docker.io/library/alpine", "", ""},
+		{"hub/*", "docker.io/*", "", ""},
+		{"our*/app", "docker.io/our*/app", "", ""},
 	} {
 		got, err := selectionOf(names, row.arg)
 		if err != nil || got.repository != row.repository || got.tag != row.tag || got.digest.String() != row.digest {

@@ -300,7 +300,7 @@ func credentials(ctx context.Context, cfg *Config, u UpstreamSettings, logger ze
 	}
 	all := []upstream.PrefixCredential{{Credentials: base}}
 	for _, l := range u.Logins {
-		all = append(all, upstream.PrefixCredential{Prefix: l.Prefix, Credentials: l.credentials()})
+		all = append(all, upstream.PrefixCredential{Prefix: l.Prefix, Exact: l.Exact, Credentials: l.credentials()})
 	}
 	return upstream.ByPrefix(all)
 }

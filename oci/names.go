@@ -14,6 +14,7 @@ type Names struct {
 	Default   string   // the upstream of names without a registry
 	Upstreams []string // every upstream's name, the default among them
 	Own       []string // host names that are ours beside the request's Host
+	Rules     *Rules   // names of our own; they come before all others; nil: none
 }
 
 // FoldHost gives the canonical name of an upstream: Docker Hub has three.
@@ -31,25 +32,75 @@ func FoldHost(host string) string {
 // decided, and the answer is to carry OCI-Namespace. Errors: NameUnknown,
 // NameInvalid.
 //
-// ns wins; a first part that names the same upstream is then dropped, since
-// containerd's override_path sends both. Without ns a first part with a dot or
-// a colon is a registry. An ns that is our own host counts as absent.
+// A registry stands in ns or in the first part of the name, if that has a dot or
+// a colon. ns wins; a first part that names the same registry is then dropped,
+// since containerd's override_path sends both. An ns that is our own host counts
+// as absent. Then the rules are asked; a name with a registry is only for those
+// whose target has that registry too: who says docker.io means it. What no rule
+// takes leads to the upstream of that name.
 func (n *Names) Repository(name, ns, host string) (repo Repository, scoped bool, err error) {
+	upstream, path, scoped := n.split(name, ns, host)
+	if rule := n.rule(upstream, path); rule != nil {
+		upstream, path = rule.apply(fullName(upstream, path))
+	} else if upstream == "" {
+		upstream = n.Default
+	}
+	repo, err = n.repository(upstream, path)
+	return repo, scoped, err
+}
+
+// Rule is the rule that decides what a name means; nil if none does.
+func (n *Names) Rule(name, ns, host string) *Rule {
+	upstream, path, _ := n.split(name, ns, host)
+	return n.rule(upstream, path)
+}
+
+// split takes the registry off a name; it is empty where the client said none.
+func (n *Names) split(name, ns, host string) (upstream, path string, scoped bool) {
 	first, rest, _ := strings.Cut(name, "/")
-	if ns != "" && !n.isOwn(ns, host) {
-		upstream := FoldHost(ns)
+	switch {
+	case ns != "" && !n.isOwn(ns, host):
+		upstream = FoldHost(ns)
 		if FoldHost(first) == upstream {
 			name = rest
 		}
-		repo, err = n.repository(upstream, name)
-		return repo, true, err
+		return upstream, name, true
+	case isRegistry(first):
+		return FoldHost(first), rest, false
 	}
-	if strings.ContainsAny(first, ".:") || first == "localhost" {
-		repo, err = n.repository(FoldHost(first), rest)
-		return repo, false, err
+	return "", name, false
+}
+
+func (n *Names) rule(upstream, path string) *Rule {
+	if n.Rules == nil || path == "" {
+		return nil
 	}
-	repo, err = n.repository(n.Default, name)
-	return repo, false, err
+	r := n.Rules.find(fullName(upstream, path))
+	if r != nil && r.Target.Name == "" && upstream != "" {
+		return nil
+	}
+	return r
+}
+
+// fullName is how the targets of rules are written.
+func fullName(upstream, path string) string {
+	if upstream == "" {
+		return path
+	}
+	return upstream + "/" + inLibrary(upstream, path)
+}
+
+// inLibrary gives a one-part name of Docker Hub the rest of its path.
+func inLibrary(upstream, path string) string {
+	if upstream == DockerHub && path != "" && !strings.Contains(path, "/") {
+		return "library/" + path
+	}
+	return path
+}
+
+// isRegistry reports whether the first part of a name is a registry.
+func isRegistry(first string) bool {
+	return strings.ContainsAny(first, ".:") || first == "localhost"
 }
 
 // Reference reads what a person types, "[registry/]name[:tag][@digest]", by the
@@ -82,10 +133,7 @@ func (n *Names) repository(upstream, path string) (Repository, error) {
 	if path == "" {
 		return Repository{}, Errorf(NameUnknown, "the name holds a registry, %q, and no repository", clip(upstream))
 	}
-	if upstream == DockerHub && !strings.Contains(path, "/") {
-		path = "library/" + path
-	}
-	return NewRepository(upstream, path)
+	return NewRepository(upstream, inLibrary(upstream, path))
 }
 
 func (n *Names) isOwn(ns, host string) bool {

@@ -59,17 +59,18 @@ func PasswordFrom(username string, read func() (string, error)) Credentials {
 // PrefixCredential is what to sign in with to the repositories below a path.
 type PrefixCredential struct {
 	Prefix      string      // whole components: "team" is no prefix of "teams/x"; empty: every repository
+	Exact       bool        // the repository of that path alone
 	Credentials Credentials // nil: anonymously
 }
 
 // ByPrefix signs in with the credentials of the longest prefix that a
-// repository's path has, and anonymously where it has none of them.
+// repository's path has, or of the path itself, and anonymously where it has none of them.
 func ByPrefix(list []PrefixCredential) Credentials {
 	sorted := slices.Clone(list)
 	for i := range sorted {
 		sorted[i].Prefix = strings.Trim(sorted[i].Prefix, "/")
 	}
-	slices.SortStableFunc(sorted, func(a, b PrefixCredential) int { return len(b.Prefix) - len(a.Prefix) })
+	slices.SortStableFunc(sorted, func(a, b PrefixCredential) int { return b.weight() - a.weight() })
 	return func(ctx context.Context, repo oci.Repository) (authn.AuthConfig, error) {
 		for _, p := range sorted {
 			if !p.covers(repo.Path) {
@@ -86,7 +87,15 @@ func ByPrefix(list []PrefixCredential) Credentials {
 
 func (p PrefixCredential) covers(path string) bool {
 	rest, ok := strings.CutPrefix(path, p.Prefix)
-	return ok && (p.Prefix == "" || rest == "" || rest[0] == '/')
+	return ok && (rest == "" || !p.Exact && (p.Prefix == "" || rest[0] == '/'))
+}
+
+// weight orders by length, and at the same length the exact one first.
+func (p PrefixCredential) weight() int {
+	if p.Exact {
+		return 2*len(p.Prefix) + 1
+	}
+	return 2 * len(p.Prefix)
 }
 
 // keychainLife is how long an answer of a keychain is kept: a credential helper

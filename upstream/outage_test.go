@@ -201,8 +201,8 @@ func TestQuotaIsKeptPerAccount(t *testing.T) {
 		hub.Push("open/x", "latest", image)
 		c := w.connect(func(cfg *Config) {
 			cfg.Credentials = ByPrefix([]PrefixCredential{
-				{"alice", Password("alice", "secret")},
-				{"bob", Password("bob", "secret")},
+				{Prefix: "alice", Credentials: Password("alice", "secret")},
+				{Prefix: "bob", Credentials: Password("bob", "secret")},
 			})
 		})
 		pull := func(path string) error {
@@ -235,14 +235,16 @@ func TestQuotaIsKeptPerAccount(t *testing.T) {
 
 func TestByPrefix(t *testing.T) {
 	login := ByPrefix([]PrefixCredential{
-		{"", Password("all", "x")},
-		{"team", Password("team", "x")},
-		{"team/app", Password("app", "x")},
-		{"team/open/", nil},
-		{"/other", Password("other", "x")},
+		{Prefix: "", Credentials: Password("all", "x")},
+		{Prefix: "team", Credentials: Password("team", "x")},
+		{Prefix: "team/app", Credentials: Password("app", "x")},
+		{Prefix: "team/open/", Credentials: nil},
+		{Prefix: "/other", Credentials: Password("other", "x")},
+		{Prefix: "team/app", Exact: true, Credentials: Password("alone", "x")},
+		{Prefix: "team/app/y", Exact: true, Credentials: Password("y", "x")},
 	})
 	for path, want := range map[string]string{
-		"library/alpine": "all", "teams": "all", "team": "team", "team/x": "team", "team/app": "app", "team/app/x": "app",
+		"library/alpine": "all", "teams": "all", "team": "team", "team/x": "team", "team/app": "alone", "team/app/x": "app", "team/app/y": "y", "team/app/y/z": "app",
 		"team/apple": "team", "team/open": "", "team/open/x": "", "team/opened": "team", "other/x": "other",
 	} {
 		a, err := login(t.Context(), oci.Repository{Host: "docker.io", Path: path})
