@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"entrepot/cache"
-	"entrepot/oci"
+	"entrepot/ledger"
 	"entrepot/ratelimit"
 	"entrepot/store"
 	"entrepot/upstream"
@@ -67,13 +67,14 @@ const (
 func TestMetricsAreDocumented(t *testing.T) {
 	m := newMetrics(build{Version: "v1"}, []string{"docker.io"})
 	m.watch(func() store.Stats { return store.Stats{} }, func() cache.Stats { return cache.Stats{} }, func() []upstream.Quota {
-		return []upstream.Quota{{Upstream: "docker.io", Quota: ratelimit.Quota{Limit: 100, Left: 10, Window: time.Hour}}}
+		return []upstream.Quota{{Upstream: "docker.io", Quota: ratelimit.Quota{Limit: 100, Left: 10, Reserve: 5, Window: time.Hour}}}
 	}, 0)
+	m.watchUpstreams(ledger.New(), func() []upstream.Breaker { return nil })
 	cut := hitRecord()
 	cut.Err = io.ErrUnexpectedEOF
 	m.request(&cut)
 	m.call(upstream.Call{Upstream: "docker.io", Kind: upstream.ManifestKind})
-	m.received("docker.io", oci.BlobKind, 1)
+	m.received(upstream.Call{Upstream: "docker.io", Kind: upstream.BlobKind}, 1)
 	families, err := m.registry.Gather()
 	if err != nil {
 		t.Fatal(err)

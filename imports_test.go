@@ -19,6 +19,7 @@ var allowedImports = map[string][]string{
 	"store":     {"oci"},
 	"upstream":  {"oci", "ratelimit"},
 	"cache":     {"oci", "store"},
+	"ledger":    {},
 	"proxy":     {"oci", "ratelimit"},
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"entrepot/cache"
+	"entrepot/ledger"
 	"entrepot/oci"
 	"entrepot/proxy"
 	"entrepot/store"
@@ -23,7 +24,8 @@ import (
 // values: upstreams are configured, and nothing of a stranger's text becomes
 // one.
 type metrics struct {
-	registry *prometheus.Registry
+	registry  *prometheus.Registry
+	upstreams []string
 
 	requests  *prometheus.CounterVec
 	bytes     *prometheus.CounterVec
@@ -67,7 +69,7 @@ var (
 )
 
 func newMetrics(b build, upstreams []string) *metrics {
-	m := &metrics{registry: prometheus.NewRegistry(), tables: map[string]*seriesTable{none: new(seriesTable)}}
+	m := &metrics{registry: prometheus.NewRegistry(), upstreams: upstreams, tables: map[string]*seriesTable{none: new(seriesTable)}}
 	for _, name := range upstreams {
 		m.tables[name] = new(seriesTable)
 	}
@@ -149,8 +151,8 @@ func (m *metrics) call(c upstream.Call) {
 }
 
 // received counts what crossed the line from an upstream.
-func (m *metrics) received(host string, kind oci.Kind, n int) {
-	m.upstreamBytes.WithLabelValues(host, kind.String()).Add(float64(n))
+func (m *metrics) received(c upstream.Call, n int64) {
+	m.upstreamBytes.WithLabelValues(c.Upstream, string(c.Kind)).Add(float64(n))
 }
 
 // notKept counts an error of the data directory; others are counted elsewhere.
@@ -193,7 +195,61 @@ func (m *metrics) watch(disk func() store.Stats, cacheStats func() cache.Stats, 
 		limit:  prometheus.NewDesc(namespace+"_quota_limit", "Pulls that an upstream allows an account in its window, as it last said.", quotaLabels, nil),
 		left:   prometheus.NewDesc(namespace+"_quota_left", "Pulls that an account has left in an upstream's window, as it last said.", quotaLabels, nil),
 		window: prometheus.NewDesc(namespace+"_quota_window_seconds", "The length of an upstream's window, as it last said.", quotaLabels, nil),
+		kept:   prometheus.NewDesc(namespace+"_quota_reserve", "The last pulls of a quota, which are kept for those who wait for them.", quotaLabels, nil),
 	})
+}
+
+// watchUpstreams adds what the ledger and the breakers say of each upstream.
+func (m *metrics) watchUpstreams(l *ledger.Ledger, breakers func() []upstream.Breaker) {
+	for _, one := range []struct {
+		name, help string
+		value      func(ledger.Sum) int64
+	}{
+		{"pulls_total", "GETs of manifests that an upstream answered: what Docker Hub counts.", func(s ledger.Sum) int64 { return s.Pulls }},
+		{"heads_total", "HEADs of manifests that an upstream answered.", func(s ledger.Sum) int64 { return s.Heads }},
+		{"saved_requests_total", "Answers to clients for which nothing was fetched: held, or on its way.", func(s ledger.Sum) int64 { return s.Held }},
+		{"saved_bytes_total", "Bytes to clients for which nothing was fetched: held, or on their way.", func(s ledger.Sum) int64 { return s.Saved }},
+	} {
+		m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.CounterValue, upstreamDesc(one.name, one.help), func() map[string]float64 {
+			values := map[string]float64{}
+			for _, line := range l.Totals() {
+				values[line.Upstream] = float64(one.value(line.Sum))
+			}
+			return values
+		}})
+	}
+	help := "Hosts of an upstream that are not asked, since they do not answer."
+	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("breakers_open", help), func() map[string]float64 {
+		values := map[string]float64{}
+		for _, b := range breakers() {
+			if b.State != upstream.BreakerClosed {
+				values[b.Upstream]++
+			}
+		}
+		return values
+	}})
+}
+
+func upstreamDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc(namespace+"_"+name, help, []string{"upstream"}, nil)
+}
+
+// upstreamCollector shows one number of each upstream, 0 for those that have
+// none.
+type upstreamCollector struct {
+	upstreams []string
+	kind      prometheus.ValueType
+	desc      *prometheus.Desc
+	values    func() map[string]float64
+}
+
+func (c *upstreamCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
+	values := c.values()
+	for _, name := range c.upstreams {
+		ch <- prometheus.MustNewConstMetric(c.desc, c.kind, values[name], name)
+	}
 }
 
 // quotaLabels tell quotas apart: each account has its own, at each address of an
@@ -202,14 +258,15 @@ var quotaLabels = []string{"upstream", "host", "account"}
 
 // quotaCollector shows the quotas of those upstreams that told them.
 type quotaCollector struct {
-	quotas              func() []upstream.Quota
-	limit, left, window *prometheus.Desc
+	quotas                    func() []upstream.Quota
+	limit, left, window, kept *prometheus.Desc
 }
 
 func (c *quotaCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.limit
 	ch <- c.left
 	ch <- c.window
+	ch <- c.kept
 }
 
 func (c *quotaCollector) Collect(ch chan<- prometheus.Metric) {
@@ -222,6 +279,9 @@ func (c *quotaCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		if q.Left >= 0 {
 			show(c.left, float64(q.Left), q)
+		}
+		if q.Reserve > 0 {
+			show(c.kept, float64(q.Reserve), q)
 		}
 		if q.Window > 0 {
 			show(c.window, q.Window.Seconds(), q)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"entrepot/ledger"
 	"entrepot/oci"
 	"entrepot/proxy"
 	"entrepot/upstream"
@@ -13,24 +14,26 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// observer turns what the parts report into the log and the metrics, which only
-// this package knows.
+// observer turns what the parts report into the log, the metrics and the ledger,
+// which only this package knows.
 type observer struct {
 	log      zerolog.Logger
 	metrics  *metrics
+	ledger   *ledger.Ledger
 	throttle *throttle
 }
 
 // repeatInterval is how often the same trouble is logged above debug.
 const repeatInterval = time.Minute
 
-func newObserver(log zerolog.Logger, m *metrics) *observer {
-	return &observer{log: log, metrics: m, throttle: newThrottle(repeatInterval)}
+func newObserver(log zerolog.Logger, m *metrics, l *ledger.Ledger) *observer {
+	return &observer{log: log, metrics: m, ledger: l, throttle: newThrottle(repeatInterval)}
 }
 
 // request hears of every request of a client. It is on the path of every hit.
 func (o *observer) request(r proxy.Record) {
 	o.metrics.request(&r)
+	served(o.ledger, &r)
 	if level := levelOf(&r); level > zerolog.DebugLevel || o.log.GetLevel() <= zerolog.DebugLevel {
 		o.logRequest(level, &r)
 	}
@@ -93,17 +96,25 @@ func (o *observer) logRequest(level zerolog.Level, r *proxy.Record) {
 // call hears of every request to an upstream.
 func (o *observer) call(c upstream.Call) {
 	o.metrics.call(c)
+	spentBy(o.ledger, &c)
 	e := o.log.Debug()
 	if e == nil {
 		return
 	}
 	e.Str("method", c.Method).Str("kind", string(c.Kind)).
 		Str("upstream", c.Upstream).Str("host", c.Host).Str("repository", c.Repository).
+		Str("account", c.Account).Str("client", c.Client).
 		Int("status", c.Status).Float64("duration_seconds", c.Duration.Seconds())
 	if c.Err != nil {
 		e.Str("error", causeText(c.Err))
 	}
 	e.Msg("upstream request")
+}
+
+// received hears of the bytes that requests to upstreams brought.
+func (o *observer) received(c upstream.Call, n int64) {
+	o.metrics.received(c, n)
+	o.ledger.Spent(partyOf(&c), ledger.Sum{Fetched: n})
 }
 
 // upstreamWarning hears of an upstream's refusals, each kind once a minute.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"entrepot/cache"
+	"entrepot/ledger"
 	"entrepot/oci"
 	"entrepot/proxy"
 	"entrepot/ratelimit"
@@ -34,7 +35,7 @@ func hitRecord() proxy.Record {
 }
 
 func observerOn(w io.Writer, level LogLevel) *observer {
-	return newObserver(newLogger(w, level, "json"), newMetrics(build{}, []string{"docker.io", "ghcr.io"}))
+	return newObserver(newLogger(w, level, "json"), newMetrics(build{}, []string{"docker.io", "ghcr.io"}), ledger.New())
 }
 
 func TestEveryRequestIsALineAtDebug(t *testing.T) {

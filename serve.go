@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"entrepot/cache"
+	"entrepot/ledger"
 	"entrepot/proxy"
 	"entrepot/ratelimit"
 	"entrepot/store"
@@ -47,7 +48,8 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	began, about := time.Now(), readBuild()
 	counts := newMetrics(about, cfg.upstreamNames())
-	watcher := newObserver(logger, counts)
+	spent := ledger.New()
+	watcher := newObserver(logger, counts, spent)
 
 	// Addresses first: that they are taken is the commonest mistake. Until the
 	// stack is up clients are told to come again.
@@ -67,6 +69,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
+	defer keepLedger(spent, disk, watcher)()
 
 	upstreams, err := openUpstreams(ctx, cfg, about, watcher)
 	if err != nil {
@@ -76,10 +79,11 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	settings := cfg.cache(watcher)
 	settings.Login = upstreams.Login
-	held := cache.New(disk, &meter{upstreams, counts.received}, settings)
+	held := cache.New(disk, upstreams, settings)
 	defer closeCache(held, logger)
 
 	counts.watch(disk.Stats, held.Stats, upstreams.Quotas, cfg.CacheSize)
+	counts.watchUpstreams(spent, upstreams.Breakers)
 	api := proxy.New(held, proxy.Config{
 		Names: cfg.Names(), Catalog: held, Observe: watcher.request, HeaderTimeout: time.Duration(cfg.HeaderTimeout),
 		MayRefresh: func(r *http.Request) bool { return cfg.RefreshFrom.Contains(r.RemoteAddr) },
@@ -223,7 +227,7 @@ func openUpstreams(ctx context.Context, cfg *Config, about build, watcher *obser
 			Name: u.Name, URL: u.URL, CA: u.CA, AllowPrivate: u.AllowPrivate,
 			Credentials: logins[i], Mirrors: u.mirrors(), ForeignHosts: cfg.ForeignHosts, Limits: cfg.limits(u),
 			Proxy: cfg.Proxy(), UserAgent: about.userAgent(),
-			Observe: watcher.call, Warn: watcher.upstreamWarning,
+			Observe: watcher.call, Received: watcher.received, Warn: watcher.upstreamWarning,
 		})
 		if err != nil {
 			upstream.NewSet(clients...).Close()

@@ -134,7 +134,7 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 // Open serves what is held; what is not is filled, and read along.
 func (b *blob) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
 	if offset == 0 && length < 0 && !b.ask.Background {
-		b.c.prefetchWith(b.repo, b.dg)
+		b.c.prefetchWith(b.repo, b.dg, b.ask.Client)
 	}
 	for range 8 {
 		r, err := b.openHeld(ctx, offset, length)

@@ -159,20 +159,6 @@ func (c *Cache) spawn(work func()) bool {
 	return !c.closed
 }
 
-// Stats is what the cache is doing.
-type Stats struct {
-	Fills   int    // running now
-	Readers int    // of them, now
-	Joined  uint64 // readers so far that found a fill running
-}
-
-// Stats reports on the fills.
-func (c *Cache) Stats() Stats {
-	s := c.fills.stats()
-	s.Joined = c.joined.Load()
-	return s
-}
-
 // without reports that an upstream is not to be contacted.
 func (c *Cache) without(host string) bool { return c.cfg.Offline || c.cfg.Without[host] }
 

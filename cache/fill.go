@@ -46,18 +46,6 @@ type fills struct {
 	running map[oci.Digest]*fill
 }
 
-func (fs *fills) stats() Stats {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	s := Stats{Fills: len(fs.running)}
-	for _, f := range fs.running {
-		f.mu.Lock()
-		s.Readers += len(f.readers)
-		f.mu.Unlock()
-	}
-	return s
-}
-
 // withFile is the running fill of a digest that has a file; nil if there is none.
 func (fs *fills) withFile(dg oci.Digest) *fill {
 	fs.mu.Lock()
@@ -137,9 +125,11 @@ type fill struct {
 	digest oci.Digest
 	origin oci.Repository
 	hint   int64 // what upstream or a manifest said of the size; -1 if nothing
+	began  time.Time
 
 	ready chan struct{} // closed when file or openErr is set
 	file  *store.Fill
+	had   int64 // bytes that file began with
 	err   error // why there is no file
 	wake  chan struct{}
 	done  chan struct{} // closed when it has ended and the next may begin
@@ -169,7 +159,7 @@ func (c *Cache) joinOrStart(b *blob) (f *fill, started bool) {
 		f.hurry(b.ask)
 		return f, false
 	}
-	f = &fill{c: c, digest: b.dg, origin: b.repo, ask: b.ask, hint: b.size(), told: -1, ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	f = &fill{c: c, digest: b.dg, origin: b.repo, ask: b.ask, hint: b.size(), told: -1, began: time.Now(), ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1)}
 	defer c.fills.mu.Unlock()
 	if !c.spawn(func() { f.run(c.ctx) }) {
 		return nil, false
@@ -305,7 +295,7 @@ func (f *fill) begin() bool {
 		f.err = fmt.Errorf("%w: %w", errCannotKeep, err)
 		return false
 	}
-	f.file = file
+	f.file, f.had = file, file.Landed()
 	return true
 }
 

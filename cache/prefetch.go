@@ -83,8 +83,9 @@ func (p *prefetch) take(repo oci.Repository, layer oci.Digest) []oci.Digest {
 	return group.layers
 }
 
-// prefetchWith fills what belongs to a layer that a client takes whole.
-func (c *Cache) prefetchWith(repo oci.Repository, layer oci.Digest) {
+// prefetchWith fills what belongs to a layer that a client takes whole. Who takes
+// it is who spends what that costs.
+func (c *Cache) prefetchWith(repo oci.Repository, layer oci.Digest, client string) {
 	if c.prefetch.slots == nil || c.without(repo.Host) {
 		return
 	}
@@ -106,18 +107,18 @@ func (c *Cache) prefetchWith(repo oci.Repository, layer oci.Digest) {
 			}
 			fills.Go(func() {
 				defer func() { <-c.prefetch.slots }()
-				c.fillAhead(c.ctx, repo, d)
+				c.fillAhead(c.ctx, repo, d, client)
 			})
 		}
 	})
 }
 
 // fillAhead fills a blob that nobody has asked for yet, unless it is held. What goes wrong is told to the client that asks for it.
-func (c *Cache) fillAhead(ctx context.Context, repo oci.Repository, d oci.Digest) {
+func (c *Cache) fillAhead(ctx context.Context, repo oci.Repository, d oci.Digest, client string) {
 	if _, err := c.disk.Size(d); err == nil || c.fills.of(repo.Host) >= busy {
 		return
 	}
-	b := &blob{c: c, repo: repo, dg: d, marker: store.Marker{Size: -1}}
+	b := &blob{c: c, repo: repo, dg: d, ask: oci.Ask{Client: client}, marker: store.Marker{Size: -1}}
 	if marker, err := c.disk.Marker(repo, d); err == nil {
 		b.marker, b.known = marker, true
 	}

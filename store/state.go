@@ -74,5 +74,16 @@ func (d *Disk) saveState(name string, state any) error {
 	if err != nil {
 		return err
 	}
-	return d.writeFile(path.Join(stateDir, name), b, written{mode: 0o644, hurry: true})
+	return d.SaveState(name, b)
+}
+
+// SaveState keeps advice of others than the store under a name of their own.
+func (d *Disk) SaveState(name string, state []byte) error {
+	return d.writeFile(path.Join(stateDir, name), state, written{mode: 0o644, hurry: true})
+}
+
+// State is the advice that was saved last, of so many bytes at most;
+// fs.ErrNotExist if there is none.
+func (d *Disk) State(name string, most int64) ([]byte, error) {
+	return d.readFile(path.Join(stateDir, name), most)
 }

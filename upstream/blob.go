@@ -43,6 +43,7 @@ type blob struct {
 	mu        sync.Mutex  // guards what follows
 	size      int64       // -1 while unknown
 	target    *url.URL    // where the content is; nil while unknown
+	account   string      // by whose credentials it was found there
 	direct    bool        // the registry itself has it
 	resolving *resolution // nil: nobody asks the registry now
 }
@@ -205,9 +206,15 @@ func (b *blob) get(ctx context.Context, q *question, offset, length int64) (*ans
 		}
 		if target == nil {
 			a, err := b.site.follow(ctx, q, r)
+			b.mu.Lock()
+			b.account = q.account
+			b.mu.Unlock()
 			resolved(ctx, a, err)
 			return a, err
 		}
+		b.mu.Lock()
+		q.account = b.account
+		b.mu.Unlock()
 		again := r
 		again.url, again.class = target, ratelimit.Redirect
 		a, err := b.site.follow(ctx, q, again)

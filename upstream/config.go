@@ -29,10 +29,12 @@ type Config struct {
 
 	// Observe is told of each HTTP request that was sent, when its answer's
 	// headers are there or it has failed. Warn is told what an operator should
-	// know, each kind at most once a minute. Both must return quickly and may be
-	// called concurrently; nil: nobody listens.
-	Observe func(Call)
-	Warn    func(Warning)
+	// know, each kind at most once a minute. Received is told of the bytes of
+	// manifests and blobs that a Call brought, some at a time. All must return
+	// quickly and may be called concurrently; nil: nobody listens.
+	Observe  func(Call)
+	Received func(Call, int64)
+	Warn     func(Warning)
 }
 
 // Mirror is another address of an upstream, trusted to tell its tags. It is
@@ -102,6 +104,8 @@ type Call struct {
 	Upstream   string
 	Host       string // that it went to, with port
 	Repository string // path
+	Account    string // whose credentials went with it, or led to it; empty: nobody's
+	Client     string // for whom it was sent; empty: for nobody in particular
 	Kind       Kind
 	Method     string
 	Status     int           // 0 if no answer came
@@ -143,6 +147,9 @@ func (cfg *Config) setDefaults() {
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(Call) {}
+	}
+	if cfg.Received == nil {
+		cfg.Received = func(Call, int64) {}
 	}
 	if cfg.Warn == nil {
 		cfg.Warn = func(Warning) {}

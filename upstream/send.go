@@ -28,8 +28,10 @@ const (
 type question struct {
 	repo  oci.Repository
 	ask   oci.Ask
-	spent int    // requests sent, those for tokens included
-	why   string // of the Outcome, in a few words
+	spent int // requests sent, those for tokens included
+
+	account string // by whose credentials it is asked, those that led to where it is now
+	why     string // of the Outcome, in a few words
 }
 
 func (q *question) outcome() oci.Outcome {
@@ -93,7 +95,7 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 		return nil, err
 	}
 	began := time.Now()
-	a, err := s.transmit(ctx, q, r, l.header, pass)
+	a, err := s.transmit(ctx, q, r, l, pass)
 	if err != nil {
 		s.breakers.note(r.url, began, failureOutcome(ctx, err), 0, err)
 		return nil, err
@@ -104,17 +106,25 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 }
 
 // transmit sends a request that may be sent.
-func (s *site) transmit(ctx context.Context, q *question, r request, authorization string, pass *ratelimit.Pass) (*answer, error) {
+func (s *site) transmit(ctx context.Context, q *question, r request, l login, pass *ratelimit.Pass) (*answer, error) {
 	q.spent++
 	caller := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	overdue := time.AfterFunc(s.cfg.Timeouts.headers(), func() { cancel(errNoHeaders) })
+	if r.class != ratelimit.Redirect && r.class != ratelimit.Token {
+		q.account = l.account
+	}
+	call := Call{
+		Upstream: s.cfg.Name, Host: r.url.Host, Repository: q.repo.Path, Account: q.account, Client: q.ask.Client, Kind: r.kind, Method: r.method,
+	}
 	start := time.Now()
-	resp, err := s.transports.roundTrip(s.newRequest(ctx, r, authorization), r.transfer) //nolint:bodyclose // newBody takes it over
+	resp, err := s.transports.roundTrip(s.newRequest(ctx, r, l.header), r.transfer) //nolint:bodyclose // newBody takes it over
 	overdue.Stop()
+	call.Duration = time.Since(start)
 	if err != nil {
 		err = failure(caller, r.url.Host, err, context.Cause(ctx))
-		s.observe(q, r, start, 0, err)
+		call.Err = err
+		s.cfg.Observe(call)
 		if refused, ok := errors.AsType[*refusedAddress](err); ok {
 			s.warn(AddressRefused, refused.host, refused.Error())
 		}
@@ -122,11 +132,16 @@ func (s *site) transmit(ctx context.Context, q *question, r request, authorizati
 		pass.Release()
 		return nil, err
 	}
-	s.observe(q, r, start, resp.StatusCode, nil)
+	call.Status = resp.StatusCode
+	s.cfg.Observe(call)
 	a := &answer{status: resp.StatusCode, header: resp.Header, url: r.url, length: resp.ContentLength}
-	a.body = newBody(resp.Body, s.cfg.Timeouts, cancel, pass.Release, func(err error) error {
+	b := newBody(resp.Body, s.cfg.Timeouts, cancel, pass.Release, func(err error) error {
 		return bodyFailure(caller, r.url.Host, err, context.Cause(ctx))
 	})
+	a.body = b
+	if a.status < 300 && (r.kind == ManifestKind || r.kind == BlobKind) {
+		b.received = func(n int64) { s.cfg.Received(call, n) }
+	}
 	if a.status >= 300 || r.method == http.MethodHead {
 		drain := time.AfterFunc(drainTime, func() { cancel(errStalled) })
 		a.start = readStart(a.body)
@@ -145,7 +160,7 @@ func (s *site) probe(ctx context.Context, u *url.URL) (o outcome, retry time.Dur
 	if err != nil {
 		return unsaid, oci.RetryAfter(err), err
 	}
-	a, err := s.transmit(ctx, q, request{kind: ProbeKind, method: http.MethodHead, url: u}, "", pass)
+	a, err := s.transmit(ctx, q, request{kind: ProbeKind, method: http.MethodHead, url: u}, login{}, pass)
 	if err != nil {
 		return failureOutcome(ctx, err), 0, err
 	}
@@ -206,13 +221,6 @@ func (s *site) newRequest(ctx context.Context, r request, authorization string) 
 	return req
 }
 
-func (s *site) observe(q *question, r request, start time.Time, status int, err error) {
-	s.cfg.Observe(Call{
-		Upstream: s.cfg.Name, Host: r.url.Host, Repository: q.repo.Path, Kind: r.kind, Method: r.method,
-		Status: status, Duration: time.Since(start), Err: err,
-	})
-}
-
 // checkEncoding refuses content that was encoded although identity was asked
 // for: its bytes are not what the digest names.
 func (s *site) checkEncoding(a *answer) error {
@@ -260,7 +268,13 @@ type body struct {
 	timer   *time.Timer
 	failure func(error) error
 	free    func() // called once: gives the place back, ends the timer's use
+
+	received func(int64) // is told what came, now and then; nil: nobody is
+	untold   int64
 }
+
+// tellEvery is how many bytes come until somebody is told.
+const tellEvery = 1 << 20
 
 func newBody(rc io.ReadCloser, t Timeouts, cancel context.CancelCauseFunc, release func(), failure func(error) error) *body {
 	b := &body{ReadCloser: rc, wait: t.FirstByte, stall: t.Stall, failure: failure}
@@ -279,13 +293,24 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.timer.Stop()
 	b.wait = b.stall
+	if b.untold += int64(n); b.untold >= tellEvery || err != nil {
+		b.tell()
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = b.failure(err)
 	}
 	return n, err
 }
 
+func (b *body) tell() {
+	if b.received != nil && b.untold > 0 {
+		b.received(b.untold)
+	}
+	b.untold = 0
+}
+
 func (b *body) Close() error {
+	b.tell()
 	err := b.ReadCloser.Close()
 	b.free()
 	return err

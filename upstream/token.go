@@ -331,6 +331,7 @@ func (s *tokens) close() {
 // fetchToken asks a token service once; twice where it has no POST.
 func (s *site) fetchToken(ctx context.Context, q *question, d demand, cred credential) (*token, verdict, error) {
 	start := s.now()
+	q.account = cred.account()
 	r := request{kind: TokenKind, class: ratelimit.Token, method: http.MethodGet, url: withQuery(d.realm, d.query())}
 	var l login
 	if cred.identity != "" {

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+	"sync"
+	"time"
+
+	"entrepot/ledger"
+	"entrepot/oci"
+	"entrepot/proxy"
+	"entrepot/store"
+	"entrepot/upstream"
+)
+
+// What the ledger is told, and how it is kept.
+
+// served tells the ledger of an answer to a client. It is on the path of every
+// hit.
+func served(l *ledger.Ledger, r *proxy.Record) {
+	if r.Outcome.Cache == "" || r.Status >= http.StatusBadRequest {
+		return
+	}
+	held := r.Outcome.Cache == oci.Hit || r.Outcome.Cache == oci.Stale || r.Outcome.Cache == oci.Joined
+	l.Served(r.Repository.Host, r.Repository.Path, r.Client, r.Bytes, held)
+}
+
+// spentBy tells the ledger of a request to an upstream. A redirect and a 401 only
+// lead to the request that counts.
+func spentBy(l *ledger.Ledger, c *upstream.Call) {
+	s := ledger.Sum{Calls: 1}
+	if c.Kind == upstream.ManifestKind {
+		switch {
+		case c.Method == http.MethodGet && c.Status == http.StatusOK:
+			s.Pulls = 1
+		case c.Method == http.MethodHead && c.Status != 0 && c.Status != http.StatusUnauthorized && c.Status/100 != 3:
+			s.Heads = 1
+		}
+	}
+	l.Spent(partyOf(c), s)
+}
+
+func partyOf(c *upstream.Call) ledger.Party {
+	return ledger.Party{Upstream: c.Upstream, Account: c.Account, Repository: c.Repository, Client: c.Client}
+}
+
+// The ledger below the data directory's state, and how often it is brought up to
+// date there. What was counted since then is lost with a killed process.
+const (
+	ledgerState = "ledger"
+	settleEvery = 10 * time.Second
+	ledgerEvery = time.Minute
+)
+
+// keepLedger takes over what the last process left, and keeps l until stop is
+// called, which must come before the disk is closed.
+func keepLedger(l *ledger.Ledger, disk *store.Disk, watcher *observer) (stop func()) {
+	state, err := disk.State(ledgerState, ledger.MaxState)
+	if err == nil {
+		err = l.Load(state)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		watcher.log.Warn().Err(err).Msg("what earlier runs spent is forgotten: their ledger cannot be read")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() {
+		settle, save := time.NewTicker(settleEvery), time.NewTicker(ledgerEvery)
+		defer settle.Stop()
+		defer save.Stop()
+		for {
+			select {
+			case <-settle.C:
+				l.Settle()
+			case <-save.C:
+				saveLedger(l, disk, watcher)
+			case <-ctx.Done():
+				saveLedger(l, disk, watcher)
+				return
+			}
+		}
+	})
+	return func() {
+		cancel()
+		work.Wait()
+	}
+}
+
+func saveLedger(l *ledger.Ledger, disk *store.Disk, watcher *observer) {
+	if state, changed := l.Save(); changed {
+		if err := disk.SaveState(ledgerState, state); err != nil {
+			watcher.diskWarning("the ledger could not be kept", err)
+		}
+	}
+}

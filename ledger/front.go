@@ -1,0 +1,156 @@
+package ledger
+
+import (
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// What is served is counted in front of the books, since a hit must not wait for
+// a lock: a table of counters that is only added to. Settle carries them over
+// now and then; an answer counts in the hour in which that is done.
+
+const (
+	frontBits = 12
+	frontSize = 1 << frontBits
+	frontFull = frontSize / 2
+	probes    = 8
+	// retirement is how long a table that was replaced is still looked after: a
+	// request may have found its counters just before.
+	retirement = time.Minute
+)
+
+// front is a table by repository and client.
+type front struct {
+	cells   [frontSize]atomic.Pointer[cell]
+	used    atomic.Int32
+	hour    int64     // when it was new
+	retired time.Time // guarded by the Ledger's mutex
+}
+
+type cell struct {
+	upstream, repository, client string
+
+	fetched, held count
+}
+
+// count is of the answers for which something was fetched, or nothing.
+type count struct{ requests, bytes atomic.Int64 }
+
+// Served adds an answer to a client: n bytes; held says that nothing was fetched
+// for it. It takes no lock and allocates nothing for a client and repository that
+// were there lately.
+func (l *Ledger) Served(upstream, repository, client string, n int64, held bool) {
+	c := l.front.Load().find(upstream, repository, client)
+	if c == nil {
+		l.post(upstream, repository, client, 1, n, held)
+		return
+	}
+	to := &c.fetched
+	if held {
+		to = &c.held
+	}
+	to.requests.Add(1)
+	to.bytes.Add(n)
+}
+
+// find returns the cell of a repository and client; nil if there is no place for
+// one.
+func (f *front) find(upstream, repository, client string) *cell {
+	at := place(repository, client)
+	var made *cell
+	for i := range uint64(probes) {
+		at := &f.cells[(at+i)%frontSize]
+		c := at.Load()
+		if c == nil {
+			if made == nil {
+				made = &cell{upstream: strings.Clone(upstream), repository: strings.Clone(repository), client: strings.Clone(client)}
+			}
+			if at.CompareAndSwap(nil, made) {
+				f.used.Add(1)
+				return made
+			}
+			c = at.Load()
+		}
+		if c.repository == repository && c.client == client && c.upstream == upstream {
+			return c
+		}
+	}
+	return nil
+}
+
+// place is where a cell is looked for first. It goes by the ends of the names,
+// where they differ: a hash of all of them would cost more than the counting.
+// Whoever makes names that meet here takes the way through the lock, no more.
+func place(repository, client string) uint64 {
+	const odd = 0x9e3779b97f4a7c15 // 2^64 by the golden ratio
+	h := (ending(repository) ^ uint64(len(repository))) * odd
+	h = (h ^ h>>32 ^ ending(client)) * odd
+	return h >> (64 - frontBits)
+}
+
+// ending is the last eight bytes of a name.
+func ending(s string) (n uint64) {
+	if len(s) >= 8 {
+		s = s[len(s)-8:]
+		return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 | uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+	}
+	for i := range len(s) {
+		n = n<<8 | uint64(s[i])
+	}
+	return n
+}
+
+func (l *Ledger) post(upstream, repository, client string, requests, bytes int64, held bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.servedLocked(upstream, repository, client, requests, bytes, held)
+}
+
+func (l *Ledger) servedLocked(upstream, repository, client string, requests, bytes int64, held bool) {
+	s := Sum{Requests: requests, Served: bytes}
+	if held {
+		s.Held, s.Saved = requests, bytes
+	}
+	l.postLocked(upstream, repository, client, s)
+}
+
+// Settle carries over what was served since the last time.
+func (l *Ledger) Settle() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	keep := l.retired[:0]
+	for _, f := range l.retired {
+		l.drainLocked(f)
+		if now.Sub(f.retired) < retirement {
+			keep = append(keep, f)
+		}
+	}
+	clear(l.retired[len(keep):])
+	l.retired = keep
+	f := l.front.Load()
+	l.drainLocked(f)
+	if used := f.used.Load(); used >= frontFull || used > 0 && f.hour != hourOf(now) {
+		f.retired = now
+		l.retired = append(l.retired, f)
+		l.front.Store(&front{hour: hourOf(now)})
+	}
+}
+
+func (l *Ledger) drainLocked(f *front) {
+	for i := range f.cells {
+		c := f.cells[i].Load()
+		if c == nil {
+			continue
+		}
+		for _, from := range []struct {
+			*count
+			held bool
+		}{{&c.fetched, false}, {&c.held, true}} {
+			if from.requests.Load() > 0 || from.bytes.Load() > 0 {
+				l.servedLocked(c.upstream, c.repository, c.client, from.requests.Swap(0), from.bytes.Swap(0), from.held)
+			}
+		}
+	}
+}
