@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"entrepot/certs"
 	"entrepot/oci"
 
 	"github.com/rs/zerolog"
@@ -17,6 +18,9 @@ import (
 type welcome struct {
 	version   string
 	registry  net.Addr
+	plain     net.Addr // nil: not listening
+	secure    bool     // the registry speaks TLS
+	names     []string // that its certificate is for
 	admin     net.Addr // nil: not listening
 	metrics   net.Addr // likewise
 	upstreams []string
@@ -26,10 +30,16 @@ type welcome struct {
 	offline   bool
 }
 
-func newWelcome(c *Config, version string, l lines) welcome {
+func newWelcome(c *Config, version string, l lines, shown *certs.Keeper) welcome {
 	w := welcome{
 		version: version, registry: l.registry.Addr(), upstreams: c.upstreamNames(), byDefault: string(c.DefaultUpstream),
 		data: c.dataPath(), capacity: c.CacheSize, offline: bool(c.Offline),
+	}
+	if shown != nil {
+		w.secure, w.names = true, shown.Names()
+	}
+	if l.plain != nil {
+		w.plain = l.plain.Addr()
 	}
 	if l.admin != nil {
 		w.admin = l.admin.Addr()
@@ -42,7 +52,10 @@ func newWelcome(c *Config, version string, l lines) welcome {
 
 // log says it in one line.
 func (w welcome) log(logger zerolog.Logger) {
-	e := logger.Info().Str("version", w.version).Stringer("listen", w.registry)
+	e := logger.Info().Str("version", w.version).Stringer("listen", w.registry).Bool("tls", w.secure)
+	if w.plain != nil {
+		e.Stringer("plain_listen", w.plain)
+	}
 	if w.admin != nil {
 		e.Stringer("admin_listen", w.admin)
 	}
@@ -68,12 +81,15 @@ func (w welcome) print(out io.Writer) {
 	if w.offline {
 		b.WriteString("It is offline: only what is held is served.\n")
 	}
-	fmt.Fprintf(&b, "\n  registry  %s\n", place(w.registry, "/v2/"))
+	fmt.Fprintf(&b, "\n  registry  %s\n", place(w.scheme(), w.registry, "/v2/"))
+	if w.plain != nil {
+		fmt.Fprintf(&b, "            %s\n", place("http", w.plain, "/v2/"))
+	}
 	if w.admin != nil {
-		fmt.Fprintf(&b, "  admin     %s\n", place(w.admin, "/metrics, /readyz, /debug/pprof/"))
+		fmt.Fprintf(&b, "  admin     %s\n", place("http", w.admin, "/metrics, /readyz, /debug/pprof/"))
 	}
 	if w.metrics != nil {
-		fmt.Fprintf(&b, "  metrics   %s\n", place(w.metrics, "/metrics"))
+		fmt.Fprintf(&b, "  metrics   %s\n", place("http", w.metrics, "/metrics"))
 	}
 	for _, hint := range w.hints() {
 		fmt.Fprintf(&b, "\n%s\n  %s\n", hint.what, hint.line)
@@ -83,12 +99,19 @@ func (w welcome) print(out io.Writer) {
 }
 
 // place is where to point a browser or a client at.
-func place(a net.Addr, path string) string {
+func place(scheme string, a net.Addr, path string) string {
 	host, port, _ := net.SplitHostPort(a.String())
 	if ip := net.ParseIP(host); ip.IsUnspecified() {
-		return "http://" + net.JoinHostPort("localhost", port) + path + ", on every interface"
+		return scheme + "://" + net.JoinHostPort("localhost", port) + path + ", on every interface"
 	}
-	return "http://" + a.String() + path
+	return scheme + "://" + a.String() + path
+}
+
+func (w welcome) scheme() string {
+	if w.secure {
+		return "https"
+	}
+	return "http"
 }
 
 // hint is a line for Docker's daemon.json, and for whom it is.
@@ -107,6 +130,10 @@ func (w welcome) hints() []hint {
 		return nil
 	}
 	ip := net.ParseIP(host)
+	if w.secure {
+		there := net.JoinHostPort(w.certifiedName(ip), port)
+		return []hint{{"For Docker, in /etc/docker/daemon.json (and the authority of its certificate, if not a public one, in /etc/docker/certs.d/" + there + "/ca.crt):", daemonJSON("https://"+there, "")}}
+	}
 	var all []hint
 	if ip.IsLoopback() || ip.IsUnspecified() {
 		here := net.JoinHostPort("localhost", port)
@@ -117,6 +144,16 @@ func (w welcome) hints() []hint {
 		all = append(all, hint{"On other machines:", daemonJSON("http://"+there, there)})
 	}
 	return all
+}
+
+// certifiedName is the first name of ours that our certificate is for.
+func (w welcome) certifiedName(ip net.IP) string {
+	for _, name := range w.names {
+		if !strings.HasPrefix(name, "*") {
+			return name
+		}
+	}
+	return hostName(ip)
 }
 
 // hostName is a name by which others may know this machine.

@@ -28,6 +28,13 @@ import (
 // Nothing else in the program reads the environment.
 type Config struct {
 	Listen            Address          `env:"ENTREPOT_LISTEN" envDefault:":5000" doc:"Where the registry listens: only /v2/ and /healthz"`
+	PlainListen       Address          `env:"ENTREPOT_PLAIN_LISTEN" empty:"no such listener" doc:"Where the registry listens without TLS as well, once ENTREPOT_LISTEN has it"`
+	TLSCertFile       File             `env:"ENTREPOT_TLS_CERT_FILE" doc:"PEM file of the certificate that makes ENTREPOT_LISTEN speak TLS, with its chain; read again when it changes"`
+	TLSKeyFile        File             `env:"ENTREPOT_TLS_KEY_FILE" doc:"PEM file of its key"`
+	TLSPFXFile        File             `env:"ENTREPOT_TLS_PFX_FILE" doc:"PKCS#12 file of both instead"`
+	TLSPFXPassword    Secret           `env:"ENTREPOT_TLS_PFX_PASSWORD" doc:"Its password"`
+	TLSClientCAFile   File             `env:"ENTREPOT_TLS_CLIENT_CA_FILE" doc:"PEM file of the authorities whose certificates tell who a client is: the common name is the user, organizations are groups"`
+	TLSClientAuth     ClientAuth       `env:"ENTREPOT_TLS_CLIENT_AUTH" envDefault:"optional" doc:"required: no connection without such a certificate"`
 	AdminListen       Address          `env:"ENTREPOT_ADMIN_LISTEN" envDefault:"127.0.0.1:5001" empty:"no such listener" doc:"Where the admin API, pprof, metrics and health listen; keep it away from clients"`
 	AdminToken        Secret           `env:"ENTREPOT_ADMIN_TOKEN" doc:"Who has it may use the admin API; without it only this machine may; at least 16 characters"`
 	MetricsListen     Address          `env:"ENTREPOT_METRICS_LISTEN" empty:"no such listener" doc:"/metrics and /readyz alone, for scrapers and probes in a container"`
@@ -144,8 +151,11 @@ func (c *Config) check(found *problems) {
 		{"ENTREPOT_ADMIN_LISTEN", "ENTREPOT_LISTEN"},
 		{"ENTREPOT_METRICS_LISTEN", "ENTREPOT_LISTEN"},
 		{"ENTREPOT_METRICS_LISTEN", "ENTREPOT_ADMIN_LISTEN"},
+		{"ENTREPOT_PLAIN_LISTEN", "ENTREPOT_LISTEN"},
+		{"ENTREPOT_PLAIN_LISTEN", "ENTREPOT_ADMIN_LISTEN"},
+		{"ENTREPOT_PLAIN_LISTEN", "ENTREPOT_METRICS_LISTEN"},
 	} {
-		listen := map[string]Address{"ENTREPOT_LISTEN": c.Listen, "ENTREPOT_ADMIN_LISTEN": c.AdminListen, "ENTREPOT_METRICS_LISTEN": c.MetricsListen}
+		listen := map[string]Address{"ENTREPOT_LISTEN": c.Listen, "ENTREPOT_PLAIN_LISTEN": c.PlainListen, "ENTREPOT_ADMIN_LISTEN": c.AdminListen, "ENTREPOT_METRICS_LISTEN": c.MetricsListen}
 		if a, b := listen[pair[0]], listen[pair[1]]; a.overlaps(b) && !found.concern(pair[:]...) {
 			found.add(pair[0], "%s is taken by %s (%s): want another port", a, pair[1], b)
 		}
@@ -156,6 +166,7 @@ func (c *Config) check(found *problems) {
 	if c.CacheSize > 0 && c.CacheSize < minCacheSize && !found.concern("ENTREPOT_CACHE_SIZE") {
 		found.add("ENTREPOT_CACHE_SIZE", "%s holds next to nothing: want %s or more, or 0 for no cap", c.CacheSize, Size(minCacheSize))
 	}
+	c.checkTLS(found)
 	c.checkAdminToken(found)
 	c.checkTagTTLs(found)
 	c.checkUpstreams(found)

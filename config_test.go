@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"entrepot/cache"
+	"entrepot/internal/ocitest"
 	"entrepot/oci"
 	"entrepot/ratelimit"
 
@@ -251,6 +252,7 @@ func TestProblemsAreNamed(t *testing.T) {
 	text := writeFile(t, "no certificate")
 	ca := writeFile(t, certificatePEM(t))
 	empty := writeFile(t, "\n")
+	chain, key := pairFiles(t, t.TempDir(), "tls", ocitest.NewCA().Certificate())
 	for _, row := range []struct {
 		name string
 		env  []string
@@ -383,6 +385,17 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"a pattern without tag", []string{"ENTREPOT_TAG_TTL_0_MATCH=docker.io/library/alpine", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "has no tag"}}},
 		{"a pattern with a bad range", []string{"ENTREPOT_TAG_TTL_0_MATCH=*:[0-9", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "a bracket that is no range"}}},
 		{"a pattern with a space", []string{"ENTREPOT_TAG_TTL_0_MATCH=*:1 *:2", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "holds a space"}}},
+		{"certificate without key", []string{"ENTREPOT_TLS_CERT_FILE=" + chain}, []problem{{"ENTREPOT_TLS_CERT_FILE", "without ENTREPOT_TLS_KEY_FILE"}}},
+		{"key without certificate", []string{"ENTREPOT_TLS_KEY_FILE=" + key}, []problem{{"ENTREPOT_TLS_KEY_FILE", "without ENTREPOT_TLS_CERT_FILE"}}},
+		{"certificate and key the wrong way round", []string{"ENTREPOT_TLS_CERT_FILE=" + key, "ENTREPOT_TLS_KEY_FILE=" + chain}, []problem{{"ENTREPOT_TLS_CERT_FILE", "want PEM"}}},
+		{"PEM and PKCS#12", []string{"ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key, "ENTREPOT_TLS_PFX_FILE=" + text}, []problem{{"ENTREPOT_TLS_PFX_FILE", "want one of them"}}},
+		{"PKCS#12 that is none", []string{"ENTREPOT_TLS_PFX_FILE=" + text}, []problem{{"ENTREPOT_TLS_PFX_FILE", "openssl pkcs12 -export"}}},
+		{"password of no file", []string{"ENTREPOT_TLS_PFX_PASSWORD=hunter2"}, []problem{{"ENTREPOT_TLS_PFX_PASSWORD", "without ENTREPOT_TLS_PFX_FILE"}}},
+		{"clients' authorities without TLS", []string{"ENTREPOT_TLS_CLIENT_CA_FILE=" + ca}, []problem{{"ENTREPOT_TLS_CLIENT_CA_FILE", "no meaning without TLS"}}},
+		{"clients' certificates of nobody", []string{"ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key, "ENTREPOT_TLS_CLIENT_AUTH=required"}, []problem{{"ENTREPOT_TLS_CLIENT_AUTH", "ENTREPOT_TLS_CLIENT_CA_FILE too"}}},
+		{"clients' certificates sometimes", []string{"ENTREPOT_TLS_CLIENT_AUTH=maybe"}, []problem{{"ENTREPOT_TLS_CLIENT_AUTH", "neither optional nor required"}}},
+		{"plain beside plain", []string{"ENTREPOT_PLAIN_LISTEN=:5002"}, []problem{{"ENTREPOT_PLAIN_LISTEN", "speaks TLS on ENTREPOT_LISTEN, which this one does not"}}},
+		{"empty certificate", []string{"ENTREPOT_TLS_CERT_FILE=" + writeFile(t, "")}, []problem{{"ENTREPOT_TLS_CERT_FILE", "is empty"}}},
 
 		{"proxy with password", []string{"HTTPS_PROXY=ftp://u:hunter2@proxy:3128"}, []problem{{"HTTPS_PROXY", "this is not a proxy: want http://"}}},
 		{"proxy that says nothing", []string{"http_proxy=http://"}, []problem{{"HTTP_PROXY", "this is not a proxy"}}},

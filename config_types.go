@@ -572,6 +572,28 @@ func (c CAFile) String() string { return c.path }
 // PEM is the file's content; nil if there is none.
 func (c CAFile) PEM() []byte { return c.pem }
 
+// File is a file that is read at start, and again when it changes.
+type File string
+
+func (f *File) UnmarshalText(text []byte) error {
+	content, err := readSmallFile(string(text))
+	if err != nil {
+		return err
+	}
+	if len(content) == 0 {
+		return fmt.Errorf("file %s is empty", quote(string(text)))
+	}
+	*f = File(text)
+	return nil
+}
+
+// ClientAuth is whether a client has to show a certificate.
+type ClientAuth string
+
+func (c *ClientAuth) UnmarshalText(text []byte) error {
+	return unmarshalChoice(c, text, "optional", "required")
+}
+
 // LogLevel is the least important level that is logged.
 type LogLevel string
 
@@ -594,6 +616,9 @@ func (f *LogFormat) UnmarshalText(text []byte) error {
 func unmarshalChoice[T ~string](v *T, text []byte, choices ...string) error {
 	if !slices.Contains(choices, string(text)) {
 		last := len(choices) - 1
+		if last == 1 {
+			return fmt.Errorf("%s is neither %s nor %s", quote(string(text)), choices[0], choices[1])
+		}
 		return fmt.Errorf("%s is none of %s or %s", quote(string(text)), strings.Join(choices[:last], ", "), choices[last])
 	}
 	*v = T(text)

@@ -70,6 +70,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		return []upstream.Quota{{Upstream: "docker.io", Quota: ratelimit.Quota{Limit: 100, Left: 10, Reserve: 5, Window: time.Hour}}}
 	}, 0)
 	m.watchUpstreams(ledger.New(), func() []upstream.Breaker { return nil })
+	m.watchCertificate(time.Now)
 	cut := hitRecord()
 	cut.Err = io.ErrUnexpectedEOF
 	m.request(&cut)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -10,8 +11,8 @@ import (
 	"time"
 )
 
-const healthcheckHelp = `Asks /healthz of the address in ENTREPOT_LISTEN, on this machine, and waits five
-seconds at most. The exit code is 0 if the server answered that it is well, and
+const healthcheckHelp = `Asks /healthz of the address in ENTREPOT_LISTEN, on this machine, over TLS if
+that has it, and waits five seconds at most. The exit code is 0 if the server answered that it is well, and
 1 otherwise: for containers without a shell.
 `
 
@@ -36,7 +37,29 @@ func healthcheck(ctx context.Context, in invocation) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
 	defer cancel()
-	return askHealth(ctx, "http://"+net.JoinHostPort(host, port)+"/healthz")
+	address := net.JoinHostPort(host, port)
+	if c.TLSClientAuth == "required" {
+		return shakeHands(ctx, address)
+	}
+	scheme := "http"
+	if c.hasTLS() {
+		scheme = "https"
+	}
+	return askHealth(ctx, scheme+"://"+address+"/healthz")
+}
+
+// anyCertificate is for asking ourselves: the certificate is for the names that
+// clients have for us, and nothing is sent that others may not have.
+func anyCertificate() *tls.Config { return &tls.Config{InsecureSkipVerify: true} } //nolint:gosec // see above
+
+// shakeHands is all that can be done without a client's certificate: the server
+// answers.
+func shakeHands(ctx context.Context, address string) error {
+	conn, err := (&tls.Dialer{Config: anyCertificate()}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("healthcheck: %w", err)
+	}
+	return conn.Close()
 }
 
 func askHealth(ctx context.Context, url string) error {
@@ -45,7 +68,7 @@ func askHealth(ctx context.Context, url string) error {
 		return err
 	}
 	client := &http.Client{
-		Transport:     &http.Transport{DisableKeepAlives: true}, // and no proxy
+		Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: anyCertificate()}, // and no proxy
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := client.Do(req)

@@ -21,6 +21,7 @@ var allowedImports = map[string][]string{
 	"cache":     {"oci", "store"},
 	"ledger":    {},
 	"proxy":     {"oci", "ratelimit"},
+	"certs":     nil,
 }
 
 // owners says which package a library belongs to, by the start of its import
@@ -39,6 +40,7 @@ var owners = map[string]string{
 	"github.com/google/go-containerregistry/pkg/authn":    "upstream",
 	"github.com/google/go-containerregistry/pkg/v1/types": "oci",
 	"github.com/google/go-containerregistry/pkg/name":     "upstream",
+	"software.sslmate.com/src/go-pkcs12":                  "certs",
 }
 
 // listed is a package as go list tells of it. Imports leaves out tests.

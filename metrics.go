@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"entrepot/cache"
 	"entrepot/ledger"
@@ -250,6 +251,11 @@ func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, name := range c.upstreams {
 		ch <- prometheus.MustNewConstMetric(c.desc, c.kind, values[name], name)
 	}
+}
+
+// watchCertificate adds when the certificate that clients are shown ends.
+func (m *metrics) watchCertificate(ends func() time.Time) {
+	m.gauge("tls_certificate_end_timestamp_seconds", "When the TLS certificate that clients are shown ends, or one of its chain.", func() float64 { return float64(ends().Unix()) })
 }
 
 // quotaLabels tell quotas apart: each account has its own, at each address of an

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"entrepot/cache"
+	"entrepot/certs"
 	"entrepot/ledger"
 	"entrepot/proxy"
 	"entrepot/ratelimit"
@@ -51,15 +53,24 @@ func serve(ctx context.Context, in invocation) (err error) {
 	spent := ledger.New()
 	watcher := newObserver(logger, counts, spent)
 
+	reloads := newReloader(logger)
+	shown, err := openCertificates(cfg, counts, reloads)
+	if err != nil {
+		return err
+	}
+
 	// Addresses first: that they are taken is the commonest mistake. Until the
 	// stack is up clients are told to come again.
 	lines, err := listenAll(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	front := startFront(lines, counts.handler(logger), logger)
+	front := startFront(lines, shown, counts.handler(logger), logger)
 	stop := sync.OnceFunc(func() { front.stop(time.Duration(cfg.ShutdownTimeout), logger) })
 	defer stop() // where the stack does not come up
+
+	reloads.start()
+	defer reloads.close()
 
 	disk, err := openDisk(ctx, cfg, watcher)
 	if ctx.Err() != nil {
@@ -93,7 +104,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	front.api.open(api)
 	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, began}, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
-	announce(newWelcome(cfg, about.Version, lines), in, cfg, logger)
+	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)
 
 	select {
 	case err = <-front.failed:
@@ -105,7 +116,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 // front is what clients reach: the servers, which answer from the start, and
 // what they lead to once it is there.
 type front struct {
-	registry  *server
+	registry  []*server
 	others    []*server
 	api       gate
 	operators gate
@@ -113,15 +124,22 @@ type front struct {
 	failed    chan error // from a listener that takes no more connections
 }
 
-func startFront(l lines, scrape http.Handler, logger zerolog.Logger) *front {
-	f := &front{failed: make(chan error, 3)} // one for each listener
+func startFront(l lines, shown *certs.Keeper, scrape http.Handler, logger zerolog.Logger) *front {
+	f := &front{failed: make(chan error, 4)} // one for each listener
 	fail := func(err error) { f.failed <- err }
-	f.registry = startServer("registry", l.registry, registryHandler(&f.api), logger, fail)
+	var secure *tls.Config
+	if shown != nil {
+		secure = shown.Config()
+	}
+	f.registry = append(f.registry, startServer("registry", l.registry, registryHandler(&f.api), secure, logger, fail))
+	if l.plain != nil {
+		f.registry = append(f.registry, startServer("plain registry", l.plain, registryHandler(&f.api), nil, logger, fail))
+	}
 	if l.admin != nil {
-		f.others = append(f.others, startServer("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators), logger, fail))
+		f.others = append(f.others, startServer("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators), nil, logger, fail))
 	}
 	if l.metrics != nil {
-		f.others = append(f.others, startServer("metrics", l.metrics, metricsHandler(scrape, &f.ready), logger, fail))
+		f.others = append(f.others, startServer("metrics", l.metrics, metricsHandler(scrape, &f.ready), nil, logger, fail))
 	}
 	return f
 }
@@ -141,16 +159,22 @@ func (f *front) stop(timeout time.Duration, logger zerolog.Logger) {
 			s.stop(ctx, closeGrace)
 		})
 	}
-	if f.registry.stop(ctx, closeGrace) {
-		logger.Warn().Stringer("timeout", timeout).Msg("answers that took longer were cut")
+	var registry sync.WaitGroup
+	for _, s := range f.registry {
+		registry.Go(func() {
+			if s.stop(ctx, closeGrace) {
+				logger.Warn().Stringer("timeout", timeout).Msg("answers that took longer were cut")
+			}
+		})
 	}
+	registry.Wait()
 	cancel()
 	rest.Wait()
 	logger.Info().Msg("stopped")
 }
 
 // lines are the addresses that are listened on; nil for those that are not.
-type lines struct{ registry, admin, metrics net.Listener }
+type lines struct{ registry, plain, admin, metrics net.Listener }
 
 func listenAll(ctx context.Context, cfg *Config) (l lines, err error) {
 	for _, one := range []struct {
@@ -159,6 +183,7 @@ func listenAll(ctx context.Context, cfg *Config) (l lines, err error) {
 		listener *net.Listener
 	}{
 		{"ENTREPOT_LISTEN", cfg.Listen, &l.registry},
+		{plainVar, cfg.PlainListen, &l.plain},
 		{"ENTREPOT_ADMIN_LISTEN", cfg.AdminListen, &l.admin},
 		{"ENTREPOT_METRICS_LISTEN", cfg.MetricsListen, &l.metrics},
 	} {
@@ -174,11 +199,29 @@ func listenAll(ctx context.Context, cfg *Config) (l lines, err error) {
 }
 
 func (l lines) close() {
-	for _, one := range []net.Listener{l.registry, l.admin, l.metrics} {
+	for _, one := range []net.Listener{l.registry, l.plain, l.admin, l.metrics} {
 		if one != nil {
 			one.Close()
 		}
 	}
+}
+
+// openCertificates reads what the registry's listener shows; nil for a listener
+// without TLS.
+func openCertificates(cfg *Config, counts *metrics, reloads *reloader) (*certs.Keeper, error) {
+	if !cfg.hasTLS() {
+		return nil, nil
+	}
+	shown, err := certs.Open(cfg.certificates())
+	if err != nil {
+		return nil, err
+	}
+	counts.watchCertificate(shown.Ends)
+	warn := expiryWarning(reloads.log, shown.Ends)
+	warn(time.Now())
+	reloads.add("TLS certificate", shown.Reload, shown.Paths()...)
+	reloads.also = append(reloads.also, warn)
+	return shown, nil
 }
 
 // closeUnused is for a start that was ended.

@@ -25,6 +25,7 @@ import (
 // program is the whole program in this process.
 type program struct {
 	registry string // URL
+	plain    string // likewise, without TLS beside it; empty for none
 	admin    string // likewise
 	log      *programLog
 	stop     func() error // by the signal's way; what run returns
@@ -59,6 +60,12 @@ func startProgram(t *testing.T, hub *ocitest.Hub, pairs ...string) *program {
 	for _, line := range p.log.lines(t) {
 		if line["message"] == "serving" {
 			p.registry, p.admin = "http://"+line["listen"].(string), "http://"+line["admin_listen"].(string)
+			if line["tls"] == true {
+				p.registry = "https://" + line["listen"].(string)
+			}
+			if plain, ok := line["plain_listen"].(string); ok {
+				p.plain = "http://" + plain
+			}
 		}
 	}
 	return p

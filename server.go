@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,6 +37,10 @@ type server struct {
 	http *http.Server
 	cut  context.CancelFunc // ends the context of every request
 	work sync.WaitGroup     // accepting, and each connection until its last handler is done
+
+	mu      sync.Mutex // guards what follows
+	streams int        // handlers of HTTP/2, which may outlive their connection
+	idle    chan struct{}
 }
 
 // listen takes an address. variable is its setting, for the error.
@@ -53,13 +58,20 @@ func listen(ctx context.Context, variable string, a Address) (net.Listener, erro
 	return l, nil
 }
 
-// startServer answers on l with h until stop. failed is told, once at most, if
-// no more connections can be taken.
-func startServer(name string, l net.Listener, h http.Handler, logger zerolog.Logger, failed func(error)) *server {
+// startServer answers on l with h until stop; over TLS, and then HTTP/2 as well,
+// unless secure is nil. failed is told, once at most, if no more connections can
+// be taken.
+func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config, logger zerolog.Logger, failed func(error)) *server {
 	ctx, cut := context.WithCancel(context.Background())
 	s := &server{name: name, cut: cut}
+	serve := func() error { return s.http.Serve(l) }
+	if secure != nil {
+		h = s.counted(h)
+		serve = func() error { return s.http.ServeTLS(l, "", "") }
+	}
 	s.http = &http.Server{
 		Handler:                      h,
+		TLSConfig:                    secure,
 		ReadHeaderTimeout:            readHeaderTimeout,
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,
@@ -70,7 +82,7 @@ func startServer(name string, l net.Listener, h http.Handler, logger zerolog.Log
 		ConnContext:                  proxy.ConnContext,
 	}
 	s.work.Go(func() {
-		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 			failed(fmt.Errorf("%s listener: %w", name, err))
 		}
 	})
@@ -88,6 +100,42 @@ func (s *server) count(_ net.Conn, state http.ConnState) {
 	}
 }
 
+// counted counts the handlers of HTTP/2. Those of HTTP/1.1 end before their
+// connection does.
+func (s *server) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor >= 2 {
+			s.addStreams(1)
+			defer s.addStreams(-1)
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+func (s *server) addStreams(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams += n
+	if s.streams == 0 && s.idle != nil {
+		close(s.idle)
+		s.idle = nil
+	}
+}
+
+// awaitStreams waits until no handler of HTTP/2 runs.
+func (s *server) awaitStreams() {
+	s.mu.Lock()
+	idle := s.idle
+	if s.streams > 0 && idle == nil {
+		idle = make(chan struct{})
+		s.idle = idle
+	}
+	s.mu.Unlock()
+	if idle != nil {
+		<-idle
+	}
+}
+
 // stop takes no more connections, closes the idle ones, and lets running
 // answers finish until ctx ends; then it cuts them and reports that. It returns
 // when all handlers have, or grace after the cut.
@@ -98,6 +146,7 @@ func (s *server) stop(ctx context.Context, grace time.Duration) (cut bool) {
 	done := make(chan struct{})
 	go func() {
 		s.work.Wait()
+		s.awaitStreams()
 		close(done)
 	}()
 	select {

@@ -26,13 +26,19 @@ func startTest(t *testing.T, h http.Handler, logger zerolog.Logger) (*server, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startServer("registry", l, h, logger, func(err error) { t.Error(err) })
+	s := startServer("registry", l, h, nil, logger, func(err error) { t.Error(err) })
 	t.Cleanup(func() {
-		ended, cancel := context.WithCancel(context.Background())
-		cancel()
+		ended, cancel := contextThatEnded()
+		defer cancel()
 		s.stop(ended, time.Minute)
 	})
 	return s, "http://" + l.Addr().String()
+}
+
+func contextThatEnded() (context.Context, context.CancelFunc) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ended, cancel
 }
 
 func get(t *testing.T, client *http.Client, url string) (int, string, http.Header) {

@@ -173,9 +173,9 @@ func TestTheEndOfAllListenersTakesNoLongerThanOfOne(t *testing.T) {
 		stuck := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release })
 		start := func(name string) *server {
 			l, _ := listenToPipe(t)
-			return startServer(name, l, stuck, zerolog.Nop(), func(err error) { t.Error(err) })
+			return startServer(name, l, stuck, nil, zerolog.Nop(), func(err error) { t.Error(err) })
 		}
-		f := &front{registry: start("registry"), others: []*server{start("admin"), start("metrics")}}
+		f := &front{registry: []*server{start("registry"), start("plain registry")}, others: []*server{start("admin"), start("metrics")}}
 		synctest.Wait()
 		began := time.Now()
 		f.stop(8*time.Second, zerolog.Nop())

@@ -3,9 +3,6 @@
 package e2e
 
 import (
-	"bytes"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -66,7 +63,7 @@ func TestDebianRegistryAsUpstream(t *testing.T) {
 		write(t, path, content)
 		return path
 	}
-	certificate, key := keyPair(t, ca)
+	certificate, key := ocitest.KeyPair(ca.Certificate())
 	for _, tc := range []struct {
 		name     string
 		scheme   string
@@ -85,7 +82,7 @@ func TestDebianRegistryAsUpstream(t *testing.T) {
 		},
 		{
 			name: "tls", scheme: "https",
-			config:   fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", file("tls.crt", certificate), file("tls.key", key)),
+			config:   fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s\n", file("tls.crt", string(certificate)), file("tls.key", string(key))),
 			settings: []string{"ENTREPOT_UPSTREAM_2_CA_FILE=" + file("ca.crt", string(ca.PEM))},
 		},
 	} {
@@ -142,19 +139,4 @@ func (h hello) served(repo, tag string) []string {
 	}
 	slices.Sort(want)
 	return want
-}
-
-// keyPair is a certificate for localhost, and its key, in PEM.
-func keyPair(t *testing.T, ca *ocitest.CA) (certificate, key string) {
-	t.Helper()
-	pair := ca.Certificate("localhost")
-	var chain bytes.Buffer
-	for _, der := range pair.Certificate {
-		chain.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return chain.String(), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }

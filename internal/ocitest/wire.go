@@ -21,37 +21,74 @@ type CA struct {
 }
 
 // NewCA makes an authority that nobody trusts yet.
-func NewCA() *CA {
+func NewCA() *CA { return newCA("ocitest CA", nil) }
+
+// Intermediate is an authority that ca vouches for.
+func (ca *CA) Intermediate(name string) *CA { return newCA(name, ca) }
+
+// newCA makes an authority; without an issuer it vouches for itself.
+func newCA(name string, issuer *CA) *CA {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ocitest CA"},
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	parent, signer := template, key
+	if issuer != nil {
+		parent, signer = issuer.cert, issuer.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
 	must(err)
 	cert, err := x509.ParseCertificate(der)
 	must(err)
 	return &CA{PEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), cert: cert, key: key}
 }
 
-// Certificate is a server's certificate for these names, "localhost" and the
-// loopback addresses if none.
+// Certificate is a server's certificate for these names beside "localhost" and
+// the loopback addresses.
 func (ca *CA) Certificate(names ...string) tls.Certificate {
+	return ca.Issue(func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, names...) })
+}
+
+// Client is the certificate of a user in groups.
+func (ca *CA) Client(user string, groups ...string) tls.Certificate {
+	return ca.Issue(func(c *x509.Certificate) { c.Subject = pkix.Name{CommonName: user, Organization: groups} })
+}
+
+// Issue makes a certificate, for a server or a client, that change has the last
+// word on.
+func (ca *CA) Issue(change func(*x509.Certificate)) tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "ocitest server"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		DNSNames:    append([]string{"localhost"}, names...),
+		DNSNames:    []string{"localhost"},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
+	change(template)
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
 	must(err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	leaf, err := x509.ParseCertificate(der)
+	must(err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
+
+// KeyPair is a certificate and its key in PEM.
+func KeyPair(c tls.Certificate) (chain, key []byte) {
+	for _, der := range c.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	must(err)
+	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+// Root is the authority's own certificate.
+func (ca *CA) Root() *x509.Certificate { return ca.cert }
 
 // Pool trusts this authority alone.
 func (ca *CA) Pool() *x509.CertPool {

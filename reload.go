@@ -1,0 +1,133 @@
+package main
+
+import (
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// reloadEvery is how often files are looked at: what was changed is in force
+// that much later. A look is one stat for each file.
+const reloadEvery = time.Second
+
+// reloadable is what is read from files, and again when they change.
+type reloadable struct {
+	what  string   // for the log
+	paths []string // to look at
+	load  func() error
+	seen  []os.FileInfo
+	told  string // the error that was logged last; empty after a success
+}
+
+// reloader looks after what is reloadable. Where reading fails, what was read
+// before stays, and it is tried again each time: two files that belong
+// together are seldom written at once.
+type reloader struct {
+	log  zerolog.Logger
+	all  []*reloadable
+	also []func(now time.Time) // is done with each look
+	stop chan struct{}
+	work sync.WaitGroup
+}
+
+func newReloader(log zerolog.Logger) *reloader {
+	return &reloader{log: log, stop: make(chan struct{})}
+}
+
+// add is for before start. What paths hold has been read just now.
+func (r *reloader) add(what string, load func() error, paths ...string) {
+	r.all = append(r.all, &reloadable{what: what, paths: paths, load: load, seen: look(paths)})
+}
+
+func (r *reloader) start() {
+	r.work.Go(func() {
+		ticks := time.NewTicker(reloadEvery)
+		defer ticks.Stop()
+		for {
+			select {
+			case <-r.stop:
+				return
+			case now := <-ticks.C:
+				r.round(now)
+			}
+		}
+	})
+}
+
+func (r *reloader) close() {
+	close(r.stop)
+	r.work.Wait()
+}
+
+func (r *reloader) round(now time.Time) {
+	for _, one := range r.all {
+		one.refresh(r.log)
+	}
+	for _, do := range r.also {
+		do(now)
+	}
+}
+
+// refresh looks before it reads: a change that comes while it reads is then
+// seen the next time.
+func (one *reloadable) refresh(log zerolog.Logger) {
+	seen := look(one.paths)
+	if one.told == "" && slices.EqualFunc(seen, one.seen, sameFile) {
+		return
+	}
+	err := one.load()
+	one.seen = seen
+	switch {
+	case err == nil:
+		one.told = ""
+		log.Info().Str("what", one.what).Strs("files", one.paths).Msg("read again after a change")
+	case err.Error() != one.told:
+		one.told = err.Error()
+		log.Warn().Str("what", one.what).Err(err).Msg("cannot be read after a change: what was read before stays")
+	}
+}
+
+// look is what the file system says of files; nil for one that it does not have.
+func look(paths []string) []os.FileInfo {
+	all := make([]os.FileInfo, len(paths))
+	for i, path := range paths {
+		all[i], _ = os.Stat(path)
+	}
+	return all
+}
+
+// sameFile reports whether nothing was written since. A file that another one
+// replaced is not the same, though it may be as old and as large.
+func sameFile(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
+}
+
+// The warnings that a certificate ends.
+const (
+	expiryNotice = 30 * 24 * time.Hour
+	expiryRepeat = 24 * time.Hour
+)
+
+// expiryWarning warns once a day, from thirty days before ends on.
+func expiryWarning(log zerolog.Logger, ends func() time.Time) func(now time.Time) {
+	var last time.Time
+	return func(now time.Time) {
+		end := ends()
+		left := end.Sub(now)
+		if end.IsZero() || left > expiryNotice || now.Sub(last) < expiryRepeat {
+			return
+		}
+		last = now
+		message := "the TLS certificate ends soon"
+		if left <= 0 {
+			message = "the TLS certificate has ended: clients refuse it"
+		}
+		log.Warn().Time("ends", end).Float64("days_left", max(0, left.Hours()/24)).Msg(message)
+	}
+}
