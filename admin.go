@@ -31,6 +31,7 @@ type adminAPI struct {
 	disk   *store.Disk
 	live   *live // nil at rest
 	about  aboutJSON
+	cfg    *Config
 	budget int64 // as it is set, though the store need not be held to it now
 
 	asked chan struct{}            // bounds what is answered at once
@@ -80,6 +81,8 @@ func adminRoutes() map[string]adminRoute {
 	return map[string]adminRoute{
 		"about":        {get, (*adminExchange).tellAbout, 0, "", "Which server this is: version, data directory, process"},
 		"status":       {get, (*adminExchange).status, notAtRest, "", "What goes on: breakers, quotas"},
+		"rules":        {get, (*adminExchange).rules, 0, "", "An item for each cache rule, in the order in which they are tried"},
+		"explain":      {get, (*adminExchange).explain, 0, "`name`, and `ns` if the client sends it", "What a name means, what is held of it, and what a pull would cost; nobody is asked"},
 		"repositories": {get, (*adminExchange).repositories, 0, "", "An item for each repository that is held"},
 		"images":       {get, (*adminExchange).images, 0, "`repository`", "An item for each of its tags, and for each manifest that no tag leads to"},
 		"pins":         {get, (*adminExchange).pins, 0, "", "An item for each pin"},
@@ -97,7 +100,7 @@ func adminRoutes() map[string]adminRoute {
 // it.
 func newAdminAPI(disk *store.Disk, live *live, cfg *Config, version string) *adminAPI {
 	api := &adminAPI{
-		disk: disk, live: live, about: aboutJSON{version, cfg.dataPath(), os.Getpid()}, budget: int64(cfg.CacheSize),
+		disk: disk, live: live, about: aboutJSON{version, cfg.dataPath(), os.Getpid()}, cfg: cfg, budget: int64(cfg.CacheSize),
 		asked: make(chan struct{}, maxAdminRequests), alone: map[string]chan struct{}{},
 	}
 	for name, route := range adminRoutes() {

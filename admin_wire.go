@@ -131,11 +131,7 @@ func newImageJSON(im store.Image) imageJSON {
 		Checked: im.Checked, Changed: im.Changed, LastUse: im.LastUse, Pinned: im.Pinned,
 	}
 	for _, p := range im.Platforms {
-		name := p.OS + "/" + p.Architecture
-		if p.Variant != "" {
-			name += "/" + p.Variant
-		}
-		out.Platforms = append(out.Platforms, platformJSON{strings.Trim(name, "/"), p.Digest, p.Size, p.Held})
+		out.Platforms = append(out.Platforms, platformJSON{p.Platform.String(), p.Digest, p.Size, p.Held})
 	}
 	return out
 }

@@ -66,6 +66,8 @@ func commands() []command {
 	return []command{
 		{"serve", "serve the registry until SIGTERM (what entrepot does without a command)", serveHelp, serve},
 		{"ls", "list what is held: repositories, or the images of one", lsHelp, list},
+		{"rules", "list the cache rules, in the order in which they are tried", rulesHelp, listRules},
+		{"explain", "say what a name means, whether it is held, and what a pull would cost", explainHelp, explain},
 		{"rm", "forget tags, manifests, or whole repositories", rmHelp, remove},
 		{"pin", "protect images from eviction, or list those that are", pinHelp, pin},
 		{"unpin", "take a pin away", unpinHelp, unpin},

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"entrepot/internal/ocitest"
+	"entrepot/oci"
 )
 
 // TestCacheRules asks through the front door: what is pulled by a rule comes from
@@ -55,4 +56,54 @@ func TestCacheRules(t *testing.T) {
 	if _, body, _ := get(t, client, p.registry+"/v2/_catalog"); !strings.Contains(body, "docker.io/library/alpine") || strings.Contains(body, "ours/") {
 		t.Errorf("the catalogue is not in path form: %s", body)
 	}
+}
+
+// TestRulesAreShown, by a server as at rest.
+func TestRulesAreShown(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(1, 100_000)
+	hub.Push("team/app", "1", image)
+	hub.Push("library/alpine", "latest", ocitest.Index(image, ocitest.ImageSpec{Platform: oci.Platform{OS: "linux", Architecture: "arm64"}, Layers: []ocitest.Content{ocitest.Blob(2, 1000)}}.Build()))
+	dir := t.TempDir()
+	common := []string{
+		"ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_DATA=" + dir, "ENTREPOT_OWN_NAMES=cache.example",
+		"ENTREPOT_RULE_0_TARGET=ours/*", "ENTREPOT_RULE_0_SOURCE=docker.io/team/*", "ENTREPOT_RULE_0_USERNAME=robot", "ENTREPOT_RULE_0_PASSWORD=secret",
+		"ENTREPOT_RULE_1_TARGET=app", "ENTREPOT_RULE_1_SOURCE=docker.io/team/app",
+	}
+	hub.AddUser("robot", "secret")
+	p := startProgram(t, hub, common...)
+	client := newClient(t)
+	p.pull(t, client, "ours/app", "1", image)
+	if status, body, _ := get(t, client, p.registry+"/v2/alpine/manifests/latest"); status != http.StatusOK {
+		t.Fatal(status, body)
+	}
+	awaitNoFills(t, client, p.admin)
+	hub.Reset()
+	server := operator{t, environ(append(common, "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))...)}
+	rest := operator{t, environ(append(common, "ENTREPOT_ADMIN_LISTEN=")...)}
+	for _, o := range []operator{server, rest} {
+		wantLines(t, o.must("rules", "--table"), `app +docker.io/team/app +-`, `ours/\* +docker.io/team/\* +robot`)
+		wantLines(t, o.must("rules", "--json"), `{"target":"app","source":"docker.io/team/app"}`, `{"target":"ours/\*","source":"docker.io/team/\*","account":"robot"}`)
+		wantLines(t, o.must("explain", "--table", "cache.example/ours/app:1"),
+			`repository +docker.io/team/app`, `rule +ours/\* => docker.io/team/\*`, `asked as +robot`, `who may +everybody who reaches the port`,
+			`held +true`, `fresh +yes: upstream is not asked \(checked AGO, believed for 5m\)`, `it +0 +0 +0 +0B +`)
+		wantLines(t, o.must("explain", "--table", "10.0.0.1:5000/app:2"),
+			`note +10.0.0.1:5000 is no upstream, so it is taken for this cache's address`, `rule +app => docker.io/team/app`,
+			`held +false`, `fresh +not held: upstream is asked`, `it +1 +1 +0 +0B +and what only upstream can tell`)
+		// An index of which nothing else is held: what its manifests list is not known,
+		// unless another repository has brought it.
+		wantLines(t, o.must("explain", "--table", "--ns", "docker.io", "library/alpine"),
+			`rule +none: the name means what it says`, `linux/amd64 +3 +0 +0 +0B +`, `linux/arm64 +0 +1 +0 +0B +and what only upstream can tell`)
+		wantLines(t, o.must("explain", "--table", "team/app@"+image.Digest.String()), `fresh +a digest is for ever`, `reference +sha256:.*`)
+		out := o.must("explain", "--json", "ours/app:1")
+		if !strings.Contains(out, `"rule":{"target":"ours/*","source":"docker.io/team/*","account":"robot"}`) || !strings.Contains(out, `"pulls":[{"heads":0,"manifests":0,"blobs":0,"bytes":0,"atLeast":false}]`) {
+			t.Errorf("explained as %s", out)
+		}
+		o.refused(1, []string{"evil.example", "is not an upstream"}, "explain", "--ns", "evil.example", "a")
+		o.refused(1, []string{"explain", "not a tag"}, "explain", "a:::")
+		if o.environ[len(o.environ)-1] != rest.environ[len(rest.environ)-1] {
+			stopProgram(t, p)
+		}
+	}
+	wantRequests(t, hub)
 }

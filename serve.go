@@ -342,6 +342,11 @@ func credentials(ctx context.Context, cfg *Config, u UpstreamSettings, logger ze
 			logger.Warn().Str("upstream", u.Name).Err(err).Msg("no login from DOCKER_CONFIG: asking anonymously until the next start")
 		}
 	}
+	return u.signIn(base)
+}
+
+// signIn adds the accounts of single paths to base, which is for all others.
+func (u *UpstreamSettings) signIn(base upstream.Credentials) upstream.Credentials {
 	if len(u.Logins) == 0 {
 		return base
 	}

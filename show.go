@@ -56,6 +56,20 @@ func (t *table) end(none string) error {
 	return t.w.Flush()
 }
 
+// facts are names with their values, for people.
+type facts struct{ w *tabwriter.Writer }
+
+func (o *operation) newFacts() facts { return facts{tabwriter.NewWriter(o.in.stdout, 0, 0, 3, ' ', 0)} }
+
+// add adds a fact, unless it is not known.
+func (f facts) add(name, value string) {
+	if value != "" {
+		fmt.Fprintf(f.w, "%s\t%s\n", name, printable(value))
+	}
+}
+
+func (f facts) end() error { return f.w.Flush() }
+
 // printable guards a terminal from what strangers may have written: the names of
 // platforms and media types are theirs.
 func printable(s string) string {

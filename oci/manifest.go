@@ -48,6 +48,22 @@ type Platform struct {
 	Variant      string `json:"variant"`
 }
 
+// String is os/architecture[/variant]; empty for none.
+func (p Platform) String() string {
+	if p == (Platform{}) {
+		return ""
+	}
+	s := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		s += "/" + p.Variant
+	}
+	return s
+}
+
+// Runs reports whether p is a machine's. BuildKit lists its attestations in an
+// index as of unknown/unknown.
+func (p Platform) Runs() bool { return p.OS != "" && p.OS != "unknown" }
+
 // Blobs are the blobs that l names: config first, then layers.
 func (l *Links) Blobs() []Descriptor {
 	var blobs []Descriptor

@@ -65,7 +65,7 @@ func (n *Names) split(name, ns, host string) (upstream, path string, scoped bool
 			name = rest
 		}
 		return upstream, name, true
-	case isRegistry(first):
+	case IsRegistry(first):
 		return FoldHost(first), rest, false
 	}
 	return "", name, false
@@ -98,32 +98,42 @@ func inLibrary(upstream, path string) string {
 	return path
 }
 
-// isRegistry reports whether the first part of a name is a registry.
-func isRegistry(first string) bool {
+// IsRegistry reports whether the first part of a name is a registry.
+func IsRegistry(first string) bool {
 	return strings.ContainsAny(first, ".:") || first == "localhost"
 }
 
 // Reference reads what a person types, "[registry/]name[:tag][@digest]", by the
 // same rules. The tag is "latest" where neither tag nor digest is given.
 func (n *Names) Reference(s string) (repo Repository, tag string, d Digest, err error) {
-	name := s
+	name, tag, d, err := SplitReference(s)
+	if err != nil {
+		return Repository{}, "", Digest{}, err
+	}
+	repo, _, err = n.Repository(name, "", "")
+	return repo, tag, d, err
+}
+
+// SplitReference reads "name[:tag][@digest]". The tag is "latest" where neither
+// is given. Errors: NameInvalid, DigestInvalid.
+func SplitReference(s string) (name, tag string, d Digest, err error) {
+	name = s
 	if before, after, ok := strings.Cut(name, "@"); ok {
 		if d, err = ParseDigest(after); err != nil {
-			return Repository{}, "", Digest{}, err
+			return "", "", Digest{}, err
 		}
 		name = before
 	}
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		name, tag = name[:i], name[i+1:]
 		if !ValidTag(tag) {
-			return Repository{}, "", Digest{}, Errorf(NameInvalid, "%q is not a tag", clip(tag))
+			return "", "", Digest{}, Errorf(NameInvalid, "%q is not a tag", clip(tag))
 		}
 	}
 	if tag == "" && d.IsZero() {
 		tag = "latest"
 	}
-	repo, _, err = n.Repository(name, "", "")
-	return repo, tag, d, err
+	return name, tag, d, nil
 }
 
 func (n *Names) repository(upstream, path string) (Repository, error) {

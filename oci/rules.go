@@ -60,7 +60,7 @@ func (p Pattern) cut(name string) (rest string, ok bool) {
 // or * for every name without a registry.
 func ParseTarget(s string) (Pattern, error) {
 	p, err := parsePattern(s)
-	if first, _, _ := strings.Cut(p.Name, "/"); err != nil || p.Name == "" || isRegistry(first) {
+	if first, _, _ := strings.Cut(p.Name, "/"); err != nil || p.Name == "" || IsRegistry(first) {
 		if err == nil && p.Name != "" {
 			p.Name, err = parseFull(p)
 		}
@@ -80,7 +80,7 @@ func ParseSource(s string) (Pattern, error) {
 	if err != nil {
 		return p, err
 	}
-	if host, _, _ := strings.Cut(p.Name, "/"); !isRegistry(host) {
+	if host, _, _ := strings.Cut(p.Name, "/"); !IsRegistry(host) {
 		return Pattern{}, fmt.Errorf("%q does not begin with an upstream's name: want one such as mcr.microsoft.com/dotnet/*", clip(s))
 	}
 	p.Name, err = parseFull(p)

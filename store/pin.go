@@ -248,6 +248,9 @@ func (d *Disk) eachOf(ctx context.Context, root oci.Digest, visit func(oci.Descr
 	}
 }
 
+// Links are what a held manifest leads to; nothing if it is not held, or none.
+func (d *Disk) Links(ctx context.Context, dg oci.Digest) *oci.Links { return d.links(ctx, dg) }
+
 // links are what a held manifest leads to; nothing if it is not held, or none.
 // Looking is not using: no file time changes.
 func (d *Disk) links(ctx context.Context, dg oci.Digest) *oci.Links {

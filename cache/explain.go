@@ -1,0 +1,125 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"entrepot/oci"
+	"entrepot/store"
+)
+
+// Explanation is what would become of a pull that began now.
+type Explanation struct {
+	Tag     *store.Tag // the tag's record; nil if there is none, or a digest was asked for
+	TTL     time.Duration
+	Verdict Verdict    // on the tag
+	Retry   time.Time  // when upstream is asked again after a failure; zero: now
+	Digest  oci.Digest // what is pulled; zero if only upstream knows
+	Held    bool       // that manifest, by this repository
+	Pulls   []Pull     // for each platform that is known; one for all where none is
+}
+
+// Pull is what one costs, as far as what is held tells.
+type Pull struct {
+	Platform  oci.Platform // zero if it is not known, or there is only one
+	Heads     int          // which no registry counts
+	Manifests int          // GETs, which Docker Hub counts as pulls
+	Blobs     int          // GETs of blobs
+	Bytes     int64        // of blobs, as far as their sizes are known
+	AtLeast   bool         // there is more that only upstream can tell
+}
+
+// Explain tells what would become of a pull. It asks nobody, and leaves no trace
+// of a use.
+func (c *Cache) Explain(ctx context.Context, repo oci.Repository, reference string) (Explanation, error) {
+	x := Explanation{TTL: c.cfg.ttlOf(repo, reference)}
+	var cost Pull
+	if d, err := oci.ParseDigest(reference); err == nil {
+		x.Digest, x.Verdict = d, Fresh
+	} else if err := c.explainTag(ctx, repo, reference, &x); err != nil {
+		return Explanation{}, err
+	}
+	if x.Verdict == Revalidate {
+		cost.Heads++
+	}
+	if x.Digest.IsZero() {
+		cost.Manifests, cost.AtLeast = 1, true
+		x.Pulls = []Pull{cost}
+		return x, nil
+	}
+	x.Held = c.explainManifest(repo, x.Digest, &cost)
+	links := c.disk.Links(ctx, x.Digest)
+	c.explainBlobs(repo, links.Blobs(), &cost)
+	for _, child := range links.Manifests {
+		if !child.Platform.Runs() {
+			continue
+		}
+		one := cost
+		one.Platform = child.Platform
+		c.explainManifest(repo, child.Digest, &one)
+		c.explainBlobs(repo, c.disk.Links(ctx, child.Digest).Blobs(), &one)
+		x.Pulls = append(x.Pulls, one)
+	}
+	if len(x.Pulls) == 0 {
+		x.Pulls = []Pull{cost}
+	}
+	return x, ctx.Err()
+}
+
+func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string, x *Explanation) error {
+	rec, err := c.disk.Tag(repo, tag)
+	switch {
+	case err == nil:
+		x.Tag, x.Digest = &rec, rec.Digest
+	case !errors.Is(err, store.ErrNotHeld):
+		return err
+	}
+	now := time.Now()
+	q := tagQuestion{repo: repo, tag: tag}
+	x.Retry, _ = c.refusal(ctx, repo, q.key())
+	x.Verdict = Freshness{TTL: x.TTL, Offline: c.without(repo.Host)}.Judge(x.Tag, x.Retry, now, oci.Ask{})
+	return nil
+}
+
+// explainManifest adds what a manifest costs that repo is asked for.
+func (c *Cache) explainManifest(repo oci.Repository, d oci.Digest, cost *Pull) (held bool) {
+	_, missing := c.disk.Size(d)
+	switch {
+	case missing != nil:
+		cost.Manifests++
+		cost.AtLeast = true
+	case !c.isMember(repo, d):
+		cost.Heads++
+	}
+	return missing == nil
+}
+
+func (c *Cache) explainBlobs(repo oci.Repository, blobs []oci.Descriptor, cost *Pull) {
+	seen := map[oci.Digest]bool{}
+	for _, b := range blobs {
+		if seen[b.Digest] {
+			continue
+		}
+		seen[b.Digest] = true
+		switch _, missing := c.disk.Size(b.Digest); {
+		case missing != nil:
+			cost.Blobs++
+			cost.Bytes += max(0, b.Size)
+			cost.AtLeast = cost.AtLeast || b.Size < 0
+		case !c.isMember(repo, b.Digest):
+			cost.Heads++
+		}
+	}
+}
+
+// isMember reports whether content that is here may be served under repo without
+// a word to upstream, as far as its marker says: one that a crash lost is not
+// looked for.
+func (c *Cache) isMember(repo oci.Repository, d oci.Digest) bool {
+	b := blob{c: c}
+	if marker, err := c.disk.Marker(repo, d); err == nil {
+		b.marker, b.known = marker, true
+	}
+	return b.member()
+}
