@@ -2,6 +2,7 @@
 GO ?= go
 TOOL = $(GO) tool -modfile=tools.mod
 FUZZTIME ?= 10s
+CLIENTS = bin/crane bin/helm bin/buildkitd bin/buildctl
 
 run:
 	$(GO) run .
@@ -24,11 +25,11 @@ golangci-lint:
 	$(TOOL) golangci-lint run
 
 # Real clients against the built binary: as root, on Debian, with the packages that .ci/run installs.
-e2e: bin/crane bin/helm
+e2e: $(CLIENTS)
 	$(GO) test -tags e2e -count 1 -timeout 15m $(E2EFLAGS) ./e2e
-bin/crane bin/helm: e2e/tools.mod
-	$(GO) build -modfile=e2e/tools.mod -o bin/ github.com/google/go-containerregistry/cmd/crane helm.sh/helm/v3/cmd/helm
-	touch bin/crane bin/helm
+$(CLIENTS) &: e2e/tools.mod
+	$(GO) build -modfile=e2e/tools.mod -o bin/ tool
+	touch $(CLIENTS)
 
 fuzz: # a finding is kept and fails again; that the engine missed its own deadline does not
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r f; do \

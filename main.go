@@ -74,6 +74,7 @@ func commands() []command {
 		{"prune", "remove what nobody needs any more", pruneHelp, prune},
 		{"verify", "compare all that is held with its digests", verifyHelp, verify},
 		{"df", "show what the data directory takes, and what would go next", dfHelp, usage},
+		{"client", "print what makes docker, containerd, podman and others use this server", clientHelp, printClient},
 		{"config", "show the effective configuration, and where each value came from", configHelp, showConfig},
 		{"healthcheck", "ask the running server whether it is well; the exit code tells", healthcheckHelp, healthcheck},
 		{"version", "show the version", "", showVersion},

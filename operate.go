@@ -124,14 +124,8 @@ func newOperation(in invocation, name string) *operation {
 
 // begin reads the command line and finds who answers. The caller ends it.
 func (o *operation) begin(ctx context.Context, least, most int) (err error) {
-	for rest := o.in.args; ; rest = o.flags.Args()[1:] { // flags may follow arguments
-		if err := o.flags.Parse(rest); err != nil {
-			return o.misused("%v", err)
-		}
-		if o.flags.NArg() == 0 {
-			break
-		}
-		o.args = append(o.args, o.flags.Arg(0))
+	if o.args, err = parseInterspersed(o.flags, o.in.args); err != nil {
+		return o.misused("%v", err)
 	}
 	switch {
 	case len(o.args) < least:

@@ -47,20 +47,19 @@ func (c containerd) greets(t *testing.T, ref, greeting string, flags ...string) 
 	}
 }
 
-// The three ways to send containerd to the cache. With hosts.toml it adds
-// ?ns=docker.io to every request, and override_path makes it send the prefix too.
+// The ways to send containerd to the cache. With hosts.toml it adds ?ns=docker.io
+// to every request, and override_path makes it send the prefix too.
 func TestContainerd(t *testing.T) {
 	for _, tc := range []struct {
-		name  string
-		hosts string // hosts.toml for docker.io; %s is the cache
-		path  bool   // name the cache instead
+		name   string
+		client []string // what of entrepot client is hosts.toml
+		hosts  string   // or its text; %s is the cache
+		dir    string   // where it stands
+		path   bool     // name the cache instead
 	}{
-		{name: "ns", hosts: `server = "https://registry-1.docker.io"
-
-[host."http://%s"]
-  capabilities = ["pull", "resolve"]
-`},
-		{name: "override_path", hosts: `server = "https://registry-1.docker.io"
+		{name: "ns", client: []string{"containerd", "docker.io"}, dir: "docker.io"},
+		{name: "default", client: []string{"containerd"}, dir: "_default"},
+		{name: "override_path", dir: "docker.io", hosts: `server = "https://registry-1.docker.io"
 
 [host."http://%s/v2/docker.io"]
   capabilities = ["pull", "resolve"]
@@ -80,7 +79,11 @@ func TestContainerd(t *testing.T) {
 					c.greets(t, s.ref("docker.io/"+repo+":1"), image.greeting, "--plain-http")
 					return
 				}
-				write(t, filepath.Join(c.hosts, "docker.io", "hosts.toml"), fmt.Sprintf(tc.hosts, s.addr))
+				hosts := fmt.Sprintf(tc.hosts, s.addr)
+				if tc.client != nil {
+					hosts = s.clientFile(t, tc.client...)
+				}
+				write(t, filepath.Join(c.hosts, tc.dir, "hosts.toml"), hosts)
 				c.greets(t, "docker.io/"+repo+":1", image.greeting, "--hosts-dir", c.hosts)
 			})
 		})

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -16,15 +15,11 @@ type docker struct {
 
 var dockerReady = regexp.MustCompile(`API listen on`)
 
-// newDocker starts a dockerd in dir. It has neither bridge nor firewall rules:
+// newDocker starts a dockerd in dir, with a daemon.json. It has neither bridge nor firewall rules:
 // containers get no network, or the host's.
-func newDocker(t *testing.T, s *site, dir string, config map[string]any) docker {
+func newDocker(t *testing.T, s *site, dir string, config string) docker {
 	t.Helper()
-	raw, err := json.Marshal(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, filepath.Join(dir, "daemon.json"), string(raw))
+	write(t, filepath.Join(dir, "daemon.json"), config)
 	socket := "unix://" + filepath.Join(dir, "docker.sock")
 	env := append(s.client(dir), "DOCKER_HOST="+socket, "DOCKER_BUILDKIT=0", "DOCKER_CONFIG="+filepath.Join(dir, "config"))
 	start(t, "dockerd", env, dockerReady, "dockerd",
@@ -56,7 +51,7 @@ func TestDockerWithRegistryMirror(t *testing.T) {
 	s.hub.Push("library/e2e-mirror", "latest", image.Image)
 	want := s.hub.cold("library/e2e-mirror", "latest", image.Image, image.own)
 	prove(t, s, s.hub, want, func(dir string) {
-		d := newDocker(t, s, dir, map[string]any{"registry-mirrors": []string{"http://" + s.addr}})
+		d := newDocker(t, s, dir, s.clientFile(t, "docker"))
 		d.run(t, "pull", "e2e-mirror")
 		d.greets(t, "e2e-mirror", image.greeting)
 	})
@@ -69,7 +64,7 @@ func TestDockerWithPath(t *testing.T) {
 	s.ghcr.Push("octo/e2e-path", "v1", image.Image)
 	want := s.ghcr.cold("octo/e2e-path", "v1", image.Image, image.own)
 	prove(t, s, s.ghcr, want, func(dir string) {
-		d := newDocker(t, s, dir, nil)
+		d := newDocker(t, s, dir, "{}")
 		ref := s.ref("ghcr.io/octo/e2e-path:v1")
 		d.run(t, "pull", ref)
 		d.greets(t, ref, image.greeting)
@@ -83,7 +78,7 @@ func TestDockerBuildFromTheCache(t *testing.T) {
 	s.hub.Push("library/e2e-base", "1.0", image.Image)
 	want := s.hub.cold("library/e2e-base", "1.0", image.Image, image.own)
 	prove(t, s, s.hub, want, func(dir string) {
-		d := newDocker(t, s, dir, nil)
+		d := newDocker(t, s, dir, "{}")
 		write(t, filepath.Join(dir, "context", "Dockerfile"), `ARG BASE
 FROM ${BASE}
 RUN ["/hello"]

@@ -36,7 +36,7 @@ func TestDockerfile(t *testing.T) {
 	image := newHello(t, "hello through a container", false, 64<<10)
 	s.hub.Push("library/e2e-container", "latest", image.Image)
 
-	d := newDocker(t, s, tempDir(t), map[string]any{"registry-mirrors": []string{"http://" + s.addr}})
+	d := newDocker(t, s, tempDir(t), s.clientFile(t, "docker"))
 	if _, err := try(t.Context(), buildTimeout, d.env, "docker", "build", "--network", "host",
 		"--build-arg", "GOPROXY="+moduleProxy(t), "--build-arg", "VERSION=v0.0.1-e2e", "--tag", "entrepot", ".."); err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -52,10 +51,10 @@ type puller struct {
 func herd(t *testing.T, s *site, repo string) []puller {
 	t.Helper()
 	name, path := "docker.io/"+repo+":latest", s.ref("docker.io/"+repo+":latest")
-	mirrored := newDocker(t, s, tempDir(t), map[string]any{"registry-mirrors": []string{"http://" + s.addr}})
-	named := newDocker(t, s, tempDir(t), nil)
+	mirrored := newDocker(t, s, tempDir(t), s.clientFile(t, "docker"))
+	named := newDocker(t, s, tempDir(t), "{}")
 	c := newContainerd(t, s, tempDir(t))
-	write(t, filepath.Join(c.hosts, "docker.io", "hosts.toml"), fmt.Sprintf("[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", s.addr))
+	write(t, filepath.Join(c.hosts, "docker.io", "hosts.toml"), s.clientFile(t, "containerd", "docker.io"))
 	other := newContainerd(t, s, tempDir(t))
 	clients := []puller{
 		{mirrored.env, []string{"docker", "pull", name}},

@@ -1,7 +1,7 @@
 //go:build e2e
 
 // Package e2e drives the built binary with the clients that people have:
-// dockerd, containerd, podman, buildah, skopeo, crane and helm. Images are made
+// dockerd, containerd, buildkit, podman, buildah, skopeo, crane and helm. Images are made
 // on the spot and really run, and what the upstream saw is compared with what
 // the pull may cost. It runs as root (make e2e) and touches nothing of the host's
 // own daemons: each has its own directory, socket and pid.
@@ -27,6 +27,9 @@ var (
 	helloBin    string
 	craneBin    string
 	helmBin     string
+
+	buildkitdBin string
+	buildctlBin  string
 )
 
 func TestMain(m *testing.M) {
@@ -49,7 +52,8 @@ func prepare() error {
 	}
 	entrepotBin, helloBin = filepath.Join(bin, "entrepot"), filepath.Join(bin, "hello")
 	craneBin, helmBin = filepath.Join(bin, "crane"), filepath.Join(bin, "helm")
-	for _, tool := range []string{craneBin, helmBin} {
+	buildkitdBin, buildctlBin = filepath.Join(bin, "buildkitd"), filepath.Join(bin, "buildctl")
+	for _, tool := range []string{craneBin, helmBin, buildkitdBin, buildctlBin} {
 		if _, err := os.Stat(tool); err != nil {
 			return fmt.Errorf("%w: make e2e builds it", err)
 		}

@@ -12,18 +12,7 @@ import (
 // own, every signature accepted, and the cache as mirror of docker.io and ghcr.io.
 func containers(t *testing.T, s *site, dir string) []string {
 	t.Helper()
-	registries := "short-name-mode = \"disabled\"\nunqualified-search-registries = [\"docker.io\"]\n"
-	for _, name := range []string{"docker.io", "ghcr.io"} {
-		registries += fmt.Sprintf(`
-[[registry]]
-prefix = %q
-location = %q
-[[registry.mirror]]
-location = %q
-insecure = true
-`, name, name, s.addr+"/"+name)
-	}
-	write(t, filepath.Join(dir, "registries.conf"), registries)
+	write(t, filepath.Join(dir, "registries.conf"), s.clientFile(t, "podman"))
 	write(t, filepath.Join(dir, "storage.conf"), fmt.Sprintf("[storage]\ndriver = \"vfs\"\ngraphroot = %q\nrunroot = %q\n",
 		filepath.Join(dir, "storage"), filepath.Join(dir, "run")))
 	// runc, since crun refuses the hybrid cgroups of some hosts; limits that need no privilege to set.

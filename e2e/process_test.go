@@ -33,6 +33,7 @@ type process struct {
 	output *transcript
 	done   chan struct{} // closed when it has ended and err is set
 	err    error
+	told   int // the exit code of one that was told to end
 }
 
 // start starts a daemon and waits until its output matches ready. The kernel
@@ -68,8 +69,8 @@ func start(t *testing.T, name string, env []string, ready *regexp.Regexp, comman
 	return p
 }
 
-// stop asks the process to end and waits. An exit code other than 0 is an
-// error, and so is having to kill it; some daemons do not catch SIGTERM.
+// stop asks the process to end and waits. Another exit code than it is to have is
+// an error, and so is having to kill it; some daemons do not catch SIGTERM.
 func (p *process) stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself: Wait tells
 	select {
@@ -79,7 +80,8 @@ func (p *process) stop() error {
 		<-p.done
 		return errors.Join(fmt.Errorf("still running %v after SIGTERM", stopTimeout), p.err)
 	}
-	if status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signal() == syscall.SIGTERM {
+	status, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ok && (status.Signal() == syscall.SIGTERM || status.Exited() && status.ExitStatus() == p.told) {
 		return nil
 	}
 	return p.err

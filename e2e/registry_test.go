@@ -99,7 +99,7 @@ func TestDebianRegistryAsUpstream(t *testing.T) {
 				dir := tempDir(t)
 				ref := s.ref(name + "/team/hello:1")
 				run(t, s.client(dir), craneBin, "validate", "--remote", ref)
-				docker := newDocker(t, s, dir, nil)
+				docker := newDocker(t, s, dir, "{}")
 				docker.run(t, "pull", ref)
 				docker.greets(t, ref, image.greeting)
 			}

@@ -90,6 +90,12 @@ func (s *site) stopUpstreams() {
 	s.ghcr.Close()
 }
 
+// clientFile is what `entrepot client` prints for the cache.
+func (s *site) clientFile(t *testing.T, args ...string) string {
+	t.Helper()
+	return run(t, s.env, append([]string{entrepotBin, "client", "--address", s.addr}, args...)...)
+}
+
 // ref is an image's name in path form: "127.0.0.1:4321/docker.io/library/hello:1".
 func (s *site) ref(name string) string { return s.addr + "/" + name }
 

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What each client gets is in testdata/script/client.txtar, and real clients
+// pull with it in e2e; here are the addresses.
+func TestClientsAreTold(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		environ []string
+		args    []string
+		want    string // of what is printed
+		refused string // of the error
+	}{
+		{"a name of this machine", []string{"ENTREPOT_LISTEN=192.0.2.1:80"}, []string{"containerd"}, `[host."http://192.0.2.1:80"]`, ""},
+		{"this machine alone", []string{"ENTREPOT_LISTEN=127.0.0.1:80"}, []string{"docker"}, `["http://localhost:80"]`, ""},
+		{"an address of IPv6", []string{"ENTREPOT_LISTEN=[2001:db8::1]:5000"}, []string{"podman"}, `"[2001:db8::1]:5000/ghcr.io"`, ""},
+		{"what somebody says", nil, []string{"k3s", "--address", "cache.example:5000"}, `"http://cache.example:5000"`, ""},
+		{"with TLS before it", nil, []string{"--address", "https://cache.example/", "buildkit"}, "http = false", ""},
+		{"with a CA", nil, []string{"containerd", "--ca", "/etc/ca.pem", "--address", "https://cache.example"}, `ca = "/etc/ca.pem"`, ""},
+		{"where containerd goes without us", nil, []string{"containerd", "index.docker.io"}, `server = "https://registry-1.docker.io"`, ""},
+		{
+			"where containerd goes to a registry of one's own",
+			[]string{"ENTREPOT_UPSTREAM_0_NAME=own.example:5000", "ENTREPOT_UPSTREAM_0_URL=http://own.example:5000"},
+			[]string{"containerd", "own.example:5000"},
+			`server = "http://own.example:5000"`, "",
+		},
+		{"no client", nil, nil, "", "want one of docker, containerd"},
+		{"an unknown client", nil, []string{"dokcer"}, "", `"dokcer" is none of docker`},
+		{"an unknown flag", nil, []string{"docker", "--adress", "x"}, "", "entrepot help client"},
+		{"no address", nil, []string{"docker", "--address", "cache.example:5000/path"}, "", `"cache.example:5000/path" is no address`},
+		{"another scheme", nil, []string{"docker", "--address", "ftp://cache.example"}, "", "is no address"},
+		{"a CA without TLS", nil, []string{"podman", "--ca", "/etc/ca.pem"}, "", "--ca is for a server with TLS"},
+		{"an open port", []string{"ENTREPOT_LISTEN=:0"}, []string{"docker"}, "", "leaves the port open"},
+		{"one registry for a client that has one file", nil, []string{"docker", "ghcr.io"}, "", "is for all registries"},
+		{"a registry that is not pulled from", nil, []string{"containerd", "evil.example"}, "", `"evil.example" is not among the registries`},
+		{"Docker would ask for other images", []string{"ENTREPOT_DEFAULT_UPSTREAM=ghcr.io"}, []string{"docker"}, "", "those of ghcr.io"},
+	} {
+		var stdout, stderr bytes.Buffer
+		err := run(t.Context(), append([]string{"client"}, row.args...), row.environ, &stdout, &stderr)
+		switch {
+		case row.refused != "":
+			if err == nil || !strings.Contains(err.Error(), row.refused) || stdout.Len() > 0 {
+				t.Errorf("%s: error %v, printed %q, want an error with %q and no file", row.name, err, &stdout, row.refused)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", row.name, err)
+		case !strings.Contains(stdout.String(), row.want):
+			t.Errorf("%s: no %q in (-want +got):\n%s", row.name, row.want, cmp.Diff(row.want, stdout.String()))
+		}
+	}
+}
