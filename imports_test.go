@@ -35,7 +35,7 @@ var owners = map[string]string{
 	"golang.org/x/net/http/httpproxy":                     "main",
 	"github.com/dgraph-io/ristretto":                      "store",
 	"golang.org/x/net/publicsuffix":                       "upstream",
-	"golang.org/x/sys":                                    "store",
+	"golang.org/x/sys":                                    "store, proxy", // the kernel: files there, sockets here
 	"golang.org/x/time/rate":                              "ratelimit",
 	"github.com/google/go-containerregistry/pkg/authn":    "upstream",
 	"github.com/google/go-containerregistry/pkg/v1/types": "oci",
@@ -130,7 +130,7 @@ func TestEachLibraryHasOneOwner(t *testing.T) {
 			}
 			if owner, known := ownerOf(path); !known {
 				t.Errorf("%s imports %s, which has no owner: give it a row in owners", from, path)
-			} else if owner != from {
+			} else if !slices.Contains(strings.Split(owner, ", "), from) {
 				t.Errorf("%s imports %s, which belongs to %s", from, path, owner)
 			}
 		}

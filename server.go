@@ -45,7 +45,7 @@ type server struct {
 
 // listen takes an address. variable is its setting, for the error.
 func listen(ctx context.Context, variable string, a Address) (net.Listener, error) {
-	var lc net.ListenConfig
+	lc := proxy.ListenConfig()
 	l, err := lc.Listen(ctx, "tcp", string(a))
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):

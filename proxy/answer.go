@@ -19,8 +19,9 @@ type answer struct {
 	w       http.ResponseWriter
 	control http.ResponseController
 	stall   time.Duration
-	mute    bool // HEAD: headers only
-	streams bool // HTTP/2: a deadline that passes resets the stream, even if nothing is being written
+	line    *line // of a large answer, where there is one
+	mute    bool  // HEAD: headers only
+	streams bool  // HTTP/2: a deadline that passes resets the stream, even if nothing is being written
 
 	status  int   // 0 until the headers are out
 	flushed bool  // the headers are on the wire
@@ -155,14 +156,22 @@ func isFile(r io.Reader) bool {
 // of a minute, the slowest client that is not cut reads some 5 KB/s.
 const filePiece = 256 << 10
 
+// corkFrom is the least that is worth system calls on how it is sent: a segment
+// of the loopback device.
+const corkFrom = 64 << 10
+
 // sendFile sends at most limit bytes of file from its position.
 func (a *answer) sendFile(file io.Reader, limit int64) (n int64, err error) {
 	rf, ok := a.w.(io.ReaderFrom)
 	if !ok {
 		rf = writeOnly{a.w}
 	}
+	limit = min(limit, a.left)
+	if ok && limit >= corkFrom && a.line.cork() {
+		defer a.line.uncork() // also before each wait: a source that follows a fill calls again for what has landed
+	}
 	within := &io.LimitedReader{R: file}
-	for limit = min(limit, a.left); limit > 0; {
+	for limit > 0 {
 		piece := min(limit, filePiece)
 		within.N = piece
 		a.expectProgress()

@@ -257,6 +257,9 @@ func (x *exchange) copyPart(rd oci.Reader, p part) (err error) {
 			return noEOF(err)
 		}
 	}
+	if p.length < 0 || p.length >= corkFrom {
+		x.line = lineOf(x.r.Context())
+	}
 	x.left = p.length
 	if p.length < 0 {
 		x.left = math.MaxInt64
