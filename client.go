@@ -30,8 +30,9 @@ what has to be restarted. The settings are the server's: run it with them.
   k3s          registries.yaml, for k3s and RKE2
 
   --address ADDRESS   how clients reach the server: cache.example:5000, or with
-                      https:// in front if something before it speaks TLS. Without
-                      it the name of this machine and the port of ENTREPOT_LISTEN
+                      https:// or http:// in front where that is not what its
+                      settings say. Without it the name of this machine and the
+                      port of ENTREPOT_LISTEN
   --ca FILE           where clients have the certificate that signed the server's,
                       if they do not trust it anyway
 
@@ -190,6 +191,9 @@ func clientNames() string {
 func newCacheServer(cfg *Config, address, ca string) (cacheServer, error) {
 	s := cacheServer{CA: ca, Upstreams: cfg.upstreamNames()}
 	scheme := "http"
+	if cfg.hasTLS() {
+		scheme = "https"
+	}
 	if given, rest, ok := strings.Cut(address, "://"); ok {
 		scheme, address = given, rest
 	}
@@ -211,7 +215,7 @@ func newCacheServer(cfg *Config, address, ca string) (cacheServer, error) {
 		return s, usageError{fmt.Sprintf("client: --address: %s is no address: want host:port, such as cache.example:5000, or https:// before it", quote(address))}
 	}
 	if ca != "" && scheme != "https" {
-		return s, usageError{"client: --ca is for a server with TLS: want --address https://..."}
+		return s, usageError{"client: --ca is for a server with TLS, which this one has not: want --address https://... if something before it has"}
 	}
 	s.Address, s.URL, s.Insecure = address, scheme+"://"+address, scheme == "http"
 	host, _, err := net.SplitHostPort(address)

@@ -5,12 +5,16 @@ import (
 	"strings"
 	"testing"
 
+	"entrepot/internal/ocitest"
+
 	"github.com/google/go-cmp/cmp"
 )
 
 // What each client gets is in testdata/script/client.txtar, and real clients
 // pull with it in e2e; here are the addresses.
 func TestClientsAreTold(t *testing.T) {
+	chain, key := pairFiles(t, t.TempDir(), "tls", ocitest.NewCA().Certificate())
+	withTLS := []string{"ENTREPOT_LISTEN=192.0.2.1:443", "ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key}
 	for _, row := range []struct {
 		name    string
 		environ []string
@@ -23,6 +27,9 @@ func TestClientsAreTold(t *testing.T) {
 		{"an address of IPv6", []string{"ENTREPOT_LISTEN=[2001:db8::1]:5000"}, []string{"podman"}, `"[2001:db8::1]:5000/ghcr.io"`, ""},
 		{"what somebody says", nil, []string{"k3s", "--address", "cache.example:5000"}, `"http://cache.example:5000"`, ""},
 		{"with TLS before it", nil, []string{"--address", "https://cache.example/", "buildkit"}, "http = false", ""},
+		{"with TLS of its own", withTLS, []string{"docker", "--ca", "/etc/ca.pem"}, "{\n  \"registry-mirrors\": [\"https://192.0.2.1:443\"]\n}", ""},
+		{"with TLS of its own, by another name", withTLS, []string{"k3s", "--address", "cache.example"}, `"https://cache.example"`, ""},
+		{"with TLS of its own, beside it", withTLS, []string{"k3s", "--address", "http://cache.example:5000"}, `"http://cache.example:5000"`, ""},
 		{"with a CA", nil, []string{"containerd", "--ca", "/etc/ca.pem", "--address", "https://cache.example"}, `ca = "/etc/ca.pem"`, ""},
 		{"where containerd goes without us", nil, []string{"containerd", "index.docker.io"}, `server = "https://registry-1.docker.io"`, ""},
 		{
