@@ -158,6 +158,11 @@ func (b *blob) openHeld(ctx context.Context, offset, length int64) (oci.Reader, 
 		return nil, err
 	}
 	out := oci.Outcome{Cache: oci.Hit, Why: "held"}
+	if !b.known { // a fill may have ended since the handle was made
+		if marker, err := b.c.disk.Marker(b.repo, b.dg); err == nil {
+			b.marker, b.known = marker, true
+		}
+	}
 	if !b.member() {
 		if b.c.without(b.repo.Host) {
 			err = offline(b.key())

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"path/filepath"
 	"sync"
@@ -46,7 +47,7 @@ func TestManyReadersOneTransfer(t *testing.T) {
 	if count[oci.Miss] > 1 || count[oci.Miss]+count[oci.Joined]+count[oci.Hit] != 10 {
 		t.Errorf("outcomes %v, want one miss at most and the rest joined or hit", count)
 	}
-	wantAsked(t, s, "GET library/alpine blob "+d.String()+" 0+-1")
+	wantAsked(t, s, fmt.Sprintf("GET library/alpine blob %s 0+%d", d, segment))
 	if out := mustRead(t, c, alpine, d, content); out.Cache != oci.Hit {
 		t.Errorf("a later reader got %s, want hit", out.Cache)
 	}
@@ -352,34 +353,40 @@ func TestRangeBeyondTheEndHarmsNobody(t *testing.T) {
 	}
 }
 
+// TestBigBlobComesInSeveralStreams: whether a manifest told its size, or the
+// first answer does.
 func TestBigBlobComesInSeveralStreams(t *testing.T) {
-	s := newSource()
-	content := pattern(12, 40*mib)
-	m := s.pushImage(alpine, "latest", content)
-	d := oci.Sum(content)
-	var mu sync.Mutex
-	var running, most int
-	together := make(chan struct{})
-	s.body = func(_ int, c []byte, off int64) io.Reader {
-		mu.Lock()
-		running++
-		most = max(most, running)
-		if running == 3 {
-			close(together)
+	content := pattern(12, 2*segment+mib)
+	for _, hinted := range []bool{true, false} {
+		s := newSource()
+		m := s.pushImage(alpine, "latest", content)
+		d := oci.Sum(content)
+		var mu sync.Mutex
+		var running, most int
+		together := make(chan struct{})
+		s.body = func(_ int, c []byte, off int64) io.Reader {
+			mu.Lock()
+			running++
+			most = max(most, running)
+			if running == 3 {
+				close(together)
+			}
+			mu.Unlock()
+			return io.MultiReader(waiting(together), bytes.NewReader(c[off:]))
 		}
-		mu.Unlock()
-		return io.MultiReader(waiting(together), bytes.NewReader(c[off:]))
-	}
-	c := newCache(t, s, Config{Streams: 3, StreamThreshold: 32 * mib})
-	if _, _, err := c.Manifest(t.Context(), alpine, m.Digest, oci.Ask{}); err != nil {
-		t.Fatal(err)
-	}
-	mustRead(t, c, alpine, d, content)
-	if most != 3 {
-		t.Errorf("%d streams at once, want 3", most)
-	}
-	if moved := s.bytesMoved(); moved != int64(len(content)) {
-		t.Errorf("%d bytes moved for a blob of %d", moved, len(content))
+		c := newCache(t, s, Config{Streams: 3, StreamThreshold: 32 * mib})
+		if hinted {
+			if _, _, err := c.Manifest(t.Context(), alpine, m.Digest, oci.Ask{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustRead(t, c, alpine, d, content)
+		if most < 3 {
+			t.Errorf("size known before %v: %d streams at once, want 3", hinted, most)
+		}
+		if moved := s.bytesMoved(); moved != int64(len(content)) {
+			t.Errorf("size known before %v: %d bytes moved for a blob of %d", hinted, moved, len(content))
+		}
 	}
 }
 
@@ -389,6 +396,49 @@ type waiting chan struct{}
 func (w waiting) Read([]byte) (int, error) {
 	<-w
 	return 0, io.EOF
+}
+
+// TestUpstreamWithoutRangesSendsABlobOnce: the first answer to a range tells, and
+// is used as it is.
+func TestUpstreamWithoutRangesSendsABlobOnce(t *testing.T) {
+	all := pattern(40, segment+mib)
+	for _, row := range []struct {
+		size      int
+		hinted    bool
+		transfers int
+	}{
+		{segment + mib, true, 1},
+		{segment + mib, false, 1},
+		{10 * mib, true, 2}, // all of it is asked for at once, and only a second stream tells
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			s.noRanges = true
+			content := all[:row.size]
+			m := s.pushImage(alpine, "latest", content)
+			c := newCache(t, s, Config{StreamThreshold: 12 * mib})
+			defer closeCache(t, c)
+			if row.hinted {
+				if _, _, err := c.Manifest(t.Context(), alpine, m.Digest, oci.Ask{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			asked := len(s.questions())
+			var readers sync.WaitGroup
+			for _, offset := range []int64{0, 9 * mib} { // one of them far ahead of the stream
+				readers.Go(func() {
+					got, _, err := read(t.Context(), c, alpine, oci.Sum(content), offset, -1)
+					if err != nil || !bytes.Equal(got, content[offset:]) {
+						t.Errorf("from %d: %d bytes, %v", offset, len(got), err)
+					}
+				})
+			}
+			readers.Wait()
+			if n, moved := len(s.questions())-asked, s.bytesMoved(); n > row.transfers || moved != int64(len(content)) {
+				t.Errorf("%+v: %d bytes in %d transfers", row, moved, n)
+			}
+		})
+	}
 }
 
 func TestUpstreamWithoutRangesStillResumes(t *testing.T) {
@@ -454,28 +504,49 @@ func TestChunkedFetchIsNotThirteenTransfers(t *testing.T) {
 }
 
 func TestEmptyBlob(t *testing.T) {
-	for _, noSize := range []bool{false, true} {
+	for _, row := range []struct {
+		noSize, noRanges bool
+		questions        int
+	}{
+		{false, false, 2}, // that there is no byte, and how many there are
+		{true, false, 2},
+		{false, true, 1},
+		{true, true, 1},
+	} {
 		s := newSource()
-		s.noSize = noSize
+		s.noSize, s.noRanges = row.noSize, row.noRanges
 		d := s.pushBlob(alpine, nil)
 		c := newCache(t, s, Config{})
 		mustRead(t, c, alpine, d, nil)
 		mustRead(t, c, alpine, d, nil)
-		if n := len(s.questions()); n != 1 {
-			t.Errorf("upstream was asked %d times, want once", n)
+		if n := len(s.questions()); n != row.questions {
+			t.Errorf("%+v: upstream was asked %d times: %q", row, n, s.questions())
 		}
 	}
 }
 
+// TestBlobOfUnknownSize: its end is where upstream has no more of it.
 func TestBlobOfUnknownSize(t *testing.T) {
-	s := newSource()
-	s.noSize = true
-	content := pattern(15, 300_000)
-	d := s.pushBlob(alpine, content)
-	c := newCache(t, s, Config{})
-	mustRead(t, c, alpine, d, content)
-	if out := mustRead(t, c, alpine, d, content); out.Cache != oci.Hit {
-		t.Errorf("the second read is %s, want hit", out.Cache)
+	all := pattern(15, segment+5)
+	for _, row := range []struct {
+		size     int
+		noRanges bool
+	}{{300_000, true}, {300_000, false}, {segment, false}, {segment + 5, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			s.noSize, s.noRanges = true, row.noRanges
+			content := all[:row.size]
+			d := s.pushBlob(alpine, content)
+			c := newCache(t, s, Config{})
+			defer closeCache(t, c)
+			mustRead(t, c, alpine, d, content)
+			if out := mustRead(t, c, alpine, d, content); out.Cache != oci.Hit {
+				t.Errorf("the second read is %s, want hit", out.Cache)
+			}
+			if moved := s.bytesMoved(); moved != int64(row.size) {
+				t.Errorf("%+v: %d bytes moved: %q", row, moved, s.questions())
+			}
+		})
 	}
 }
 

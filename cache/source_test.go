@@ -36,7 +36,7 @@ type source struct {
 
 	down     error // every question fails with it
 	noRanges bool  // every body starts at 0
-	noSize   bool  // bodies do not tell the blob's size
+	noSize   bool  // bodies do not tell the blob's size, and HEAD does not either
 	delay    time.Duration
 	noAPI    bool
 	noAPIFor string // the repository that has none
@@ -210,9 +210,11 @@ func (b *sourceBlob) Open(ctx context.Context, offset, length int64) (oci.Reader
 		return nil, err
 	}
 	size := int64(len(c))
-	if offset > 0 && offset >= size {
+	ranged := offset > 0 || length >= 0
+	if ranged && offset >= size && !b.s.noRanges {
 		return nil, oci.Errorf(oci.RangeInvalid, "nothing at %d", offset)
 	}
+	whole := b.s.noRanges && ranged
 	if b.s.noRanges {
 		offset, length = 0, -1
 	}
@@ -229,12 +231,16 @@ func (b *sourceBlob) Open(ctx context.Context, offset, length int64) (oci.Reader
 		g.done = ctx.Done()
 	}
 	if length >= 0 {
+		short := b.s.noSize && length > size-offset
 		r = io.LimitReader(r, length)
+		if short { // whether that is all, a part of unknown total does not say
+			r = io.MultiReader(r, broken{})
+		}
 	}
 	if b.s.noSize {
 		size = -1
 	}
-	return &sourceReader{ctx, b.s, r, offset, size}, nil
+	return &sourceReader{ctx, b.s, r, offset, size, whole}, nil
 }
 
 type sourceReader struct {
@@ -242,6 +248,7 @@ type sourceReader struct {
 	s            *source
 	r            io.Reader
 	offset, size int64
+	whole        bool
 }
 
 func (r *sourceReader) Read(p []byte) (int, error) {
@@ -257,7 +264,7 @@ func (r *sourceReader) Read(p []byte) (int, error) {
 func (r *sourceReader) Close() error         { return nil }
 func (r *sourceReader) Offset() int64        { return r.offset }
 func (r *sourceReader) Size() int64          { return r.size }
-func (r *sourceReader) Outcome() oci.Outcome { return oci.Outcome{Spent: 1} }
+func (r *sourceReader) Outcome() oci.Outcome { return oci.Outcome{Spent: 1, Whole: r.whole} }
 
 // newCache makes a cache over s on a fresh directory.
 func newCache(t *testing.T, s oci.Source, cfg Config) *Cache {

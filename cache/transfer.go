@@ -27,8 +27,9 @@ type transfer struct {
 // stream is one upstream request that writes into the fill, from at up to end.
 type stream struct {
 	at, end int64 // guarded by the fill's lock; end shrinks when another stream takes the rest
+	landed  bool  // likewise; bytes have come
+	whole   bool  // likewise; it asked for everything, and can go on to the blob's end
 	up      oci.Blob
-	landed  bool // bytes have come; guarded by the fill's lock
 	extra   bool // the fill had a stream already: it counts against its upstream's bound
 	cancel  context.CancelFunc
 }
@@ -224,10 +225,10 @@ func (t *transfer) idle() bool {
 // nextLocked is the stream to start next: first for readers that wait for a
 // byte, in the order they came, then for what lies ahead of them.
 func (t *transfer) nextLocked() *stream {
-	if t.noRanges {
-		if len(t.streams) > 0 {
-			return nil
-		}
+	switch {
+	case len(t.streams) > 0 && (!t.answered || t.noRanges):
+		return nil // the first answer tells whether upstream can do ranges at all
+	case t.noRanges:
 		return t.rangelessLocked()
 	}
 	for _, r := range t.readers {
@@ -240,8 +241,8 @@ func (t *transfer) nextLocked() *stream {
 			}
 		}
 	}
-	if len(t.streams) >= t.c.cfg.Streams || len(t.streams) > 0 && (!t.bigLocked() || !t.answered) {
-		return nil // the first answer tells whether upstream can do ranges at all
+	if len(t.streams) >= t.c.cfg.Streams || len(t.streams) > 0 && !t.bigLocked() {
+		return nil
 	}
 	for _, r := range t.readers {
 		if want, ok := r.Wants(); ok {
@@ -291,9 +292,6 @@ func (t *transfer) aheadLocked(want store.Span) *stream {
 	if end < 0 {
 		end = t.endLocked()
 	}
-	if t.file.Size() < 0 && len(t.streams) > 0 && t.hint < 0 {
-		return nil // where it ends is unknown: one stream will tell
-	}
 	for at := want.Start; at < end; {
 		gap := t.file.Gap(store.Span{Start: at, End: end})
 		if gap.Len() == 0 {
@@ -314,14 +312,14 @@ func (t *transfer) aheadLocked(want store.Span) *stream {
 }
 
 // streamLocked shapes a stream that begins at at: up to what is wanted, at least
-// a window, at most a segment of a big blob, and never into what is there or on
-// its way.
+// a window, at most a segment of a blob that is big, or of which nobody has said
+// yet that it is not, and never into what is there or on its way.
 func (t *transfer) streamLocked(at int64, want store.Span) *stream {
 	end := int64(forever)
 	if want.End >= 0 {
 		end = max(want.End, at+window)
 	}
-	if t.bigLocked() {
+	if t.bigLocked() || t.size() < 0 && !t.answered {
 		end = min(end, at+segment)
 	}
 	if size := t.size(); size >= 0 && end >= size {
@@ -343,7 +341,7 @@ func (t *transfer) streamLocked(at int64, want store.Span) *stream {
 // rangelessLocked is the one stream of an upstream that ignores Range: all of
 // it again, of which only what is absent is kept.
 func (t *transfer) rangelessLocked() *stream {
-	if len(t.readers) == 0 && !t.whole || t.file.Gap(store.Span{Start: 0, End: t.endLocked()}).Len() == 0 {
+	if t.file.Gap(store.Span{Start: 0, End: t.endLocked()}).Len() == 0 {
 		return nil
 	}
 	return &stream{at: 0, end: forever}
@@ -397,6 +395,7 @@ func (t *transfer) copyStream(ctx context.Context, s *stream) error {
 	if s.end != forever {
 		length = s.end - s.at
 	}
+	s.whole = at == 0 && length < 0
 	t.mu.Unlock()
 	src, err := s.up.Open(ctx, at, length)
 	if oci.CodeOf(err) == oci.RangeInvalid {
@@ -408,19 +407,19 @@ func (t *transfer) copyStream(ctx context.Context, s *stream) error {
 	}
 	defer src.Close()
 	t.spent.Add(int64(src.Outcome().Spent))
-	t.mu.Lock()
-	t.answered = true
-	t.mu.Unlock()
-	t.poke() // others may start now
 	if n := src.Size(); n >= 0 {
 		if err := cannotKeep(t.file.SetSize(n)); err != nil {
 			return err
 		}
 		t.given.Do(func() { t.markProven(n) }) // before any client can have it all
 	}
-	if src.Offset() < at && !t.goRangeless(s) {
+	if (src.Outcome().Whole || src.Offset() < at) && !t.goRangeless(s) {
 		return nil
 	}
+	t.mu.Lock()
+	t.answered = true
+	t.mu.Unlock()
+	t.poke() // others may start now
 	return t.pump(s, src)
 }
 
@@ -436,18 +435,28 @@ func (t *transfer) learnSize(ctx context.Context, s *stream, off int64) error {
 	if err != nil {
 		return err
 	}
+	if desc.Size < 0 && t.file.Gap(store.Span{Start: 0, End: off}).Len() == 0 {
+		desc.Size = off // nobody tells, and all that there is has come
+	}
 	if desc.Size < 0 || desc.Size > off {
 		return wrong
 	}
+	t.given.Do(func() { t.markProven(desc.Size) })
 	return t.file.SetSize(desc.Size)
 }
 
 // goRangeless notes that upstream ignores Range. The only stream then goes on
-// from the start of the blob; others make room for it.
+// from the start of the blob; others make room for it. It goes on to the end
+// whatever was asked for, since each other piece would cost all before it again.
 func (t *transfer) goRangeless(s *stream) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.noRanges = true
+	t.noRanges, t.whole = true, true
+	for _, o := range t.streams {
+		if o.whole { // though it was to stop where s begins
+			o.end = forever
+		}
+	}
 	if len(t.streams) > 1 {
 		return false
 	}

@@ -53,8 +53,8 @@ type Blob interface {
 // true end: a short or unproven blob ends in another error.
 type Reader interface {
 	io.ReadCloser
-	// Offset is where the first byte lies. A source that cannot do ranges
-	// starts before the offset asked for; the caller skips.
+	// Offset is where the first byte lies. A source that cannot do ranges gives
+	// the whole, and says so in the Outcome: the caller skips, and stops.
 	Offset() int64
 	// Size is the size of the whole blob; -1 while unknown.
 	Size() int64
@@ -80,6 +80,7 @@ type Outcome struct {
 	Checked time.Time // when upstream last confirmed it; zero if it never had to
 	Why     string    // in a few words, for the log and the Warning header
 	Spent   int       // requests to upstream that this question caused
+	Whole   bool      // of a Reader: a stretch was asked for, and all of the blob comes
 }
 
 // CacheStatus is the one-word form of an Outcome.

@@ -120,7 +120,7 @@ func (b *blob) statByGet(ctx context.Context, q *question) error {
 }
 
 // Open reads from upstream; ctx governs the transfer until the Reader is closed.
-// Where a range was asked for and the whole is sent, the Reader's Offset is 0.
+// Where a range was asked for and the whole is sent, that is what the Reader reads.
 // A body that ends before what its headers promised ends in
 // io.ErrUnexpectedEOF; one that goes on behind it in a BadUpstream error.
 func (b *blob) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
@@ -158,6 +158,7 @@ func (b *blob) open(ctx context.Context, q *question, offset, length int64) (*re
 		return nil, err
 	}
 	r := &reader{body: a.body, stretch: s, host: a.url.Host, outcome: q.outcome()}
+	r.outcome.Whole = s.whole
 	if err := r.readFirst(); err != nil {
 		a.close()
 		return nil, brokenAnswer(a.url.Host, err)
@@ -347,9 +348,8 @@ type stretch struct {
 	offset int64
 	length int64 // bytes to give; -1: to wherever the body ends
 	total  int64 // of the blob; -1 while unknown
-	exact  bool  // the body has to end where length does
-	early  bool  // the body may end before: how long it is was not said
 	short  bool  // upstream gives less than was asked for
+	whole  bool  // upstream gives all, though a range was asked for
 }
 
 // stretchOf checks an answer against the range that was asked for.
@@ -373,16 +373,11 @@ func (b *blob) stretchOf(a *answer, offset, length int64) (stretch, error) {
 }
 
 // wholeStretch is for a 200: all of the blob, also where a range was asked for.
-// Then only what reaches to the range's end is read.
 func wholeStretch(a *answer, offset, length int64) (stretch, error) {
-	s := stretch{length: a.length, total: a.length, exact: true}
 	if a.length >= 0 && offset > 0 && offset >= a.length {
 		return stretch{}, oci.Errorf(oci.RangeInvalid, "offset %d lies behind the end of %d bytes", offset, a.length)
 	}
-	if end := offset + length; length > 0 && (a.length < 0 || end < a.length) {
-		s.length, s.exact, s.early = end, false, a.length < 0
-	}
-	return s, nil
+	return stretch{length: a.length, total: a.length, whole: offset > 0 || length > 0}, nil
 }
 
 // partialStretch is for a 206, which has to start where it was asked to.
@@ -406,7 +401,7 @@ func partialStretch(a *answer, offset, length int64) (stretch, error) {
 	case a.length >= 0 && a.length != n:
 		return bad("a length that contradicts it")
 	}
-	s := stretch{offset: offset, length: n, total: cr.total, exact: true}
+	s := stretch{offset: offset, length: n, total: cr.total}
 	switch {
 	case cr.total >= 0:
 		s.short = cr.last+1 < cr.total && n != length
@@ -474,7 +469,7 @@ func (r *reader) readBody(p []byte) (int, error) {
 	}
 	n, err := r.body.Read(p)
 	r.given += int64(n)
-	if err == io.EOF && (r.short || r.given < r.length && !r.early) {
+	if err == io.EOF && (r.short || r.given < r.length) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
@@ -483,17 +478,14 @@ func (r *reader) readBody(p []byte) (int, error) {
 // end is what a stretch ends in. Reading on to the body's end lets the
 // connection be used again.
 func (r *reader) end() error {
-	if r.exact {
-		var one [1]byte
-		n, err := r.body.Read(one[:])
-		switch {
-		case n > 0:
-			return oci.Errorf(oci.BadUpstream, "%s sent more than it promised", r.host)
-		case err != nil && err != io.EOF:
-			return err
-		}
-	}
-	if r.short {
+	var one [1]byte
+	n, err := r.body.Read(one[:])
+	switch {
+	case n > 0:
+		return oci.Errorf(oci.BadUpstream, "%s sent more than it promised", r.host)
+	case err != nil && err != io.EOF:
+		return err
+	case r.short:
 		return io.ErrUnexpectedEOF
 	}
 	return io.EOF

@@ -78,12 +78,18 @@ func TestReaderSaysWhatItReads(t *testing.T) {
 		habits         ocitest.Habits
 		offset, length int64
 		at, size       int64
+		whole          bool
 	}{
-		{"whole", ocitest.Habits{}, 0, -1, 0, 1000},
-		{"range", ocitest.Habits{}, 10, 5, 10, 1000},
-		{"whole, chunked", ocitest.Habits{Chunked: true}, 0, -1, 0, -1},
-		{"range, chunked", ocitest.Habits{Chunked: true}, 10, 5, 10, 1000},
-		{"no Range", ocitest.Habits{IgnoreRange: true}, 10, 5, 0, 1000},
+		{"whole", ocitest.Habits{}, 0, -1, 0, 1000, false},
+		{"range", ocitest.Habits{}, 10, 5, 10, 1000, false},
+		{"range at the start", ocitest.Habits{}, 0, 5, 0, 1000, false},
+		{"range of all", ocitest.Habits{}, 0, 5000, 0, 1000, false},
+		{"whole, chunked", ocitest.Habits{Chunked: true}, 0, -1, 0, -1, false},
+		{"range, chunked", ocitest.Habits{Chunked: true}, 10, 5, 10, 1000, false},
+		{"no Range", ocitest.Habits{IgnoreRange: true}, 10, 5, 0, 1000, true},
+		{"no Range, at the start", ocitest.Habits{IgnoreRange: true}, 0, 5, 0, 1000, true},
+		{"no Range, chunked", ocitest.Habits{IgnoreRange: true, Chunked: true}, 10, -1, 0, -1, true},
+		{"no Range, and none asked for", ocitest.Habits{IgnoreRange: true}, 0, -1, 0, 1000, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -95,8 +101,15 @@ func TestReaderSaysWhatItReads(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer r.Close()
-			if r.Offset() != tt.at || r.Size() != tt.size || b.Descriptor().Size != tt.size || r.Outcome().Spent != 3 || r.Outcome().Cache != oci.Miss {
-				t.Errorf("offset %d, size %d, %+v, outcome %+v; want offset %d, size %d, 3 spent", r.Offset(), r.Size(), b.Descriptor(), r.Outcome(), tt.at, tt.size)
+			if r.Offset() != tt.at || r.Size() != tt.size || b.Descriptor().Size != tt.size || r.Outcome().Spent != 3 || r.Outcome().Cache != oci.Miss || r.Outcome().Whole != tt.whole {
+				t.Errorf("offset %d, size %d, %+v, outcome %+v; want offset %d, size %d, whole %v, 3 spent", r.Offset(), r.Size(), b.Descriptor(), r.Outcome(), tt.at, tt.size, tt.whole)
+			}
+			want := blob.Bytes()[tt.at:]
+			if !tt.whole && tt.length >= 0 {
+				want = want[:min(int(tt.length), len(want))]
+			}
+			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("it gave %d bytes, %v, want %d", len(got), err, len(want))
 			}
 		})
 	}

@@ -115,6 +115,9 @@ func read(ctx context.Context, b oci.Blob, offset, length int64) ([]byte, error)
 	if _, err := io.CopyN(io.Discard, r, offset-r.Offset()); err != nil {
 		return nil, err
 	}
+	if r.Outcome().Whole && length >= 0 {
+		return io.ReadAll(io.LimitReader(r, length))
+	}
 	return io.ReadAll(r)
 }
 

@@ -182,6 +182,7 @@ func (c *copies) Open(ctx context.Context, offset, length int64) (oci.Reader, er
 		return nil, fmt.Errorf("open %s@%s from %d: %w", q.repo, c.blobs[0].digest, offset, err)
 	}
 	opened.outcome = q.outcome()
+	opened.outcome.Whole = opened.whole
 	return opened, nil
 }
 
