@@ -318,8 +318,10 @@ func (f *Fill) land(p []byte, off int64) {
 }
 
 // Follow keeps the hash up with the bytes that landed and records spans now and
-// then, until every byte is hashed or ctx ends.
+// then, also while no more land, until every byte is hashed or ctx ends.
 func (f *Fill) Follow(ctx context.Context) error {
+	again := time.NewTicker(recordEvery)
+	defer again.Stop()
 	for {
 		done, err := f.catchUp(ctx)
 		if err != nil || done {
@@ -336,6 +338,7 @@ func (f *Fill) Follow(ctx context.Context) error {
 		}
 		select {
 		case <-changed:
+		case <-again.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

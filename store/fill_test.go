@@ -8,8 +8,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"entrepot/oci"
 )
@@ -356,6 +359,40 @@ func TestFillCutUnderOurFeet(t *testing.T) {
 	if err := errors.Join(fillAll(t, f, b), f.Close()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestWhatLandedIsRecordedThoughNothingFollows: a stalled transfer does not keep
+// what it brought from being found again.
+func TestWhatLandedIsRecordedThoughNothingFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := openDisk(t, t.TempDir(), nil)
+		defer closeDisk(t, d)
+		b := content(1, 6*mib)
+		dg := oci.Sum(b)
+		f, err := d.Fill(dg, busybox)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.SetSize(int64(len(b))); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		followed := make(chan error)
+		go func() { followed <- f.Follow(ctx) }()
+		if _, err := f.WriteAt(b[:mib], 0); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * recordEvery)
+		synctest.Wait()
+		if rec, err := d.readSpans(dg); err != nil || !slices.Equal(rec.Spans, Spans{{0, mib}}) {
+			t.Errorf("on record: %+v, %v", rec.Spans, err)
+		}
+		cancel()
+		<-followed
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestFollowEndsWithItsContext(t *testing.T) {
