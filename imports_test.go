@@ -22,6 +22,7 @@ var allowedImports = map[string][]string{
 	"ledger":    {},
 	"proxy":     {"oci", "ratelimit"},
 	"certs":     nil,
+	"warm":      {"oci"},
 }
 
 // owners says which package a library belongs to, by the start of its import

@@ -191,22 +191,22 @@ func TestForgettingOfOneRepository(t *testing.T) {
 	wantAsked(t, s, "HEAD library/alpine nosuch", "HEAD library/alpine-edge nosuch", "HEAD library/alpine nosuch")
 }
 
-func TestHeldTellsWithoutAsking(t *testing.T) {
+func TestRecordTellsWithoutAsking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
 		m := s.pushImage(alpine, "latest", pattern(1, 10))
 		c := newCache(t, s, Config{TTL: time.Minute})
 		defer closeCache(t, c)
-		if _, _, found := c.Held(alpine, "latest"); found {
-			t.Error("found what nobody has asked for")
+		if rec := c.Record(alpine, "latest"); rec != nil {
+			t.Errorf("%+v of what nobody has asked for", rec)
 		}
 		if _, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()
 		time.Sleep(time.Hour)
-		if desc, until, found := c.Held(alpine, "latest"); !found || desc.Digest != m.Digest || !until.Equal(began.Add(time.Minute)) {
-			t.Errorf("%s until %v, %t", desc.Digest, until, found)
+		if rec := c.Record(alpine, "latest"); rec == nil || rec.Digest != m.Digest || !rec.Checked.Equal(began) || rec.TTL != time.Minute {
+			t.Errorf("the record: %+v", rec)
 		}
 		wantAsked(t, s, "HEAD library/alpine latest")
 	})

@@ -213,14 +213,21 @@ func (c *Cache) ForgetOf(repo oci.Repository) {
 	c.noAPI.forgetOf(repo)
 }
 
-// Held is what a tag was recorded to name, and until when that is believed;
-// found is false if nothing is. It asks nobody.
-func (c *Cache) Held(repo oci.Repository, tag string) (desc oci.Descriptor, until time.Time, found bool) {
+// Record is what a tag was found to name, when that was last confirmed, and for
+// how long it is believed; nil if nothing is known of it. It asks nobody.
+func (c *Cache) Record(repo oci.Repository, tag string) *Record {
 	rec, err := c.disk.Tag(repo, tag)
 	if err != nil {
-		return oci.Descriptor{}, time.Time{}, false
+		return nil
 	}
-	return resolved(&rec).Descriptor, rec.Checked.Add(c.cfg.ttlOf(repo, tag)), true
+	return &Record{resolved(&rec).Descriptor, rec.Checked, c.cfg.ttlOf(repo, tag)}
+}
+
+// Record is what is known of a tag.
+type Record struct {
+	oci.Descriptor
+	Checked time.Time
+	TTL     time.Duration
 }
 
 // offline is the answer to what only upstream could tell.

@@ -1,0 +1,402 @@
+package warm
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"entrepot/oci"
+)
+
+// Config says what a List keeps warm, and how.
+type Config struct {
+	Source oci.Source
+	Puller *Puller // of the same Source
+	// Images reads the list. It is asked again and again; after an error the last
+	// list counts.
+	Images    func() ([]Image, error)
+	Platforms Platforms
+	// Every is how often a tag is checked; 0 is before what is known of it counts
+	// as old.
+	Every  time.Duration
+	Window Window // when content may be fetched; checks go on always
+	// Known tells what is recorded of a tag, without asking anybody: when it was
+	// last confirmed, and for how long that is believed.
+	Known func(repo oci.Repository, tag string) (checked time.Time, ttl time.Duration, found bool)
+	Tell  func(Event) // is told what an operator should know; may be nil
+}
+
+// Event is one thing that happened to a list or to one of its images.
+type Event struct {
+	Kind   Kind
+	Image  Image // zero where it is about the list
+	Result Result
+	Took   time.Duration
+	Images int // on the list
+	Err    error
+}
+
+// Kind is what happened.
+type Kind int
+
+// The kinds.
+const (
+	ListRead   Kind = iota // a list was read that differs from the last one
+	ListFailed             // it could not be read: the last one counts
+	Fetched                // something of an image came, and it is whole
+	Failed                 // an image could not be checked, or not be fetched: once until it succeeds
+	Recovered              // it could again
+)
+
+// Entry is how an image of the list is.
+type Entry struct {
+	Image   Image
+	Status  Status
+	Digest  oci.Digest // that it named when it was last looked through
+	Bytes   int64      // of all that it consists of, for the platforms that are wanted
+	Checked time.Time  // when its name was last confirmed; zero if it was not since the start
+	Next    time.Time  // when it is looked at again
+	Err     error      // why it is not warm
+	State   State      // while it is being fetched
+}
+
+// Status is an Entry in a word.
+type Status string
+
+// The words.
+const (
+	Pending  Status = "pending"  // nobody has looked yet
+	Fetching Status = "fetching" // it is on its way, or waits for its turn
+	Warm     Status = "warm"     // it is all here
+	Deferred Status = "deferred" // it will be fetched when the window opens
+	Stale    Status = "stale"    // it is all here, and may be old: upstream did not confirm it
+	Missing  Status = "missing"  // it is not all here: it could not be had
+)
+
+// The pace of a list.
+const (
+	maxChecks    = 4 // names asked about at once
+	maxFetches   = 2 // images on their way at once
+	maxTurns     = 64
+	leastPause   = 30 * time.Second
+	mostPause    = 15 * time.Minute // after a failure, unless upstream names a longer one
+	longestPause = 6 * time.Hour
+	// lookEvery is how often an image is looked through though its name stands
+	// for the same: something of it may have been evicted. (At each check it would
+	// never be, and a list larger than the disk be fetched in a circle.)
+	lookEvery = 6 * time.Hour
+	// rereadEvery is how late a change of the list is noticed at most.
+	rereadEvery = 10 * time.Second
+	// MaxImages bounds a list.
+	MaxImages = 10_000
+)
+
+// List keeps images warm: what they name is confirmed in time, what that leads
+// to is fetched.
+type List struct {
+	cfg     Config
+	wake    chan struct{} // has one element where Run is to look again
+	fetches chan struct{} // places
+	work    sync.WaitGroup
+
+	mu       sync.Mutex // guards what follows
+	entries  map[Image]*entry
+	checking int   // entries whose name is being asked about
+	turns    int   // entries that are busy
+	readErr  error // why the list could not be read, as it was told
+	total    Totals
+}
+
+// entry is an image of the list. busy owns it: nobody else changes it then, but
+// for being taken off.
+type entry struct {
+	Entry
+	busy     bool
+	looked   time.Time // when it was last found whole; zero if something is missing
+	pause    time.Duration
+	progress *Progress
+}
+
+// Totals are what a List has done, and has to do.
+type Totals struct {
+	Images  map[Status]int
+	Checked time.Time // when a name was last confirmed
+	Fetched int64     // bytes
+}
+
+// NewList makes a list that Run works on.
+func NewList(cfg Config) *List {
+	if cfg.Tell == nil {
+		cfg.Tell = func(Event) {}
+	}
+	return &List{cfg: cfg, wake: make(chan struct{}, 1), fetches: make(chan struct{}, maxFetches), entries: map[Image]*entry{}}
+}
+
+// Run works until ctx ends, and returns when nothing of it runs any more.
+func (l *List) Run(ctx context.Context) {
+	defer l.work.Wait()
+	var read time.Time
+	for ctx.Err() == nil {
+		if now := time.Now(); now.Sub(read) >= rereadEvery {
+			l.reread()
+			read = now
+		}
+		timer := time.NewTimer(min(l.begin(ctx), rereadEvery))
+		select {
+		case <-timer.C:
+		case <-l.wake:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// reread takes over a list that has changed.
+func (l *List) reread() {
+	images, err := l.cfg.Images()
+	if err != nil {
+		l.mu.Lock()
+		isNews := l.readErr == nil || l.readErr.Error() != err.Error()
+		l.readErr = err
+		n := len(l.entries)
+		l.mu.Unlock()
+		if isNews {
+			l.cfg.Tell(Event{Kind: ListFailed, Images: n, Err: err})
+		}
+		return
+	}
+	if l.take(images[:min(len(images), MaxImages)]) {
+		l.cfg.Tell(Event{Kind: ListRead, Images: len(images)})
+	}
+}
+
+// take makes entries of images, and reports whether they are others than before.
+func (l *List) take(images []Image) (changed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	changed, l.readErr = l.readErr != nil, nil
+	wanted := make(map[Image]bool, len(images))
+	for _, im := range images {
+		wanted[im] = true
+		if l.entries[im] == nil {
+			l.entries[im] = &entry{Entry: Entry{Image: im, Status: Pending}}
+			changed = true
+		}
+	}
+	for im := range l.entries {
+		if !wanted[im] {
+			delete(l.entries, im) // one that is busy ends by itself
+			changed = true
+		}
+	}
+	return changed
+}
+
+// begin starts what is due, as far as there is room, and returns how long it is
+// until the next is.
+func (l *List) begin(ctx context.Context) time.Duration {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var due []*entry
+	wait := rereadEvery
+	for _, e := range l.entries {
+		switch left := e.Next.Sub(now); {
+		case e.busy:
+		case left <= 0:
+			due = append(due, e)
+		default:
+			wait = min(wait, left)
+		}
+	}
+	slices.SortFunc(due, func(a, b *entry) int { return a.Next.Compare(b.Next) })
+	for _, e := range due[:min(len(due), maxChecks-l.checking, maxTurns-l.turns)] {
+		l.checking++
+		l.turns++
+		e.busy = true
+		l.work.Go(func() { l.turn(ctx, e) })
+	}
+	return wait
+}
+
+// turn looks at one image.
+func (l *List) turn(ctx context.Context, e *entry) {
+	began := time.Now()
+	digest, checked, err := l.check(ctx, e.Image)
+	l.change(func() {
+		l.checking--
+		if !checked.IsZero() {
+			e.Checked = checked
+			if checked.After(l.total.Checked) {
+				l.total.Checked = checked
+			}
+		}
+	})
+	var res Result
+	closed := time.Duration(0) // for so long nothing may be fetched
+	switch whole := !e.looked.IsZero() && e.Digest == digest && began.Sub(e.looked) < lookEvery; {
+	case digest.IsZero(), whole:
+	default:
+		if closed = l.cfg.Window.wait(began); closed == 0 {
+			var pulled error
+			if res, pulled = l.pull(ctx, e, digest); pulled != nil {
+				err = pulled
+			}
+		}
+	}
+	if ctx.Err() == nil {
+		l.end(e, digest, res, closed, err, time.Since(began))
+	}
+}
+
+// check finds out what an image names: from what is known of it if that is not
+// about to count as old. What is held and cannot be confirmed comes with an
+// error.
+func (l *List) check(ctx context.Context, im Image) (d oci.Digest, checked time.Time, err error) {
+	if im.isDigest() {
+		d, err = oci.ParseDigest(im.Reference)
+		return d, time.Time{}, err
+	}
+	due, found := l.due(im)
+	named, out, err := l.cfg.Source.Resolve(ctx, im.Repository, im.Reference, ask(found && !due.After(time.Now())))
+	switch {
+	case err != nil:
+		return oci.Digest{}, time.Time{}, err
+	case out.Cache == oci.Stale:
+		return named.Digest, time.Time{}, oci.Errorf(oci.Unavailable, "%s", out.Why)
+	}
+	return named.Digest, out.Checked, nil
+}
+
+// due is when a tag that is held is to be checked: when a fifth of the time is
+// left for which it is believed.
+func (l *List) due(im Image) (at time.Time, found bool) {
+	checked, ttl, found := l.cfg.Known(im.Repository, im.Reference)
+	every := l.cfg.Every
+	if every == 0 {
+		every = max(ttl/5*4, leastPause)
+	}
+	return checked.Add(every), found
+}
+
+// pull fetches what is missing of an image. It does not wait for an upstream: the
+// image's next turn comes when that may be asked again.
+func (l *List) pull(ctx context.Context, e *entry, digest oci.Digest) (Result, error) {
+	progress := new(Progress)
+	l.change(func() { e.progress, e.Status = progress, Fetching })
+	select {
+	case l.fetches <- struct{}{}:
+		defer func() { <-l.fetches }()
+	case <-ctx.Done():
+		return Result{}, context.Cause(ctx)
+	}
+	return l.cfg.Puller.run(e.Image, l.cfg.Platforms, 0, progress).pull(ctx, digest)
+}
+
+// end notes what came of a turn, and when the next is.
+func (l *List) end(e *entry, digest oci.Digest, res Result, closed time.Duration, err error, took time.Duration) {
+	now := time.Now()
+	next := l.next(e.Image, now)
+	wasBad := e.Err != nil
+	l.change(func() {
+		l.turns--
+		l.total.Fetched += res.Fetched
+		e.busy, e.progress, e.Err = false, nil, err
+		switch {
+		case !res.Digest.IsZero(): // it was looked through
+			e.Digest, e.Bytes, e.looked = digest, res.Bytes, now
+			if !res.whole {
+				e.looked = time.Time{}
+			}
+		case !digest.IsZero() && digest != e.Digest:
+			e.looked = time.Time{}
+		}
+		switch {
+		case err != nil:
+			e.Status = Missing
+			if !e.looked.IsZero() {
+				e.Status = Stale
+			}
+			e.pause = min(max(leastPause, 2*e.pause), mostPause)
+			e.Next = now.Add(min(max(e.pause, oci.RetryAfter(err)), longestPause))
+			return
+		case closed > 0:
+			e.Status, e.Next = Deferred, earlier(next, now.Add(closed))
+		default:
+			e.Status, e.Next = Warm, next
+		}
+		e.pause = 0
+	})
+	event := Event{Image: e.Image, Result: res, Took: took, Err: err}
+	switch {
+	case err != nil && !wasBad:
+		event.Kind = Failed
+	case err == nil && res.Fetched > 0:
+		event.Kind = Fetched
+	case err == nil && wasBad:
+		event.Kind = Recovered
+	default:
+		return
+	}
+	l.cfg.Tell(event)
+}
+
+// next is the next turn of an image with which all is well.
+func (l *List) next(im Image, now time.Time) time.Time {
+	at := now.Add(lookEvery)
+	if due, found := l.due(im); found && !im.isDigest() {
+		at = earlier(at, due)
+	}
+	if soonest := now.Add(leastPause); at.Before(soonest) { // a tag that is never believed, or cannot be asked for
+		at = soonest
+	}
+	return at
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// change changes entries, and has Run look again.
+func (l *List) change(f func()) {
+	l.mu.Lock()
+	f()
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Entries are the images of the list, by name.
+func (l *List) Entries() []Entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := make([]Entry, 0, len(l.entries))
+	for _, e := range l.entries {
+		one := e.Entry
+		if e.progress != nil {
+			one.State = e.progress.Now()
+		}
+		all = append(all, one)
+	}
+	slices.SortFunc(all, func(a, b Entry) int { return cmp.Compare(a.Image.String(), b.Image.String()) })
+	return all
+}
+
+// Totals counts the images by status.
+func (l *List) Totals() Totals {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.total
+	t.Images = map[Status]int{Pending: 0, Fetching: 0, Warm: 0, Deferred: 0, Stale: 0, Missing: 0}
+	for _, e := range l.entries {
+		t.Images[e.Status]++
+	}
+	return t
+}

@@ -1,0 +1,261 @@
+package warm_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"entrepot/internal/ocitest"
+	"entrepot/oci"
+	"entrepot/warm"
+)
+
+// An image costs what a client's pull of it costs, for the platforms that are
+// wanted; what is held costs a HEAD.
+func TestPullFetchesThePlatformsThatAreWanted(t *testing.T) {
+	amd, arm, windows := on("amd64", 1, 3000, 50_000), on("arm64", 2, 4000), ocitest.ImageSpec{Platform: oci.Platform{OS: "windows", Architecture: "amd64"}, Layers: []ocitest.Content{ocitest.Blob(9, 100)}}.Build()
+	index := ocitest.Index(amd, arm, windows)
+	for _, tc := range []struct {
+		platforms string
+		want      []ocitest.Image
+	}{
+		{"linux/amd64", []ocitest.Image{amd}},
+		{"linux/arm64,windows/amd64", []ocitest.Image{arm, windows}},
+		{"all", []ocitest.Image{amd, arm, windows}},
+	} {
+		t.Run(tc.platforms, func(t *testing.T) {
+			simulate(t, ocitest.Habits{}, func(w *world) {
+				w.hub.Push("library/alpine", "latest", index)
+				w.login("library/alpine")
+				im, want := hubImage("library/alpine", "latest"), platforms(w.t, tc.platforms)
+				var progress warm.Progress
+				res, err := w.puller.Pull(w.t.Context(), im, want, 0, &progress)
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				bytes, blobs := index.Size, 0
+				for _, image := range tc.want {
+					bytes += image.Size
+					for _, b := range image.Blobs {
+						bytes += b.Size
+						blobs++
+					}
+				}
+				if res.Digest != index.Digest || res.Manifests != 1+len(tc.want) || res.Blobs != blobs || res.Bytes != bytes || res.Fetched != bytes {
+					w.t.Errorf("%+v, want %d manifests, %d blobs, %d bytes, all of them fetched", res, 1+len(tc.want), blobs, bytes)
+				}
+				if now := progress.Now(); now.BlobsDone != blobs || now.BytesDone != now.Bytes || now.Waiting != "" {
+					w.t.Errorf("at the end: %+v", now)
+				}
+				w.wantAsked(append(gets("library/alpine", tc.want...), "HEAD manifest library/alpine:latest", "GET manifest library/alpine@"+short(index.Digest))...)
+
+				res, err = w.puller.Pull(w.t.Context(), im, want, 0, new(warm.Progress))
+				if err != nil || res.Fetched != 0 || res.Bytes != bytes {
+					w.t.Errorf("again: %+v, %v", res, err)
+				}
+				w.wantAsked("HEAD manifest library/alpine:latest")
+
+				// By digest nothing is left to ask.
+				if _, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", index.Digest.String()), want, 0, new(warm.Progress)); err != nil {
+					w.t.Error(err)
+				}
+				w.wantAsked()
+			})
+		})
+	}
+}
+
+func TestPullSaysWhatAnIndexHasInstead(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		w.hub.Push("library/alpine", "latest", ocitest.Index(on("amd64", 1, 10), on("arm64", 2, 10)))
+		_, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "latest"), platforms(w.t, "linux/s390x"), time.Hour, new(warm.Progress))
+		if err == nil || !strings.Contains(err.Error(), "docker.io/library/alpine has nothing for linux/s390x, but for linux/amd64, linux/arm64") {
+			w.t.Errorf("error %v", err)
+		}
+	})
+}
+
+// What is limited or down is waited for, as long as upstream says, and said.
+func TestPullWaitsForItsUpstream(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		fault   *ocitest.Fault
+		waiting string
+		atLeast time.Duration
+	}{
+		{"429 with Retry-After", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest, Method: "GET"}, Effect: ocitest.RetryLater(429, "300"), Times: 1}, "toomanyrequests", 5 * time.Minute},
+		{"503 of blobs", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.BlobKind}, Effect: ocitest.RetryLater(503, "120"), Times: 1}, "", 2 * time.Minute}, // a fill sits that out by itself
+		{"down", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}, Effect: ocitest.Answer(502), Times: 3}, "unavailable", time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			simulate(t, ocitest.Habits{}, func(w *world) {
+				image := on("amd64", 1, 1000, 2000)
+				w.hub.Push("library/alpine", "latest", image)
+				w.login("library/alpine")
+				w.hub.Inject(tc.fault)
+				began := time.Now()
+				var progress warm.Progress
+				done := make(chan error, 1)
+				go func() {
+					_, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "latest"), warm.Platforms{}, time.Hour, &progress)
+					done <- err
+				}()
+				synctest.Wait()
+				if now := progress.Now(); !strings.Contains(now.Waiting, tc.waiting) || tc.waiting != "" && now.Until.Before(began.Add(tc.atLeast)) {
+					w.t.Errorf("while it waits: %+v", now)
+				}
+				if err := <-done; err != nil {
+					w.t.Fatal(err)
+				}
+				if took := time.Since(began); took < tc.atLeast || took > tc.atLeast+time.Minute {
+					w.t.Errorf("it took %v, want a little more than %v", took, tc.atLeast)
+				}
+			})
+		})
+	}
+}
+
+func TestPullGivesUpInTheEnd(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		w.hub.Push("library/alpine", "latest", on("amd64", 1, 1000))
+		w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: ocitest.Answer(502)})
+		began := time.Now()
+		_, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "latest"), warm.Platforms{}, 10*time.Minute, new(warm.Progress))
+		if !oci.IsRetryable(err) || time.Since(began) > 10*time.Minute || time.Since(began) < 8*time.Minute {
+			w.t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		w.hub.ClearFaults()
+		w.hub.Untag("library/alpine", "latest")
+		w.cache.Forget()
+		time.Sleep(time.Hour)
+		began = time.Now()
+		if _, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "latest"), warm.Platforms{}, time.Hour, new(warm.Progress)); !errors.Is(err, oci.ErrManifestUnknown) || time.Since(began) > 0 {
+			w.t.Errorf("what does not exist, after %v: %v", time.Since(began), err)
+		}
+	})
+}
+
+// The part of a quota that is kept for clients stays for them.
+func TestPullLeavesTheReserve(t *testing.T) {
+	simulate(t, ocitest.Habits{PullLimit: 20}, func(w *world) {
+		for i := range 30 {
+			w.hub.Push("library/app", string(rune('a'+i%26))+string(rune('0'+i/26)), on("amd64", uint64(i), 10))
+		}
+		failed := 0
+		for i := range 30 {
+			_, err := w.puller.Pull(w.t.Context(), hubImage("library/app", string(rune('a'+i%26))+string(rune('0'+i/26))), warm.Platforms{}, 0, new(warm.Progress))
+			if err != nil {
+				failed++
+				if !errors.Is(err, oci.ErrTooManyRequests) || !strings.Contains(err.Error(), "kept for clients") || oci.RetryAfter(err) == 0 {
+					w.t.Fatal(err)
+				}
+			}
+		}
+		if n := w.hub.CountedPulls(); n != 18 || failed != 12 {
+			w.t.Errorf("%d counted pulls, %d refused; want 18 of 20, and 12", n, failed)
+		}
+		// A client has them.
+		for i := 28; i < 30; i++ {
+			res, _, err := w.cache.Resolve(w.t.Context(), hubImage("library/app", "").Repository, string(rune('a'+i%26))+string(rune('0'+i/26)), oci.Ask{})
+			if err == nil {
+				_, _, err = w.cache.Manifest(w.t.Context(), hubImage("library/app", "").Repository, res.Digest, oci.Ask{})
+			}
+			if err != nil {
+				w.t.Errorf("a client: %v", err)
+			}
+		}
+	})
+}
+
+// What came before the end of a process need not come again.
+func TestPullGoesOnAfterARestart(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		const size = 8 << 20
+		image := on("amd64", 1, size)
+		w.hub.Push("library/alpine", "latest", image)
+		layers := ocitest.Match{Role: ocitest.CDN, Reference: image.Blobs[1].Digest.String()}
+		gate := w.hub.Gate(layers)
+		gate.To(6 << 20)
+		ctx, cancel := context.WithCancel(w.t.Context())
+		var progress warm.Progress
+		done := make(chan error, 1)
+		go func() {
+			_, err := w.puller.Pull(ctx, hubImage("library/alpine", "latest"), warm.Platforms{}, 0, &progress)
+			done <- err
+		}()
+		if err := gate.AwaitHeld(w.t.Context(), 1); err != nil {
+			w.t.Fatal(err)
+		}
+		synctest.Wait()
+		if now := progress.Now(); now.BytesDone < 5<<20 || now.BytesDone >= size || now.Bytes != size+image.Blobs[0].Size {
+			w.t.Errorf("in the middle: %+v", now)
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			w.t.Errorf("a pull that was ended: %v", err)
+		}
+		w.restart()
+		gate.Open()
+		w.hub.Reset()
+		res, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "latest"), warm.Platforms{}, 0, new(warm.Progress))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if sent := w.hub.Sent(layers); sent > size-(5<<20) {
+			w.t.Errorf("%d bytes came again, of which %d were here; result %+v", sent, 6<<20, res)
+		}
+	})
+}
+
+// Layers that are had elsewhere alone are no failure.
+func TestPullSkipsForeignLayers(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		near, far := ocitest.Blob(1, 100), ocitest.Blob(2, 100).As("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+		image := ocitest.ImageSpec{Layers: []ocitest.Content{near, far}, URLs: map[oci.Digest][]string{far.Digest: {"https://elsewhere.example/layer"}}}.Build()
+		w.hub.Push("library/windows", "latest", image)
+		w.hub.DeleteDigest("library/windows", far.Digest)
+		res, err := w.puller.Pull(w.t.Context(), hubImage("library/windows", "latest"), warm.Platforms{}, 0, new(warm.Progress))
+		if err != nil || res.Skipped != 1 || res.Blobs != 3 {
+			w.t.Errorf("%+v, %v", res, err)
+		}
+	})
+}
+
+func TestPullTellsOfAllThatFails(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		image := on("amd64", 1, 100, 200, 300)
+		w.hub.Push("library/alpine", "latest", image)
+		for _, b := range image.Blobs[1:3] {
+			w.hub.DeleteDigest("library/alpine", b.Digest)
+		}
+		_, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "latest"), warm.Platforms{}, time.Hour, new(warm.Progress))
+		if !errors.Is(err, oci.ErrBlobUnknown) || !strings.HasPrefix(err.Error(), "docker.io/library/alpine:latest: sha256:") || !strings.HasSuffix(err.Error(), "(and 1 more of 4 blobs)") {
+			w.t.Errorf("error %v", err)
+		}
+		// What could be had was.
+		synctest.Wait()
+		if b, err := w.cache.Blob(w.t.Context(), hubImage("library/alpine", "").Repository, image.Blobs[3].Digest, oci.Ask{}); err != nil {
+			w.t.Error(err)
+		} else if _, out, err := b.Stat(w.t.Context()); err != nil || out.Cache != oci.Hit {
+			w.t.Errorf("another layer: %+v, %v", out, err)
+		}
+	})
+}
+
+// An index of a stranger may lead to itself, or to no end.
+func TestHostileIndexesEnd(t *testing.T) {
+	deep := on("amd64", 1, 10)
+	for range 6 {
+		deep = ocitest.Index(deep)
+	}
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		w.hub.Push("library/alpine", "deep", deep)
+		_, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "deep"), warm.Platforms{}, 0, new(warm.Progress))
+		if oci.CodeOf(err) != oci.ManifestInvalid {
+			w.t.Errorf("error %v", err)
+		}
+	})
+}
