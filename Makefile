@@ -2,7 +2,7 @@
 GO ?= go
 TOOL = $(GO) tool -modfile=tools.mod
 FUZZTIME ?= 10s
-CLIENTS = bin/crane bin/helm bin/buildkitd bin/buildctl
+CLIENTS = bin/crane bin/helm bin/buildkitd bin/buildctl bin/kubecheck
 
 run:
 	$(GO) run .
@@ -28,7 +28,7 @@ golangci-lint:
 e2e: $(CLIENTS)
 	$(GO) test -tags e2e -count 1 -timeout 15m $(E2EFLAGS) ./e2e
 $(CLIENTS) &: e2e/tools.mod
-	$(GO) build -modfile=e2e/tools.mod -o bin/ tool
+	$(GO) build -modfile=e2e/tools.mod -o bin/ tool ./e2e/testdata/kubecheck
 	touch $(CLIENTS)
 
 fuzz: # a finding is kept and fails again; that the engine missed its own deadline does not

@@ -54,6 +54,7 @@ func TestDockerfile(t *testing.T) {
 	addr := s.addr
 	s.stopCache(t)
 	d.run(t, "run", "--detach", "--name", "cache", "--network", "host", "--health-interval", "1s",
+		"--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true", // as in deploy/compose
 		"--env", "ENTREPOT_LISTEN="+addr, "--env", "ENTREPOT_ADMIN_LISTEN=", "--env", "ENTREPOT_MIN_FREE=0",
 		"--env", "ENTREPOT_UPSTREAM_0_NAME=docker.io", "--env", "ENTREPOT_UPSTREAM_0_URL="+s.hub.URL(), "entrepot")
 	t.Cleanup(func() {

@@ -30,6 +30,7 @@ var (
 
 	buildkitdBin string
 	buildctlBin  string
+	kubecheckBin string
 )
 
 func TestMain(m *testing.M) {
@@ -53,7 +54,8 @@ func prepare() error {
 	entrepotBin, helloBin = filepath.Join(bin, "entrepot"), filepath.Join(bin, "hello")
 	craneBin, helmBin = filepath.Join(bin, "crane"), filepath.Join(bin, "helm")
 	buildkitdBin, buildctlBin = filepath.Join(bin, "buildkitd"), filepath.Join(bin, "buildctl")
-	for _, tool := range []string{craneBin, helmBin, buildkitdBin, buildctlBin} {
+	kubecheckBin = filepath.Join(bin, "kubecheck")
+	for _, tool := range []string{craneBin, helmBin, buildkitdBin, buildctlBin, kubecheckBin} {
 		if _, err := os.Stat(tool); err != nil {
 			return fmt.Errorf("%w: make e2e builds it", err)
 		}

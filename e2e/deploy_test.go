@@ -1,0 +1,101 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// readBy gives text to a command, and returns what it says.
+func readBy(t *testing.T, text string, command ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
+	cmd.Stdin = strings.NewReader(text)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
+	}
+	return string(out)
+}
+
+func TestKubernetesManifestsAreObjectsOfTheAPI(t *testing.T) {
+	text, err := os.ReadFile("../deploy/kubernetes/entrepot.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := readBy(t, string(text), kubecheckBin); !strings.Contains(got, "apps/v1, Kind=Deployment") {
+		t.Errorf("there is no deployment in\n%s", got)
+	}
+}
+
+// The chart with nothing set, and with all that it has a switch for.
+func TestHelmChart(t *testing.T) {
+	const chart = "../deploy/helm/entrepot"
+	all := []string{
+		"--set", "tls.secretName=cert", "--set", "serviceMonitor.enabled=true", "--set", "prometheusRule.enabled=true",
+		"--set", "secrets.ENTREPOT_DOCKERHUB_PASSWORD.name=hub", "--set", "secrets.ENTREPOT_DOCKERHUB_PASSWORD.key=token",
+		"--set", "settings.ENTREPOT_DOCKERHUB_USERNAME=me", "--set", "persistence.storageClassName=fast", "--set", "service.type=LoadBalancer",
+		"--set", "nodeSelector.disk=big", "--set", "tolerations[0].operator=Exists", "--set", "priorityClassName=system-cluster-critical",
+		"--set", "serviceMonitor.labels.release=prometheus", "--set", "imagePullSecrets[0].name=pull",
+	}
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tempDir(t)}
+	for name, set := range map[string][]string{"as it is": nil, "all of it": all} {
+		t.Run(name, func(t *testing.T) {
+			run(t, env, append([]string{helmBin, "lint", "--strict", chart}, set...)...)
+			text := run(t, env, append([]string{helmBin, "template", "cache", chart}, set...)...)
+			objects := readBy(t, text, kubecheckBin)
+			if monitored := strings.Contains(objects, "Kind=PrometheusRule"); monitored != (set != nil) {
+				t.Errorf("the chart made\n%s", objects)
+			}
+			checkSettings(t, text)
+		})
+	}
+}
+
+// checkSettings starts no server with settings that it does not know: a container
+// would end there and then.
+func checkSettings(t *testing.T, text string) {
+	t.Helper()
+	env := []string{"ENTREPOT_LISTEN=127.0.0.1:0"}
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		name, ok := strings.CutPrefix(strings.TrimSpace(line), "- name: ENTREPOT_")
+		value, isValue := strings.CutPrefix(strings.TrimSpace(lines[min(i+1, len(lines)-1)]), "value: ")
+		if ok && isValue && !strings.HasSuffix(name, "_FILE") { // its files are in the container
+			env = append(env, "ENTREPOT_"+name+"="+strings.Trim(value, `"`))
+		}
+		if ok && strings.HasSuffix(name, "PASSWORD_FILE") {
+			env = append(env, "ENTREPOT_"+strings.TrimSuffix(name, "_FILE")+"=secret")
+		}
+	}
+	if out := run(t, env, entrepotBin, "config"); !strings.Contains(out, "180GiB") {
+		t.Errorf("the settings of the chart are not in\n%s", out)
+	}
+}
+
+// The unit as systemd reads it. Its program is where the unit says, in a root of
+// its own.
+func TestSystemdUnit(t *testing.T) {
+	root := tempDir(t)
+	unit, err := os.ReadFile("../deploy/systemd/entrepot.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(root, "entrepot.service")
+	write(t, path, strings.ReplaceAll(string(unit), "/usr/local/bin/entrepot", entrepotBin))
+	env := []string{"PATH=" + os.Getenv("PATH"), "SYSTEMD_UNIT_PATH=" + root + ":"}
+	cmd := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", path)
+	cmd.Env = env
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+	run(t, env, "systemd-analyze", "security", "--offline=true", "--threshold=15", path) // in tenths; 100 is a unit without any of this
+}
+
+func TestComposeFile(t *testing.T) {
+	run(t, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tempDir(t)}, "docker-compose", "--file", "../deploy/compose/compose.yaml", "config", "--quiet")
+}
