@@ -1,6 +1,7 @@
-.PHONY: run test check lint gofumpt vet staticcheck golangci-lint e2e bench fuzz soak
+.PHONY: run test check lint gofumpt vet staticcheck golangci-lint e2e fuzz soak microbench bench bench-full bench-check
 GO ?= go
 TOOL = $(GO) tool -modfile=tools.mod
+BENCHTOOL = $(GO) tool -modfile=../tools.mod
 FUZZTIME ?= 10s
 CLIENTS = bin/crane bin/helm bin/buildkitd bin/buildctl bin/kubecheck
 
@@ -8,8 +9,9 @@ run:
 	$(GO) run .
 test:
 	$(GO) test -race ./...
+	cd bench && $(GO) test -race ./...
 check: lint test
-bench:
+microbench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 soak: # minutes: herds, kill -9, lazy pulls; prints its figures
 	$(GO) test -tags soak -count 1 -timeout 30m -run Soak -v .
@@ -19,10 +21,13 @@ gofumpt: # lists what it would change
 	! $(TOOL) gofumpt -l . | grep .
 vet:
 	$(GO) vet -tags e2e,soak ./...
+	cd bench && $(GO) vet ./...
 staticcheck:
 	$(TOOL) staticcheck -tags e2e,soak ./...
+	cd bench && $(BENCHTOOL) staticcheck ./...
 golangci-lint:
 	$(TOOL) golangci-lint run
+	cd bench && $(BENCHTOOL) golangci-lint run
 
 # Real clients against the built binary: as root, on Debian, with the packages that .ci/run installs.
 e2e: $(CLIENTS)
@@ -35,3 +40,18 @@ fuzz: # a finding is kept and fails again; that the engine missed its own deadli
 	@set -e; grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r f; do \
 	for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$f"); do \
 	run() { echo "$$f: $$t"; $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$f")"; }; run || run; done; done
+
+# Side by side with other programs: as root, on Debian, under half an hour; bench/setup.sh installs them.
+bench bench-full: bench/bin/bench bench/bin/registry
+	bench/setup.sh
+	cd bench && bin/bench $(if $(filter bench-full,$@),-full) -results results/performance.json -docs ../docs $(BENCHFLAGS)
+# What is a ratio must not be worse than what is committed: the workloads that need no minute each.
+bench-check: bench/bin/bench
+	bench/setup.sh
+	cd bench && bin/bench -check results/performance.json -rivals direct,nginx-files,bare -run cold-pull,herd,warm,cold-ranges,trace,far $(BENCHFLAGS)
+.PHONY: bench/bin/bench
+bench/bin/bench:
+	cd bench && $(GO) build -o bin/bench .
+bench/bin/registry: bench/tools.mod
+	$(GO) build -modfile=bench/tools.mod -o bench/bin/registry github.com/distribution/distribution/v3/cmd/registry
+	touch bench/bin/registry

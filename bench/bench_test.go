@@ -1,0 +1,325 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/xml"
+	"errors"
+	"flag"
+	"io"
+	"math"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+func TestQuantile(t *testing.T) {
+	hundred := make([]int, 100)
+	for i := range hundred {
+		hundred[i] = 100 - i
+	}
+	for _, tc := range []struct {
+		values []int
+		q      float64
+		want   int
+	}{
+		{nil, 0.5, 0},
+		{[]int{7}, 0, 7},
+		{[]int{7}, 1, 7},
+		{[]int{3, 1, 2}, 0.5, 2},
+		{hundred, 0.5, 50},
+		{hundred, 0.99, 99},
+		{hundred, 1, 100},
+		{hundred, 0.001, 1},
+	} {
+		if got := quantile(tc.values, tc.q); got != tc.want {
+			t.Errorf("quantile %v of %d values: got %d, want %d", tc.q, len(tc.values), got, tc.want)
+		}
+	}
+	if hundred[0] != 100 {
+		t.Error("the caller's values were sorted")
+	}
+}
+
+func TestSummarize(t *testing.T) {
+	runs := []measures{{"x": 3}, {"y": 9}, {"x": 1}, {"x": 10}, {"x": 4}}
+	if got, ok := summarize(runs, "x"); !ok || got != (summary{4, 3.5, 1, 10}) {
+		t.Errorf("got %+v %v", got, ok)
+	}
+	if _, ok := summarize(runs, "z"); ok {
+		t.Error("a metric that nobody measured has a summary")
+	}
+}
+
+func TestLRU(t *testing.T) {
+	seq := func(names string) (asked []access) {
+		for _, name := range names {
+			asked = append(asked, access{string(name), 10})
+		}
+		return asked
+	}
+	for _, tc := range []struct {
+		name           string
+		asked          []access
+		bound          int64
+		objects, bytes float64
+	}{
+		{"nothing", nil, 10, 0, 0},
+		{"all fits", seq("abab"), 20, 0.5, 0.5},
+		{"the oldest goes", seq("abcab"), 20, 0, 0},
+		{"used again is not the oldest", seq("abaca"), 20, 0.4, 0.4},
+		{"too large is not kept, and puts nothing out", []access{{"a", 10}, {"big", 50}, {"a", 10}, {"big", 50}}, 20, 0.25, 10.0 / 120},
+		{"room is made for more than one", []access{{"a", 5}, {"b", 5}, {"c", 10}, {"a", 5}}, 10, 0, 0},
+	} {
+		objects, bytes := simulateLRU(tc.asked, tc.bound)
+		if math.Abs(objects-tc.objects) > 1e-9 || math.Abs(bytes-tc.bytes) > 1e-9 {
+			t.Errorf("%s: got %v %v, want %v %v", tc.name, objects, bytes, tc.objects, tc.bytes)
+		}
+	}
+}
+
+func TestCompare(t *testing.T) {
+	was := []ratio{{"blob", "gbs", higher, 2}, {"blob", "cpu", lower, 0.5}, {"herd", "up", lower, 1}}
+	for _, tc := range []struct {
+		name  string
+		now   []ratio
+		worse int
+		says  string
+	}{
+		{"equal", was, 0, "+0 %"},
+		{"better", []ratio{{"blob", "gbs", higher, 9}, {"blob", "cpu", lower, 0.1}}, 0, "+350 %"},
+		{"a little worse", []ratio{{"blob", "gbs", higher, 1.7}, {"blob", "cpu", lower, 0.6}}, 0, "-15 %"},
+		{"worse where higher is better", []ratio{{"blob", "gbs", higher, 1.5}, {"blob", "cpu", lower, 0.5}}, 1, "WORSE"},
+		{"worse where lower is better", []ratio{{"herd", "up", lower, 1.3}}, 1, "WORSE"},
+		{"another workload alone", []ratio{{"herd", "up", lower, 1}}, 0, "herd"},
+		{"a figure is gone", []ratio{{"blob", "gbs", higher, 2}}, 1, "not to be had"},
+	} {
+		got := compare(was, tc.now)
+		if got.worse != tc.worse || !strings.Contains(got.text, tc.says) {
+			t.Errorf("%s: %d are worse, want %d, and it says\n%s", tc.name, got.worse, tc.worse, got.text)
+		}
+	}
+}
+
+// Bytes are the same however they are read, and no two pages are alike.
+func TestPattern(t *testing.T) {
+	p := pattern{7, 3*block/2 + 5}
+	whole := make([]byte, p.size)
+	if n, err := p.ReadAt(whole, 0); int64(n) != p.size || err != nil {
+		t.Fatalf("read %d: %v", n, err)
+	}
+	for _, off := range []int64{0, 1, 7, 8, page - 1, page, page + 3, block - 2, block + 1, p.size - 9} {
+		for _, n := range []int64{1, 5, 8, page, page + 9} {
+			got := make([]byte, n)
+			m, err := p.ReadAt(got, off)
+			want := whole[off:min(off+n, p.size)]
+			if !bytes.Equal(got[:m], want) || (int64(m) < n) != errors.Is(err, io.EOF) {
+				t.Errorf("%d bytes at %d: got %d of them, %v; equal: %v", n, off, m, err, bytes.Equal(got[:m], want))
+			}
+		}
+	}
+	seen := map[string]bool{}
+	for off := 0; off+page <= len(whole); off += page {
+		seen[string(whole[off:off+page])] = true
+	}
+	if want := len(whole) / page; len(seen) != want {
+		t.Errorf("%d different pages of %d", len(seen), want)
+	}
+	other := make([]byte, p.size)
+	_, _ = pattern{8, p.size}.ReadAt(other, 0)
+	if bytes.Equal(whole, other) {
+		t.Error("two seeds give the same bytes")
+	}
+}
+
+func TestPieceOffsets(t *testing.T) {
+	const size, isolated, run = 256 << 20, 16, 8 << 20
+	offsets := pieceOffsets(size, isolated, run)
+	if len(offsets) != isolated+run/piece {
+		t.Fatalf("%d reads", len(offsets))
+	}
+	for i, a := range offsets {
+		if a < 0 || a+piece > size {
+			t.Errorf("read %d is outside, at %d", i, a)
+		}
+		for j, b := range offsets[:min(i, isolated)] {
+			if distance := max(a-b, b-a); distance < window+piece {
+				t.Errorf("reads %d and %d are %d apart", i, j, distance)
+			}
+		}
+	}
+}
+
+// The trace is the same in each run, larger than the cache, and its layers are
+// too small for more than one transfer each, which hits are counted by.
+func TestPlan(t *testing.T) {
+	size := sizesOf(options{}).trace
+	p := newPlan(size)
+	distinct, total := map[layerSpec]bool{}, int64(0)
+	for _, versions := range p.versions {
+		for _, spec := range versions {
+			for _, l := range spec.Layers {
+				if l.Size >= 32<<20 {
+					t.Errorf("a layer of %d bytes", l.Size)
+				}
+				if !distinct[l] {
+					total += l.Size
+				}
+				distinct[l] = true
+			}
+		}
+	}
+	if total < 2*size.bound {
+		t.Errorf("%d bytes in all do not press on a bound of %d", total, size.bound)
+	}
+	if len(p.pulls) != size.pulls || len(p.moves) != traceMoves {
+		t.Errorf("%d pulls, %d moves", len(p.pulls), len(p.moves))
+	}
+	if again := newPlan(size); again.versions[3][0].Layers[1] != p.versions[3][0].Layers[1] || again.pulls[77] != p.pulls[77] {
+		t.Error("a second plan differs")
+	}
+}
+
+func TestWire(t *testing.T) {
+	for _, tc := range []struct {
+		name, answer, says string
+	}{
+		{"whole", "HTTP/1.1 200 OK\r\nCONTENT-length: 5\r\nX: y\r\n\r\nhello", ""},
+		{"cut", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", "EOF"},
+		{"another size", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhell", "of 4 bytes, want 5"},
+		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "of -1 bytes"},
+		{"refused", "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "503"},
+		{"nonsense", "hello\r\n\r\n", "hello"},
+		{"a bad length", "HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\n", "five"},
+	} {
+		client, server := net.Pipe()
+		go func() {
+			_, _ = server.Read(make([]byte, 1000))
+			_, _ = io.WriteString(server, tc.answer)
+			server.Close()
+		}()
+		w, err := newWire(t.Context(), func(ctx context.Context, addr string) (net.Conn, error) { return client, nil }, "", 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = w.ask(request("x", "/"), 5)
+		if tc.says == "" && err != nil || tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)) {
+			t.Errorf("%s: got %v, want %q", tc.name, err, tc.says)
+		}
+		w.drop()
+	}
+}
+
+func TestCustomRival(t *testing.T) {
+	r, err := customRival("zot/docker-images=exec zot serve x=y")
+	if err != nil || r.name != "zot" || (&server{rival: r, addr: "h:1"}).base() != "http://h:1/v2/docker-images/" {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	for _, flag := range []string{"zot", "=x", "zot="} {
+		if _, err := customRival(flag); err == nil {
+			t.Errorf("-rival %s was taken", flag)
+		}
+	}
+}
+
+func TestWrongFlagsAreRefused(t *testing.T) {
+	for _, args := range [][]string{{"-run", "nonesuch"}, {"-rivals", "nonesuch"}, {"-rival", "x"}, {"more"}, {"-report", "-results", "/nonexistent"}} {
+		if err := run(t.Context(), args); err == nil {
+			t.Errorf("%v was taken", args)
+		}
+	}
+}
+
+func TestFormats(t *testing.T) {
+	for got, want := range map[string]string{
+		seconds(0.0000123): "12.3 µs", seconds(0.25): "250 ms", seconds(12.34): "12.3 s", seconds(0): "0",
+		times(1): "1.00 ×", times(0.0123): "0.012 ×", count(1234567.4): "1,234,567", count(-1000): "-1,000", count(999): "999",
+		percent(0.1234): "12.3 %", mebibyte(3 << 19): "1.50 MiB", mebibytes([]int64{1 << 20, 2 << 20}): "1 + 2 MiB", plural(1, "core"): "1 core", plural(2, "core"): "2 cores",
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// example has one of each that the report has to say something about.
+func example() results {
+	return results{
+		Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Seconds: 1234.5,
+		Machine: machine{Cores: 2, CPU: "Example CPU", Memory: 8 << 30, Kernel: "Linux 6.1", System: "Debian", Go: "go1.26", Disk: "ext4"},
+		Rivals:  []rivalInfo{{ours, "this program", "commit abc"}, {nginxFiles, "plain files", "nginx/1.22"}, {dist3, "distribution", ""}},
+		Workloads: []workloadResult{
+			{
+				Name: "warm-blob-1", Family: "blob", Title: "Warm blob, 1 connection", About: "One reads.", Clients: 1,
+				Rivals: []rivalResult{
+					{Name: ours, Runs: []measures{{"gbs": 3, "cpu_gb": 0.2, "anon": 5 << 20, "rss": 15 << 20}, {"gbs": 2.5, "cpu_gb": 0.3, "anon": 6 << 20, "rss": 16 << 20}}},
+					{Name: nginxFiles, Runs: []measures{{"gbs": 2, "cpu_gb": 0.4, "anon": 1 << 20, "rss": 9 << 20}}},
+					{Name: dist3, Runs: []measures{{"gbs": 1}}, Failed: "status 500: a | b"},
+				},
+			},
+			{
+				Name: "warm-blob-16", Family: "blob", Title: "Warm blob, 16 connections", About: "Sixteen read.", Clients: 16,
+				Rivals: []rivalResult{
+					{Name: ours, Runs: []measures{{"gbs": 4, "cpu_gb": 0.2, "anon": 90 << 20}}},
+					{Name: nginxFiles, Runs: []measures{{"gbs": 2.5, "cpu_gb": 0.41}}},
+				},
+			},
+			{Name: farName, Family: "far", Title: farTitle, Skipped: "a TUN device: operation not permitted"},
+		},
+	}
+}
+
+func TestReport(t *testing.T) {
+	got := report(example(), map[string]bool{"warm-blob": true})
+	golden := filepath.Join("testdata", "performance.md")
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("the report differs from %s: look at it, and run go test -run TestReport -update . (got):\n%s", golden, got)
+	}
+}
+
+func TestPictures(t *testing.T) {
+	pics := plots(example())
+	if len(pics) != 1 || pics[0].name != "warm-blob" {
+		t.Fatalf("got %d pictures", len(pics))
+	}
+	for _, log := range []bool{false, true} {
+		pics[0].log = log
+		svg, err := pics[0].draw()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text strings.Builder
+		d := xml.NewDecoder(bytes.NewReader(svg))
+		for {
+			token, err := d.Token()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatalf("no XML: %v", err)
+			}
+			if data, ok := token.(xml.CharData); ok {
+				text.Write(data)
+			}
+		}
+		for _, want := range []string{ours, nginxFiles, dist3, "warm-blob-1", "warm-blob-16", "GB/s"} {
+			if !strings.Contains(text.String(), want) {
+				t.Errorf("log %v: the picture does not say %q: %s", log, want, &text)
+			}
+		}
+	}
+}
