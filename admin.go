@@ -92,6 +92,7 @@ func adminRoutes() map[string]adminRoute {
 		"unpin":        {post, (*adminExchange).unpin, 0, reference, "Takes a pin away"},
 		"remove":       {post, (*adminExchange).remove, 0, target, "Forgets a tag, a manifest that nothing else leads to, or a repository with all that it has"},
 		"prune":        {post, (*adminExchange).prune, alone, "`unusedSeconds`", "Removes what no repository has, and, above 0, what was not used for so long"},
+		"refresh":      {post, (*adminExchange).refresh, notAtRest, "`repository`, `reference`", "Forgets what its upstream refused or did not have, and checks now what a tag names"},
 		"verify":       {post, (*adminExchange).verify, alone, "", "Compares all that is held with its digests, and drops what is damaged"},
 	}
 }

@@ -62,6 +62,10 @@ const (
 	Error               // upstream's error
 )
 
+// WhyDeleted is the Outcome's word where what is held is served although its
+// upstream does not have it any more.
+const WhyDeleted = "upstream has deleted it"
+
 // mostPause bounds what a Retry-After can make us do.
 const mostPause = time.Hour
 

@@ -151,7 +151,7 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 	case Ours:
 		out.Checked, out.Why = q.rec.Checked, fmt.Sprintf("upstream cannot confirm it: %v", err)
 		if saidBy(err) == Gone {
-			out.Why = "upstream has deleted it"
+			out.Why = WhyDeleted
 		}
 		return resolved(q.rec), out, nil
 	}
