@@ -41,6 +41,16 @@ func (b *blob) member() bool {
 	return b.known && (b.marker.State == store.Proven || !b.c.cfg.Private)
 }
 
+// isMemberNow is member with what has been found out since the handle was made.
+func (b *blob) isMemberNow() bool {
+	if !b.member() {
+		if marker, err := b.c.disk.Marker(b.repo, b.dg); err == nil {
+			b.marker, b.known = marker, true
+		}
+	}
+	return b.member()
+}
+
 // size is what upstream or a manifest says of the size; -1 if neither does.
 func (b *blob) size() int64 {
 	if !b.known {
@@ -158,12 +168,7 @@ func (b *blob) openHeld(ctx context.Context, offset, length int64) (oci.Reader, 
 		return nil, err
 	}
 	out := oci.Outcome{Cache: oci.Hit, Why: "held"}
-	if !b.known { // a fill may have ended since the handle was made
-		if marker, err := b.c.disk.Marker(b.repo, b.dg); err == nil {
-			b.marker, b.known = marker, true
-		}
-	}
-	if !b.member() {
+	if !b.isMemberNow() {
 		if b.c.without(b.repo.Host) {
 			err = offline(b.key())
 		} else {
@@ -230,7 +235,7 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	if err := f.awaitReady(ctx); err != nil && !errors.Is(err, errFillOver) && !errors.Is(err, errCannotKeep) {
 		return nil, err
 	}
-	if !b.member() && f.holdsOthers(b.repo) {
+	if !b.isMemberNow() && f.holdsOthers(b.repo) {
 		spent, err := b.confirm(ctx)
 		if err != nil {
 			f.abandon()

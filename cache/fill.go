@@ -21,8 +21,9 @@ const (
 	// other then share a request, and an isolated one wastes little.
 	window = 1 << 20
 	// near is how far ahead of a running stream a reader waits for it rather
-	// than have another stream start where it stands.
-	near       = 4 << 20
+	// than have another stream start where it stands: the chunks of 8 MB that
+	// containerd asks for all at once then share streams.
+	near       = segment / 2
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 8 * time.Second
 	// patience is how many failures in a row without one byte of progress are

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -47,7 +48,7 @@ func TestManyReadersOneTransfer(t *testing.T) {
 	if count[oci.Miss] > 1 || count[oci.Miss]+count[oci.Joined]+count[oci.Hit] != 10 {
 		t.Errorf("outcomes %v, want one miss at most and the rest joined or hit", count)
 	}
-	wantAsked(t, s, fmt.Sprintf("GET library/alpine blob %s 0+%d", d, segment))
+	wantAsked(t, s, fmt.Sprintf("GET library/alpine blob %s 0+%d", d, near))
 	if out := mustRead(t, c, alpine, d, content); out.Cache != oci.Hit {
 		t.Errorf("a later reader got %s, want hit", out.Cache)
 	}
@@ -107,6 +108,73 @@ func openReader(t *testing.T, c *Cache, d oci.Digest, offset, length int64, feed
 		t.Fatal(err)
 	}
 	return r
+}
+
+// TestSlowReaderSlowsNobody: it has what it did not read from the file, later.
+func TestSlowReaderSlowsNobody(t *testing.T) {
+	s := newSource()
+	content := pattern(41, 3*mib)
+	d := s.pushBlob(alpine, content)
+	open := make(chan int64)
+	s.body = func(_ int, c []byte, off int64) io.Reader { return &gated{r: bytes.NewReader(c[off:]), open: open} }
+	c := newCache(t, s, Config{})
+	slow := openReader(t, c, d, 0, -1, func() { open <- 1; close(open) })
+	mustRead(t, c, alpine, d, content)
+	awaitNoFills(c)
+	if _, err := c.disk.Size(d); err != nil {
+		t.Errorf("while one reader has not begun to read: %v, want the blob kept", err)
+	}
+	if got, err := io.ReadAll(slow); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("the slow reader got %d bytes, %v", len(got), err)
+	}
+	_ = slow.Close()
+	if n := len(s.questions()); n != 1 {
+		t.Errorf("upstream was asked %d times, want once", n)
+	}
+}
+
+// TestRepositoriesShareAFill: one transfer, and one HEAD for each further
+// repository where its right to the blob is not known.
+func TestRepositoriesShareAFill(t *testing.T) {
+	for _, private := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			content := pattern(42, 2*mib)
+			d := s.pushBlob(alpine, content)
+			s.pushBlob(secret, content)
+			s.pushImage(mallory, "latest", content)
+			other := s.pushImage(mallory, "2", content, pattern(43, 10))
+			open := make(chan int64)
+			s.body = func(_ int, c []byte, off int64) io.Reader { return &gated{r: bytes.NewReader(c[off:]), open: open} }
+			c := newCache(t, s, Config{Private: private, Prefetch: -1})
+			defer closeCache(t, c)
+			if _, _, err := c.Manifest(t.Context(), mallory, other.Digest, oci.Ask{}); err != nil {
+				t.Fatal(err)
+			}
+			s.set(func() { s.asked = nil })
+			first := openReader(t, c, d, 0, -1, func() { open <- 1 })
+			var readers sync.WaitGroup
+			for _, repo := range []oci.Repository{alpine, secret, secret, mallory, mallory} {
+				readers.Go(func() { mustRead(t, c, repo, d, content) })
+			}
+			synctest.Wait()
+			close(open)
+			readers.Wait()
+			_ = first.Close()
+			heads, gets := 0, 0
+			for _, q := range s.questions() {
+				if strings.HasPrefix(q, "HEAD ") {
+					heads++
+				} else {
+					gets++
+				}
+			}
+			want := map[bool]int{false: 1, true: 2}[private] // a manifest of mallory's lists it
+			if gets != 1 || heads != want {
+				t.Errorf("private %v: %d transfers and %d HEADs, want 1 and %d: %q", private, gets, heads, want, s.questions())
+			}
+		})
+	}
 }
 
 func TestFillGoesOnWithoutItsReaders(t *testing.T) {
@@ -466,43 +534,6 @@ func TestUpstreamWithoutRangesStillResumes(t *testing.T) {
 	})
 }
 
-func TestChunkedFetchIsNotThirteenTransfers(t *testing.T) {
-	s := newSource()
-	content := pattern(14, 52*mib)
-	m := s.pushImage(alpine, "latest", content)
-	d := oci.Sum(content)
-	c := newCache(t, s, Config{})
-	if _, _, err := c.Manifest(t.Context(), alpine, m.Digest, oci.Ask{}); err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	for i := range 13 { // each asks to the end and leaves after its chunk
-		wg.Go(func() {
-			off := int64(i) * 4 * mib
-			b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			r, err := b.Open(t.Context(), off, -1)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer r.Close()
-			got, err := io.ReadAll(io.LimitReader(r, 4*mib))
-			if err != nil || !bytes.Equal(got, content[off:off+4*mib]) {
-				t.Errorf("chunk at %d: %d bytes, %v", off, len(got), err)
-			}
-		})
-	}
-	wg.Wait()
-	if moved := s.bytesMoved(); moved > int64(len(content))*105/100 {
-		t.Errorf("%d bytes for a blob of %d", moved, len(content))
-	}
-	mustRead(t, c, alpine, d, content)
-}
-
 func TestEmptyBlob(t *testing.T) {
 	for _, row := range []struct {
 		noSize, noRanges bool
@@ -527,11 +558,11 @@ func TestEmptyBlob(t *testing.T) {
 
 // TestBlobOfUnknownSize: its end is where upstream has no more of it.
 func TestBlobOfUnknownSize(t *testing.T) {
-	all := pattern(15, segment+5)
+	all := pattern(15, near+5)
 	for _, row := range []struct {
 		size     int
 		noRanges bool
-	}{{300_000, true}, {300_000, false}, {segment, false}, {segment + 5, false}} {
+	}{{300_000, true}, {300_000, false}, {near, false}, {near + 5, false}} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSource()
 			s.noSize, s.noRanges = true, row.noRanges

@@ -313,14 +313,25 @@ func (t *transfer) aheadLocked(want store.Span) *stream {
 
 // streamLocked shapes a stream that begins at at: up to what is wanted, at least
 // a window, at most a segment of a blob that is big, or of which nobody has said
-// yet that it is not, and never into what is there or on its way.
+// yet that it is not, and never into what is there or on its way, nor up to
+// readers that will have streams of their own: a request that is cut short costs
+// what is under way. The first is shorter, for it tells nothing yet of readers
+// that come with it.
 func (t *transfer) streamLocked(at int64, want store.Span) *stream {
-	end := int64(forever)
+	end, most := int64(forever), int64(segment)
 	if want.End >= 0 {
 		end = max(want.End, at+window)
 	}
+	if !t.answered {
+		most = near
+	}
 	if t.bigLocked() || t.size() < 0 && !t.answered {
-		end = min(end, at+segment)
+		end = min(end, at+most)
+	}
+	for _, r := range t.readers {
+		if other, ok := r.Wants(); ok && other.Start-at > near {
+			end = min(end, other.Start)
+		}
 	}
 	if size := t.size(); size >= 0 && end >= size {
 		end = forever // where it truly ends is upstream's to say

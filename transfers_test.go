@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+
+	"entrepot/internal/ocitest"
+)
+
+var transfers = ocitest.Match{Role: ocitest.CDN, Method: http.MethodGet}
+
+// pullerOf is a client of p that pulls from upstreamName.
+func pullerOf(t *testing.T, p *program) puller {
+	t.Helper()
+	return puller{client: newClient(t), registry: p.registry, sample: 512}
+}
+
+// TestStreamsOfABigBlobHaveConnectionsOfTheirOwn: over HTTP/2, which this CDN
+// offers, they would share one.
+func TestStreamsOfABigBlobHaveConnectionsOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	for _, told := range []bool{true, false} { // the size, by a manifest
+		hub := ocitest.NewHub(t, ocitest.Config{TLS: true, Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+		layer := ocitest.Blob(1, 48<<20+1)
+		image := ocitest.ImageSpec{Layers: []ocitest.Content{layer}}.Build()
+		hub.Push("app", "latest", image)
+		p := startProgram(t, hub, append(over(hub, t.TempDir()), "ENTREPOT_UPSTREAM_0_CA_FILE="+writeFile(t, string(hub.CA())))...)
+		from := pullerOf(t, p)
+		if told {
+			if err := from.manifest(t.Context(), "latest", image); err != nil {
+				t.Fatal(err)
+			}
+		}
+		gate := hub.Gate(transfers)
+		gate.To(100_000) // of the first stream, whose answer lets the others begin
+		pulled := make(chan error, 1)
+		go func() { pulled <- from.blob(t.Context(), layer, 0, -1) }()
+		if err := gate.AwaitHeld(t.Context(), 4); err != nil {
+			t.Error(err)
+		}
+		gate.Open()
+		if err := <-pulled; err != nil {
+			t.Error(err)
+		}
+		conns, registry := map[int]bool{}, 0
+		for _, r := range hub.Requests() {
+			switch {
+			case r.Role == ocitest.Registry && r.Kind == ocitest.BlobKind:
+				registry++
+			case r.Role == ocitest.CDN:
+				conns[r.Conn] = true
+				if r.Proto != "HTTP/1.1" {
+					t.Errorf("%s came over %s", r, r.Proto)
+				}
+			}
+		}
+		if n := hub.Count(transfers); n != 4 || len(conns) != 4 || registry != 1 {
+			t.Errorf("size told %v: %d transfers over %d connections, and %d redirects; want 4 over 4, and 1", told, n, len(conns), registry)
+		}
+		if sent := hub.Sent(transfers); sent != layer.Size {
+			t.Errorf("size told %v: %d bytes came of a blob of %d", told, sent, layer.Size)
+		}
+	}
+}
+
+// TestAnUpstreamWithoutRangesSendsABigBlobOnce: its answer to the first stream
+// is all of it, and is used as it is.
+func TestAnUpstreamWithoutRangesSendsABigBlobOnce(t *testing.T) {
+	t.Parallel()
+	for _, told := range []bool{true, false} { // the size, by a manifest
+		hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth, IgnoreRange: true}})
+		layer := ocitest.Blob(1, 40<<20)
+		image := ocitest.ImageSpec{Layers: []ocitest.Content{layer}}.Build()
+		hub.Push("app", "latest", image)
+		p := startProgram(t, hub, over(hub, t.TempDir())...)
+		from := pullerOf(t, p)
+		if told {
+			if err := from.manifest(t.Context(), "latest", image); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := from.blob(t.Context(), layer, 0, -1); err != nil {
+			t.Error(err)
+		}
+		if n, sent := hub.Count(transfers), hub.Sent(transfers); n != 1 || sent != layer.Size {
+			t.Errorf("size told %v: %d bytes came in %d transfers of a blob of %d", told, sent, n, layer.Size)
+		}
+	}
+}
+
+// TestChunkedFetch: containerd asks for a layer by ranges that are open to the
+// end, all at once, reads 8 MB of each, and leaves.
+func TestChunkedFetch(t *testing.T) {
+	t.Parallel()
+	const chunk, chunks = 8_000_000, 13
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+	layer := ocitest.Blob(1, 96<<20)
+	image := ocitest.ImageSpec{Layers: []ocitest.Content{layer}}.Build()
+	hub.Push("app", "latest", image)
+	p := startProgram(t, hub, over(hub, t.TempDir())...)
+	from := pullerOf(t, p)
+	if err := from.manifest(t.Context(), "latest", image); err != nil {
+		t.Fatal(err)
+	}
+	hub.Reset()
+	gate := hub.Gate(transfers)
+	var clients sync.WaitGroup
+	for i := range int64(chunks) {
+		clients.Go(func() {
+			if err := takeChunk(t.Context(), from, layer, i*chunk, min((i+1)*chunk, layer.Size)); err != nil {
+				t.Errorf("chunk %d: %v", i, err)
+			}
+		})
+	}
+	awaitMetric(t, from.client, p.admin, fmt.Sprintf("entrepot_fill_readers %d", chunks))
+	if err := gate.AwaitHeld(t.Context(), 1); err != nil {
+		t.Error(err)
+	}
+	if n := hub.Count(transfers); n != 1 {
+		t.Errorf("%d transfers began before the first was answered", n)
+	}
+	gate.Open()
+	clients.Wait()
+	if n := hub.Count(transfers); n >= chunks {
+		t.Errorf("%d transfers for %d chunks: they shared none", n, chunks)
+	}
+	// What nobody reads any more is not fetched again for who wants it all.
+	if err := from.blob(t.Context(), layer, 0, -1); err != nil {
+		t.Error(err)
+	}
+	if sent := hub.Sent(transfers); sent != layer.Size {
+		t.Errorf("%d bytes came of a blob of %d", sent, layer.Size)
+	}
+	awaitNoFills(t, from.client, p.admin)
+	for _, line := range p.log.lines(t) {
+		if level := line["level"]; level != "debug" && level != "info" {
+			t.Errorf("a client that leaves early is no trouble: %v", line)
+		}
+	}
+	_, scrape, _ := get(t, from.client, p.admin+"/metrics")
+	for _, failure := range regexp.MustCompile(`(?m)^entrepot_(responses_cut_total\{.*|disk_trouble_total\{.*|requests_total\{.*status="[45]xx".*) [1-9]\d*$`).FindAllString(scrape, -1) {
+		t.Errorf("counted as a failure: %s", failure)
+	}
+}
+
+// takeChunk reads what lies between two offsets of an answer that goes on to the
+// end, and closes it.
+func takeChunk(ctx context.Context, from puller, blob ocitest.Content, offset, end int64) error {
+	transport := new(http.Transport)
+	defer transport.CloseIdleConnections()
+	from.client = &http.Client{Transport: transport}
+	resp, err := from.wants(ctx, "blobs/"+blob.Digest.String(), fmt.Sprintf("bytes=%d-", offset), http.StatusPartialContent)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	resp.ContentLength, resp.Body = end-offset, readCloser{io.LimitReader(resp.Body, end-offset), resp.Body}
+	return from.compare(resp, blob, offset, end)
+}
+
+type readCloser struct {
+	io.Reader
+	io.Closer
+}
+
+// awaitMetric waits until a series has a value.
+func awaitMetric(t *testing.T, client *http.Client, admin, line string) {
+	t.Helper()
+	for t.Context().Err() == nil {
+		if _, scrape, _ := get(t, client, admin+"/metrics"); strings.Contains(scrape, "\n"+line+"\n") {
+			return
+		}
+	}
+}
+
+// TestATransferOutlivesCutsAndCredentials: five cuts, and after each of them the
+// signed URL is used up and the token is not good any more.
+func TestATransferOutlivesCutsAndCredentials(t *testing.T) {
+	t.Parallel()
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{URLUses: 1, TokenUses: 1}})
+	layer := ocitest.Blob(1, 20<<20)
+	image := ocitest.ImageSpec{Layers: []ocitest.Content{layer}}.Build()
+	hub.Push("app", "latest", image)
+	p := startProgram(t, hub, over(hub, t.TempDir())...)
+	from := pullerOf(t, p)
+	if err := from.manifest(t.Context(), "latest", image); err != nil {
+		t.Fatal(err)
+	}
+	hub.Inject(&ocitest.Fault{Match: transfers, Effect: ocitest.Cut(3 << 20), Times: 5})
+	hub.Reset()
+	if err := from.blob(t.Context(), layer, 0, -1); err != nil {
+		t.Error(err)
+	}
+	began, refused := 0, 0
+	for _, r := range hub.Requests() {
+		switch {
+		case r.Role == ocitest.CDN && r.Status == http.StatusForbidden:
+			refused++
+		case r.Role == ocitest.CDN:
+			began++
+		}
+	}
+	if began != 6 || refused != 5 {
+		t.Errorf("%d transfers and %d refused URLs, want one and five to go on, each after a refusal", began, refused)
+	}
+	if tokens := hub.Count(ocitest.Match{Role: ocitest.Token}); tokens < 5 {
+		t.Errorf("%d tokens, want one after each cut", tokens)
+	}
+	if sent := hub.Sent(transfers); sent > layer.Size*105/100 {
+		t.Errorf("%d bytes came of a blob of %d, want at most 5 %% more", sent, layer.Size)
+	}
+}
