@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"entrepot/cache"
+	"entrepot/ledger"
 	"entrepot/oci"
 	"entrepot/store"
 	"entrepot/upstream"
@@ -33,6 +34,7 @@ type adminAPI struct {
 	about  aboutJSON
 	cfg    *Config
 	budget int64 // as it is set, though the store need not be held to it now
+	memory int64 // likewise, of the memory tier
 
 	asked chan struct{}            // bounds what is answered at once
 	alone map[string]chan struct{} // by route: work of which one at a time is enough
@@ -43,6 +45,7 @@ type adminAPI struct {
 type live struct {
 	cache     *cache.Cache
 	upstreams *upstream.Set
+	ledger    *ledger.Ledger
 	began     time.Time
 }
 
@@ -80,7 +83,7 @@ func adminRoutes() map[string]adminRoute {
 	const target, reference = "`repository`, and `reference` or `all`", "`repository`, `reference`"
 	return map[string]adminRoute{
 		"about":        {get, (*adminExchange).tellAbout, 0, "", "Which server this is: version, data directory, process"},
-		"status":       {get, (*adminExchange).status, notAtRest, "", "What goes on: breakers, quotas"},
+		"status":       {get, (*adminExchange).status, notAtRest, "`hours`, 1 to 24; `top`, 0 to 100", "What goes on: hosts, quotas, fills, disk and memory, and who and what spent most in the last hours"},
 		"rules":        {get, (*adminExchange).rules, 0, "", "An item for each cache rule, in the order in which they are tried"},
 		"explain":      {get, (*adminExchange).explain, 0, "`name`, and `ns` if the client sends it", "What a name means, what is held of it, and what a pull would cost; nobody is asked"},
 		"repositories": {get, (*adminExchange).repositories, 0, "", "An item for each repository that is held"},
@@ -101,7 +104,7 @@ func adminRoutes() map[string]adminRoute {
 // it.
 func newAdminAPI(disk *store.Disk, live *live, cfg *Config, version string) *adminAPI {
 	api := &adminAPI{
-		disk: disk, live: live, about: aboutJSON{version, cfg.dataPath(), os.Getpid()}, cfg: cfg, budget: int64(cfg.CacheSize),
+		disk: disk, live: live, about: aboutJSON{version, cfg.dataPath(), os.Getpid()}, cfg: cfg, budget: int64(cfg.CacheSize), memory: int64(cfg.Memory),
 		asked: make(chan struct{}, maxAdminRequests), alone: map[string]chan struct{}{},
 	}
 	for name, route := range adminRoutes() {
@@ -298,7 +301,28 @@ func (x *adminExchange) target(all bool) (targetJSON, oci.Repository, error) {
 func (x *adminExchange) tellAbout() error { return x.result(x.api.about) }
 
 func (x *adminExchange) status() error {
-	return x.result(newStatusJSON(x.api.about, x.api.live))
+	hours, err := x.number("hours", 1, ledger.Hours, 6)
+	if err != nil {
+		return err
+	}
+	top, err := x.number("top", 0, 100, 10)
+	if err != nil {
+		return err
+	}
+	return x.result(newStatusJSON(x.api, hours, top))
+}
+
+// number reads a parameter that may be left out.
+func (x *adminExchange) number(name string, least, most, otherwise int) (int, error) {
+	text := x.r.URL.Query().Get(name)
+	if text == "" {
+		return otherwise, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < least || n > most {
+		return 0, badRequest("%s: want a number from %d to %d", name, least, most)
+	}
+	return n, nil
 }
 
 func (x *adminExchange) repositories() error {

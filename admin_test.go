@@ -137,6 +137,7 @@ func TestBadRequestsToTheAdminAPI(t *testing.T) {
 		{"GET", "", "", "", "NOT_FOUND"},
 		{"GET", "about/", "", "", "NOT_FOUND"},
 		{"GET", "status", "", "", "NOT_RUNNING"},
+		{"GET", "status?hours=6", "", "", "NOT_RUNNING"},
 		{"POST", "about", asJSON, "{}", "METHOD"},
 		{"HEAD", "about", "", "", "METHOD"},
 		{"GET", "verify", "", "", "METHOD"},

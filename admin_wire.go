@@ -36,58 +36,6 @@ type aboutJSON struct {
 	PID     int    `json:"pid"`
 }
 
-// statusJSON is what goes on in a running server.
-type statusJSON struct {
-	Version  string        `json:"version"`
-	Since    time.Time     `json:"since"`
-	Breakers []breakerJSON `json:"breakers"`
-	Quotas   []quotaJSON   `json:"quotas"`
-}
-
-// breakerJSON is how a host of an upstream answers.
-type breakerJSON struct {
-	Upstream string    `json:"upstream"`
-	Host     string    `json:"host"`
-	State    string    `json:"state"` // closed: it is asked; open, probing: it is not
-	Since    time.Time `json:"since,omitzero"`
-	Failures int       `json:"failures,omitempty"` // in a row
-	Refused  int       `json:"refused,omitempty"`  // requests that were not sent since then
-	Error    string    `json:"error,omitempty"`    // the last failure
-	Next     time.Time `json:"next,omitzero"`      // of the next probe
-}
-
-// quotaJSON is what an upstream last said of how much an account may pull.
-type quotaJSON struct {
-	Upstream      string    `json:"upstream"`
-	Host          string    `json:"host"`
-	Account       string    `json:"account"` // empty: whoever asks from our address
-	Limit         int       `json:"limit"`   // -1 if it was not said
-	Left          int       `json:"left"`    // -1 if it was not said
-	Reserve       int       `json:"reserve"`
-	WindowSeconds int64     `json:"windowSeconds,omitempty"`
-	Resets        time.Time `json:"resets,omitzero"`
-	Exact         bool      `json:"exact"` // resets is upstream's word, not a bound
-	Paused        time.Time `json:"paused,omitzero"`
-	Seen          time.Time `json:"seen"`
-}
-
-func newStatusJSON(about aboutJSON, l *live) statusJSON {
-	s := statusJSON{Version: about.Version, Since: l.began, Breakers: []breakerJSON{}, Quotas: []quotaJSON{}}
-	for _, b := range l.upstreams.Breakers() {
-		one := breakerJSON{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next}
-		if b.Err != nil {
-			one.Error = causeText(b.Err)
-		}
-		s.Breakers = append(s.Breakers, one)
-	}
-	for _, q := range l.upstreams.Quotas() {
-		s.Quotas = append(s.Quotas, quotaJSON{
-			q.Upstream, q.Host, q.Account, q.Limit, q.Left, q.Reserve, int64(q.Window / time.Second), q.Resets, q.Exact, q.Paused, q.Seen,
-		})
-	}
-	return s
-}
-
 type countJSON struct {
 	Count int `json:"count"`
 }

@@ -391,3 +391,10 @@ func plainValues(vars map[string]variable) map[string]string {
 	}
 	return plain
 }
+
+// wantsColour reports whether a terminal is to be written to in colour: see
+// no-color.org.
+func wantsColour(environ []string) bool {
+	vars := env.ToMap(environ)
+	return vars["NO_COLOR"] == "" && vars["TERM"] != "dumb"
+}

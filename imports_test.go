@@ -37,6 +37,7 @@ var owners = map[string]string{
 	"github.com/dgraph-io/ristretto":                      "store",
 	"golang.org/x/net/publicsuffix":                       "upstream",
 	"golang.org/x/sys":                                    "store, proxy", // the kernel: files there, sockets here
+	"golang.org/x/term":                                   "main",
 	"golang.org/x/time/rate":                              "ratelimit",
 	"github.com/google/go-containerregistry/pkg/authn":    "upstream",
 	"github.com/google/go-containerregistry/pkg/v1/types": "oci",

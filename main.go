@@ -65,6 +65,7 @@ type invocation struct {
 func commands() []command {
 	return []command{
 		{"serve", "serve the registry until SIGTERM (what entrepot does without a command)", serveHelp, serve},
+		{"status", "show what goes on: quotas, outages, who spends what, what is on its way", statusHelp, status},
 		{"ls", "list what is held: repositories, or the images of one", lsHelp, list},
 		{"rules", "list the cache rules, in the order in which they are tried", rulesHelp, listRules},
 		{"explain", "say what a name means, whether it is held, and what a pull would cost", explainHelp, explain},

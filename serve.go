@@ -102,7 +102,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	defer stop() // before what they answer from
 	front.api.open(api)
-	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, began}, cfg, about.Version), cfg, logger))
+	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, spent, began}, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)
 

@@ -50,8 +50,8 @@ func (l *Ledger) Served(upstream, repository, client string, n int64, held bool)
 	if held {
 		to = &c.held
 	}
+	to.bytes.Add(n) // first, so that what is told of a request has its bytes
 	to.requests.Add(1)
-	to.bytes.Add(n)
 }
 
 // find returns the cell of a repository and client; nil if there is no place for

@@ -1,0 +1,521 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"entrepot/ledger"
+
+	"golang.org/x/term"
+)
+
+const statusHelp = `Usage: entrepot status [--hours 6] [--top 5] [--watch [interval]]
+
+Shows what goes on in a running server: what is left of each quota, which hosts do
+not answer, how much was served from what is held, who and what spent most in the
+last hours, the blobs on their way in, disk and memory. A pull is a GET of a manifest,
+which is what Docker Hub counts. What several clients share is on the one that began
+it.
+
+  --hours N          how far back, from 1 to 24; the running hour is one of them
+  --top N            how many clients and repositories, up to 100
+  --watch [5s]       again and again, every two seconds or at another interval, until
+                     ^C; with --json a line each time
+
+It is coloured on a terminal, unless NO_COLOR is set.
+` + operatorHelp
+
+// watchEvery is how often a picture is drawn anew, unless the operator says.
+const (
+	watchEvery  = 2 * time.Second
+	minInterval = 100 * time.Millisecond
+)
+
+func status(ctx context.Context, in invocation) (err error) {
+	o := newOperation(in, "status")
+	defer o.end(&err)
+	hours := o.flags.Int("hours", 6, "")
+	top := o.flags.Int("top", 5, "")
+	w := &statusWatch{o: o}
+	o.flags.BoolFunc("watch", "", w.parseInterval)
+	if err := o.begin(ctx, 0, 1); err != nil {
+		return err
+	}
+	for _, arg := range o.args {
+		if w.interval == 0 {
+			return o.misused("it takes no argument, and not %s", quote(arg))
+		}
+		if err := w.parseInterval(arg); err != nil {
+			return o.misused("--watch: %v", err)
+		}
+	}
+	w.query = url.Values{"hours": {strconv.Itoa(*hours)}, "top": {strconv.Itoa(*top)}}
+	if w.interval == 0 {
+		return w.show(ctx)
+	}
+	return w.watch(ctx)
+}
+
+// statusWatch shows the status, once or again and again.
+type statusWatch struct {
+	o        *operation
+	query    url.Values
+	interval time.Duration // 0: once
+	drawn    bool          // something was shown
+	last     statusJSON    // what was shown
+}
+
+// parseInterval reads the value of --watch, which is "true" where none is given.
+func (w *statusWatch) parseInterval(text string) (err error) {
+	w.interval = watchEvery
+	if text == "true" {
+		return nil
+	}
+	if w.interval, err = time.ParseDuration(text); err != nil || w.interval < minInterval {
+		return fmt.Errorf("%s is no interval: want %v at least, such as 5s", quote(text), minInterval)
+	}
+	return nil
+}
+
+// watch ends with ctx, which is no failure. A server that goes away may come
+// back.
+func (w *statusWatch) watch(ctx context.Context) error {
+	next := time.NewTicker(w.interval)
+	defer next.Stop()
+	for {
+		err := w.show(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !w.drawn:
+			return err
+		case err != nil:
+			fmt.Fprintf(w.o.in.stderr, "\r%s%s: trying again", clearLine(isTerminal(w.o.in.stderr)), printable(err.Error()))
+			if !isTerminal(w.o.in.stderr) {
+				fmt.Fprintln(w.o.in.stderr)
+			}
+		}
+		select {
+		case <-next.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func clearLine(terminal bool) string {
+	if terminal {
+		return "\x1b[K"
+	}
+	return ""
+}
+
+func (w *statusWatch) show(ctx context.Context) error {
+	o := w.o
+	raw, err := o.client.get(ctx, "status", w.query, nil)
+	if err != nil {
+		return fmt.Errorf("status: %w", o.explain(err, targetJSON{}))
+	}
+	var s statusJSON
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return fmt.Errorf("status: %w", err)
+	}
+	if o.json {
+		w.drawn = true
+		return o.writeLine(raw)
+	}
+	w.last, s = s, withCurrentRates(w.last, s)
+	p := picture{width: plainWidth}
+	height := 0
+	if f, ok := o.in.stdout.(*os.File); ok && isTerminal(f) {
+		p.colour = wantsColour(o.in.environ)
+		if width, rows, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
+			p.width, height = min(width, maxWidth), rows
+		}
+	}
+	p.draw(s, o.client.where)
+	return w.put(p.lines, height)
+}
+
+// withCurrentRates replaces the mean rates of fills by those since the last
+// picture.
+func withCurrentRates(last, s statusJSON) statusJSON {
+	s.Fills = slices.Clone(s.Fills)
+	for i, f := range s.Fills {
+		at := slices.IndexFunc(last.Fills, func(l fillJSON) bool { return l.Digest == f.Digest && l.Began.Equal(f.Began) })
+		if took := s.Now.Sub(last.Now).Seconds(); at >= 0 && took > 0 {
+			s.Fills[i].BytesPerSecond = int64(float64(f.Landed-last.Fills[at].Landed) / took)
+		}
+	}
+	return s
+}
+
+// put writes the picture: on a terminal over the last one, and no more than
+// there is room for.
+func (w *statusWatch) put(lines []string, height int) error {
+	var b strings.Builder
+	over := height > 0 && w.interval > 0
+	if over && !w.drawn {
+		b.WriteString("\x1b[2J")
+	}
+	if over {
+		b.WriteString("\x1b[H")
+		lines = lines[:min(len(lines), height-1)]
+	}
+	for _, line := range lines {
+		b.WriteString(line)
+		b.WriteString(clearLine(over))
+		b.WriteByte('\n')
+	}
+	if over {
+		b.WriteString("\x1b[J")
+	}
+	w.drawn = true
+	_, err := w.o.in.stdout.Write([]byte(b.String()))
+	return err
+}
+
+// The widths of the picture: where nobody knows that of the terminal, and at
+// most.
+const (
+	plainWidth = 80
+	maxWidth   = 120
+)
+
+// style is how a terminal shows a ink of text.
+type style string
+
+const (
+	plain  style = ""
+	bold   style = "1"
+	dim    style = "2"
+	red    style = "31"
+	green  style = "32"
+	yellow style = "33"
+)
+
+// ink is text in one style.
+type ink struct {
+	style style
+	text  string
+}
+
+// picture is the status as lines that fit the width.
+type picture struct {
+	width  int
+	colour bool
+	lines  []string
+}
+
+// line adds a line. What does not fit is cut.
+func (p *picture) line(inks ...ink) {
+	var b strings.Builder
+	left := p.width
+	for _, one := range inks {
+		text := []rune(printable(one.text))
+		text = text[:min(len(text), left)]
+		left -= len(text)
+		if p.colour && one.style != plain && len(text) > 0 {
+			fmt.Fprintf(&b, "\x1b[%sm%s\x1b[0m", one.style, string(text))
+		} else {
+			b.WriteString(string(text))
+		}
+	}
+	p.lines = append(p.lines, strings.TrimRight(b.String(), " "))
+}
+
+// left puts text at the start of a column, and cuts a longer one in its middle:
+// it is at the ends that names differ.
+func left(width int, text string) string {
+	runes := []rune(text)
+	if len(runes) > width {
+		head := (width - 1) / 2
+		runes = slices.Concat(runes[:head], []rune("…"), runes[len(runes)-(width-1-head):])
+	}
+	return string(runes) + strings.Repeat(" ", width-len(runes))
+}
+
+// right puts text at the end of a column.
+func right(width int, text string) string {
+	return strings.Repeat(" ", max(0, width-len([]rune(text)))) + text
+}
+
+// gauge shows a share.
+func gauge(width int, share float64, s style) []ink {
+	full := int(min(max(share, 0), 1)*float64(width) + 0.5)
+	return []ink{{s, strings.Repeat("█", full)}, {dim, strings.Repeat("░", width-full)}}
+}
+
+func (p *picture) draw(s statusJSON, where string) {
+	p.line(ink{bold, "Entrepôt " + s.Version}, ink{plain, "  up " + spanText(s.Now.Sub(s.Since)) + "  "}, ink{dim, strings.TrimSuffix(where, "/") + "  " + s.Data})
+	p.quotas(s)
+	p.hosts(s)
+	p.spent(s)
+	p.fills(s)
+	p.room(s)
+}
+
+func (p *picture) heading(inks ...ink) {
+	p.line()
+	p.line(inks...)
+}
+
+// nameWidth is the room for names: what the numbers leave.
+func (p *picture) nameWidth() int { return max(24, p.width-56) }
+
+func (p *picture) quotas(s statusJSON) {
+	if len(s.Quotas) == 0 {
+		return
+	}
+	name := p.nameWidth()
+	p.heading(ink{bold, left(name, "QUOTA")}, ink{dim, "  " + left(20, "") + right(12, "LEFT") + right(8, "KEPT") + right(14, "RESETS IN")})
+	for _, q := range s.Quotas {
+		account := q.Account
+		if account == "" {
+			account = "(our address)"
+		}
+		known := q.Limit > 0 && q.Left >= 0
+		share, numbers, kept, resets := 0.0, "?", "-", "-"
+		if q.Limit > 0 {
+			numbers = "? of " + strconv.Itoa(q.Limit)
+		}
+		if known {
+			share = float64(q.Left) / float64(q.Limit)
+			numbers = fmt.Sprintf("%d of %d", q.Left, q.Limit)
+		}
+		if q.Reserve > 0 {
+			kept = strconv.Itoa(q.Reserve)
+		}
+		switch {
+		case q.Paused.After(s.Now):
+			resets = "paused " + spanText(q.Paused.Sub(s.Now))
+		case q.Resets.After(s.Now) && q.Exact:
+			resets = spanText(q.Resets.Sub(s.Now))
+		case q.Resets.After(s.Now):
+			resets = "≤ " + spanText(q.Resets.Sub(s.Now))
+		}
+		inks := []ink{{plain, left(name, q.Upstream+" "+account) + "  "}}
+		inks = append(inks, gauge(20, share, quotaStyle(q))...)
+		p.line(append(inks, ink{plain, right(12, numbers) + right(8, kept) + right(14, resets)})...)
+	}
+}
+
+// quotaStyle warns before the end.
+func quotaStyle(q quotaJSON) style {
+	switch {
+	case q.Left <= q.Reserve:
+		return red
+	case q.Left*4 <= q.Limit:
+		return yellow
+	}
+	return green
+}
+
+// hosts lists those in trouble; that the others are well is one line.
+func (p *picture) hosts(s statusJSON) {
+	well := 0
+	for _, b := range s.Breakers {
+		if b.State == "closed" && b.Failures == 0 {
+			well++
+		}
+	}
+	trouble := len(s.Breakers) - well
+	switch {
+	case trouble == 0:
+		p.heading(ink{bold, "HOSTS  "}, ink{green, fmt.Sprintf("all %d are well", well)})
+		return
+	default:
+		p.heading(ink{bold, "HOSTS  "}, ink{red, fmt.Sprintf("%d in trouble", trouble)}, ink{plain, fmt.Sprintf(", %d well", well)})
+	}
+	for _, b := range s.Breakers {
+		if b.State == "closed" && b.Failures == 0 {
+			continue
+		}
+		state, how := red, "down"
+		text := ""
+		switch {
+		case b.State == "closed":
+			state, how = yellow, "shaky"
+			text = fmt.Sprintf(" %d failed in a row", b.Failures)
+		default:
+			text = " for " + spanText(s.Now.Sub(b.Since))
+			if b.Refused > 0 {
+				text += ", " + count(b.Refused, "request") + " held back"
+			}
+			if b.State == "probing" {
+				text += ", being probed"
+			} else if b.Next.After(s.Now) {
+				text += ", probe in " + spanText(b.Next.Sub(s.Now))
+			}
+		}
+		p.line(ink{plain, "  " + left(p.nameWidth()-2, b.Host) + "  "}, ink{state, how}, ink{plain, text})
+		if b.Error != "" {
+			why := strings.TrimPrefix(strings.TrimPrefix(b.Error, "unavailable: "), b.Host+": ")
+			p.line(ink{dim, "    " + b.Upstream + ": " + why})
+		}
+	}
+}
+
+// spent shows what was spent: in all, and by whom on what.
+func (p *picture) spent(s statusJSON) {
+	title := "LAST " + strings.ToUpper(count(s.Spent.Hours, "hour"))
+	p.heading(ink{bold, left(p.nameWidth(), title)}, ink{dim, sumColumns("REQUESTS", "HELD", "SERVED", "SAVED", "PULLS", "HEADS", "FETCHED")})
+	lines := s.Spent.Upstreams.Lines
+	for _, line := range lines {
+		p.sum(line.Upstream, plain, line.Sum)
+	}
+	if others := s.Spent.Upstreams.Others; isVisible(others) {
+		p.sum("others", dim, others)
+	}
+	if len(lines) != 1 {
+		p.sum("all", bold, s.Spent.Total)
+	}
+	p.list("ACCOUNTS", s.Spent.Accounts, "(our address)", 2)
+	p.list("CLIENTS", s.Spent.Clients, "(itself)", 1)
+	p.list("REPOSITORIES", s.Spent.Repositories, "(none)", 1)
+}
+
+// sumColumns are 56 characters wide.
+func sumColumns(requests, held, served, saved, pulls, heads, fetched string) string {
+	return right(9, requests) + right(7, held) + right(10, served) + right(7, saved) + right(7, pulls) + right(7, heads) + right(9, fetched)
+}
+
+func (p *picture) sum(name string, s style, sum ledger.Sum) {
+	p.line(ink{s, left(p.nameWidth(), name)}, ink{plain, sumColumns(
+		numberText(sum.Requests), percent(sum.Held, sum.Requests), sizeText(sum.Served), percent(sum.Saved, sum.Served),
+		numberText(sum.Pulls), numberText(sum.Heads), sizeText(sum.Fetched),
+	)})
+}
+
+// isVisible reports whether a sum has anything in these columns.
+func isVisible(sum ledger.Sum) bool {
+	sum.Calls = 0
+	return sum != (ledger.Sum{})
+}
+
+// list shows the top of a list, unless it has fewer lines than say more than the
+// sums do.
+func (p *picture) list(title string, list listJSON, nobody string, least int) {
+	list.Lines = slices.DeleteFunc(slices.Clone(list.Lines), func(l lineJSON) bool { return !isVisible(l.Sum) })
+	if len(list.Lines) < least {
+		return
+	}
+	p.heading(ink{bold, title})
+	for _, line := range list.Lines {
+		name := line.Name
+		if name == "" {
+			name = nobody
+		}
+		if title == "REPOSITORIES" {
+			name = line.Upstream + "/" + name
+		} else {
+			name = withUpstream(p.nameWidth(), name, line.Upstream)
+		}
+		p.sum(name, plain, line.Sum)
+	}
+	if isVisible(list.Others) {
+		p.sum("others", dim, list.Others)
+	}
+}
+
+// withUpstream puts an upstream behind a name, which is cut where both do not
+// fit.
+func withUpstream(width int, name, upstream string) string {
+	room := max(width-1-len(upstream), 8)
+	if len([]rune(name)) > room {
+		name = left(room, name)
+	}
+	return name + " " + upstream
+}
+
+// maxFills is how many fills are shown.
+const maxFills = 10
+
+func (p *picture) fills(s statusJSON) {
+	if len(s.Fills) == 0 {
+		p.heading(ink{bold, "ON THEIR WAY  "}, ink{dim, "nothing"})
+		return
+	}
+	name := p.nameWidth()
+	p.heading(ink{bold, left(name, "ON THEIR WAY")}, ink{dim, "  " + left(7, "DIGEST") + right(21, "SIZE") + right(10, "RATE") + right(8, "READERS") + right(8, "STREAMS")})
+	for _, f := range s.Fills[:min(len(s.Fills), maxFills)] {
+		size, share := "≥ "+bytesText(f.Landed), 0.0
+		if f.Size >= 0 {
+			size, share = bytesText(f.Size), float64(f.Landed)/float64(max(1, f.Size))
+		}
+		inks := []ink{{plain, left(name, f.Repository) + "  "}, {dim, f.Digest.Hex()[:6] + " "}}
+		inks = append(inks, gauge(7, share, green)...)
+		p.line(append(inks, ink{plain, right(6, percent(f.Landed, f.Size)) + right(8, size) + right(10, bytesText(f.BytesPerSecond)+"/s") +
+			right(8, strconv.Itoa(f.Readers)) + right(8, strconv.Itoa(f.Streams))})...)
+	}
+	if more := len(s.Fills) - maxFills; more > 0 {
+		p.line(ink{dim, fmt.Sprintf("and %d more", more)})
+	}
+}
+
+func (p *picture) room(s statusJSON) {
+	p.line()
+	share, text := 0.0, bytesText(s.Disk.Held)+" held, no cap"
+	if s.Disk.Budget > 0 {
+		share, text = float64(s.Disk.Held)/float64(s.Disk.Budget), bytesText(s.Disk.Held)+" of "+bytesText(s.Disk.Budget)+" held"
+	} else if all := s.Disk.Held + s.Disk.Free; all > 0 {
+		share = float64(s.Disk.Held) / float64(all)
+	}
+	p.line(slices.Concat([]ink{{bold, "DISK    "}}, gauge(20, share, plain), []ink{{plain, "  " + text + ", " + bytesText(s.Disk.Free) + " free"}})...)
+	share = float64(s.Memory.Held) / float64(max(1, s.Memory.Budget))
+	text = bytesText(s.Memory.Held) + " of " + bytesText(s.Memory.Budget) + " for what is small; in all " + bytesText(s.Memory.Process)
+	p.line(slices.Concat([]ink{{bold, "MEMORY  "}}, gauge(20, share, plain), []ink{{plain, "  " + text}})...)
+}
+
+// percent is a share in per cent, to a tenth where that tells something.
+func percent(part, whole int64) string {
+	if whole <= 0 {
+		return "-"
+	}
+	share := 100 * float64(part) / float64(whole)
+	if share > 99.9 && part < whole {
+		return ">99.9%"
+	}
+	return strings.TrimSuffix(strconv.FormatFloat(share, 'f', 1, 64), ".0") + "%"
+}
+
+// sizeText is a size, of which nothing is not worth a number.
+func sizeText(n int64) string {
+	if n == 0 {
+		return "-"
+	}
+	return bytesText(n)
+}
+
+// numberText is a count in six characters at most.
+func numberText(n int64) string {
+	switch {
+	case n == 0:
+		return "-"
+	case n < 100_000:
+		return strconv.FormatInt(n, 10)
+	case n < 10_000_000:
+		return strconv.FormatInt(n/1000, 10) + "k"
+	}
+	return strconv.FormatInt(n/1_000_000, 10) + "M"
+}
+
+// spanText is a duration in its two largest units.
+func spanText(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return strconv.Itoa(int(max(0, d.Round(time.Second))/time.Second)) + "s"
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return strconv.Itoa(int(d/(24*time.Hour))) + " days"
+}

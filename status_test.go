@@ -1,0 +1,411 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"entrepot/internal/ocitest"
+	"entrepot/ledger"
+	"entrepot/oci"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// clientAt is a client that asks from an address of this machine.
+func clientAt(t *testing.T, address string) *http.Client {
+	t.Helper()
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+	transport := &http.Transport{DialContext: dialer.DialContext}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+// operatorOf asks the server p.
+func operatorOf(t *testing.T, p *program) operator {
+	return operator{t, environ("ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))}
+}
+
+func (o operator) status(args ...string) statusJSON {
+	o.t.Helper()
+	var s statusJSON
+	var stdout bytes.Buffer
+	if err := run(o.t.Context(), append([]string{"status", "--json"}, args...), o.environ, &stdout, io.Discard); err != nil {
+		o.t.Fatal(err)
+	}
+	if err := json.Unmarshal(stdout.Bytes(), &s); err != nil {
+		o.t.Fatal(err)
+	}
+	return s
+}
+
+// statusAfter is the status once so many requests of clients were answered: a
+// client may have its last byte a moment before that is counted.
+func (o operator) statusAfter(requests int64) statusJSON {
+	o.t.Helper()
+	for {
+		if s := o.status(); s.Spent.Total.Requests >= requests || o.t.Context().Err() != nil {
+			return s
+		}
+	}
+}
+
+// Two clients pull, one of them what the other had: status tells who spent what,
+// and that is what the hub saw.
+func TestStatusTellsWhoSpentIt(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 100}})
+	hub.AddUser("robot", "hunter2")
+	one, two := ocitest.RandomImage(1, 2_000_000, 300), ocitest.RandomImage(2, 50_000)
+	hub.Push("library/one", "1", one)
+	hub.Push("team/two", "1", two)
+	settings := []string{
+		"ENTREPOT_DATA=" + t.TempDir(), "ENTREPOT_PREFETCH=false", "ENTREPOT_CACHE_SIZE=1GiB",
+		"ENTREPOT_DOCKERHUB_USERNAME=robot", "ENTREPOT_DOCKERHUB_PASSWORD=hunter2",
+	}
+	p := startProgram(t, hub, settings...)
+	alice, bob := clientAt(t, "127.0.0.2"), clientAt(t, "127.0.0.3")
+	p.pull(t, alice, "library/one", "1", one)
+	awaitNoFills(t, alice, p.admin)
+	p.pull(t, bob, "library/one", "1", one)
+	p.pull(t, bob, "team/two", "1", two)
+	awaitNoFills(t, bob, p.admin)
+	requests := func(images ...ocitest.Image) (n int64) {
+		for _, image := range images {
+			n += int64(1 + len(image.Blobs))
+		}
+		return n
+	}
+	size := func(image ocitest.Image) (n int64) {
+		for _, blob := range image.Blobs {
+			n += blob.Size
+		}
+		return n + image.Size
+	}
+	s := operatorOf(t, p).statusAfter(2*requests(one) + requests(two))
+
+	var seen ledger.Sum
+	for _, r := range hub.Requests() {
+		seen.Calls++
+		if r.Counted {
+			seen.Pulls++
+		}
+		if r.Kind == ocitest.Manifest && r.Method == http.MethodHead && r.Status == http.StatusOK {
+			seen.Heads++
+		}
+		if (r.Kind == ocitest.Manifest || r.Kind == ocitest.BlobKind) && r.Status == http.StatusOK {
+			seen.Fetched += r.Sent
+		}
+	}
+	total := ledger.Sum{
+		Requests: 2*requests(one) + requests(two), Held: requests(one), Served: 2*size(one) + size(two), Saved: size(one),
+		Pulls: 2, Heads: 2, Calls: seen.Calls, Fetched: size(one) + size(two),
+	}
+	if diff := cmp.Diff(total, s.Spent.Total); diff != "" {
+		t.Errorf("in all (-want +got):\n%s", diff)
+	}
+	seen.Requests, seen.Held, seen.Served, seen.Saved = total.Requests, total.Held, total.Served, total.Saved
+	if diff := cmp.Diff(seen, s.Spent.Total); diff != "" {
+		t.Errorf("in all (-what the hub saw +got):\n%s", diff)
+	}
+	wantLines := func(what string, list listJSON, want map[string]ledger.Sum) {
+		t.Helper()
+		got := map[string]ledger.Sum{}
+		for _, line := range list.Lines {
+			line.Calls = 0 // tokens: by whom first
+			got[line.Upstream+" "+line.Name] = line.Sum
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+		if list.Others != (ledger.Sum{}) {
+			t.Errorf("others of %s: %+v", what, list.Others)
+		}
+	}
+	wantLines("clients", s.Spent.Clients, map[string]ledger.Sum{
+		"docker.io 127.0.0.2": {Requests: requests(one), Served: size(one), Pulls: 1, Heads: 1, Fetched: size(one)},
+		"docker.io 127.0.0.3": {Requests: requests(one, two), Held: requests(one), Served: size(one) + size(two), Saved: size(one), Pulls: 1, Heads: 1, Fetched: size(two)},
+	})
+	wantLines("repositories", s.Spent.Repositories, map[string]ledger.Sum{
+		"docker.io library/one": {Requests: 2 * requests(one), Held: requests(one), Served: 2 * size(one), Saved: size(one), Pulls: 1, Heads: 1, Fetched: size(one)},
+		"docker.io team/two":    {Requests: requests(two), Served: size(two), Pulls: 1, Heads: 1, Fetched: size(two)},
+	})
+	wantLines("accounts", s.Spent.Accounts, map[string]ledger.Sum{
+		"docker.io robot": {Pulls: 2, Heads: 2, Fetched: size(one) + size(two)},
+		"docker.io ":      {}, // the requests that were told to sign in
+	})
+	if q := s.Quotas; len(q) != 1 || q[0].Account != "robot" || q[0].Limit != 100 || q[0].Left != 98 || q[0].WindowSeconds != 21600 {
+		t.Errorf("quotas: %+v", q)
+	}
+	if s.Disk.Held < size(one)+size(two) || s.Disk.Budget != 1<<30 || s.Disk.Free == 0 || s.Memory.Process == 0 || len(s.Fills) > 0 {
+		t.Errorf("disk %+v, memory %+v, fills %+v", s.Disk, s.Memory, s.Fills)
+	}
+	_, scrape, _ := get(t, alice, p.admin+"/metrics")
+	for _, want := range []string{"pulls_total{upstream=\"docker.io\"} 2\n", "heads_total{upstream=\"docker.io\"} 2\n", "breakers_open{upstream=\"docker.io\"} 0\n"} {
+		if !strings.Contains(scrape, "\nentrepot_"+want) {
+			t.Errorf("no %q in the metrics", want)
+		}
+	}
+
+	// A restart forgets nothing; a foreign file is left behind, with a word.
+	stopProgram(t, p)
+	p = startProgram(t, hub, settings...)
+	if diff := cmp.Diff(s.Spent, operatorOf(t, p).status().Spent); diff != "" {
+		t.Errorf("after a restart (-before +after):\n%s", diff)
+	}
+	stopProgram(t, p)
+	state := filepath.Join(strings.TrimPrefix(settings[0], "ENTREPOT_DATA="), "state", "ledger")
+	if err := os.WriteFile(state, []byte(`{"version":99}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p = startProgram(t, hub, settings...)
+	if got := operatorOf(t, p).status().Spent.Total; got != (ledger.Sum{}) {
+		t.Errorf("from a foreign file: %+v", got)
+	}
+	if !strings.Contains(p.log.String(), "version 99") {
+		t.Errorf("nothing is said of the foreign file:\n%s", p.log)
+	}
+}
+
+// A blob on its way, and an upstream that goes away.
+func TestStatusTellsWhatGoesOn(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	p := startProgram(t, hub)
+	o := operatorOf(t, p)
+	h := holdBlob(t, p, hub)
+	fills := o.status().Fills
+	if len(fills) != 1 {
+		t.Fatalf("%d fills, want 1", len(fills))
+	}
+	f := fills[0]
+	if f.Repository != "docker.io/library/slow" || f.Client != "127.0.0.1" || f.Size != 400_000 || f.Landed < 1000 || f.Landed > 200_000 || f.Readers != 1 || f.Streams != 1 {
+		t.Errorf("fill: %+v", f)
+	}
+	wantLines(t, o.must("status", "--table"), `ON THEIR WAY .*`, `docker.io/library/slow +`+f.Digest.Hex()[:6]+` [█░]{7} +\d\S*% +391KiB .* 1 +1`)
+	h.gate.Open()
+	if err := <-h.result; err != nil {
+		t.Error(err)
+	}
+	hub.Close()
+	client := newClient(t)
+	for range 5 {
+		get(t, client, p.registry+"/v2/library/other/manifests/1")
+	}
+	breakers := o.status().Breakers
+	if len(breakers) != 2 { // the registry and its token service
+		t.Fatalf("breakers: %+v", breakers)
+	}
+	for _, b := range breakers {
+		if b.State == "closed" || b.Since.IsZero() || b.Refused == 0 || b.Error == "" {
+			t.Errorf("breaker: %+v", b)
+		}
+	}
+	wantLines(t, o.must("status", "--table"), `HOSTS  2 in trouble, 0 well`, `  localhost:\d+ +down for \d+s, \d requests? held back, .*`)
+	if _, scrape, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_breakers_open{upstream=\"docker.io\"} 2\n") {
+		t.Error("the metrics know of no open breakers")
+	}
+}
+
+func TestStatusNeedsAServer(t *testing.T) {
+	p, _, server, rest := heldWorld(t)
+	server.refused(1, []string{"hours: want a number from 1 to 24"}, "status", "--hours", "25")
+	server.refused(1, []string{"top: want a number from 0 to 100"}, "status", "--top", "-1")
+	server.refused(2, []string{`it takes no argument, and not "5s"`}, "status", "5s")
+	server.refused(2, []string{`"5" is no interval`}, "status", "--watch", "5")
+	server.refused(2, []string{`"1ms" is no interval`}, "status", "--watch=1ms")
+	stopProgram(t, p)
+	rest.refused(1, []string{"only a running server", "ENTREPOT_ADMIN_LISTEN is empty", "start one, or name one by --server"}, "status")
+	server.refused(1, []string{"only a running server", "connection refused"}, "status", "--watch")
+}
+
+// lineWriter ends a command after some lines.
+type lineWriter struct {
+	bytes.Buffer
+	left int
+	end  context.CancelFunc
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	if w.left -= bytes.Count(p, []byte("\n")); w.left <= 0 {
+		w.end()
+	}
+	return w.Buffer.Write(p)
+}
+
+func TestStatusWatched(t *testing.T) {
+	_, _, server, _ := heldWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out := &lineWriter{left: 3, end: cancel}
+	if err := run(ctx, []string{"status", "--watch", "100ms"}, server.environ, out, io.Discard); err != nil {
+		t.Errorf("ended by its person: %v", err)
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 3 {
+		t.Fatalf("%d lines, want 3", len(lines))
+	}
+	for _, line := range lines {
+		var s statusJSON
+		if err := json.Unmarshal([]byte(line), &s); err != nil || s.Since.IsZero() {
+			t.Errorf("%v in %s", err, line)
+		}
+	}
+}
+
+func exampleStatus() statusJSON {
+	now := time.Date(2026, 11, 25, 14, 3, 27, 0, time.UTC)
+	const gib = 1 << 30
+	line := func(upstream, name string, sum ledger.Sum) lineJSON { return lineJSON{upstream, name, sum} }
+	return statusJSON{
+		Version: "v1.2.3", Data: "/var/lib/entrepot", Since: now.Add(-75 * time.Hour), Now: now,
+		Breakers: []breakerJSON{
+			{Upstream: "docker.io", Host: "registry-1.docker.io", State: "closed"},
+			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Error: "timeout: auth.docker.io: no answer"},
+			{Upstream: "ghcr.io", Host: "ghcr.io", State: "closed"},
+			{Upstream: "quay.io", Host: "quay.io", State: "open", Since: now.Add(-190 * time.Second), Failures: 9, Refused: 31, Error: "unavailable: quay.io: it cannot be reached: dial tcp 192.0.2.1:443: connect: connection refused by the other side", Next: now.Add(12 * time.Second)},
+			{Upstream: "gcr.io", Host: "gcr.io", State: "probing", Since: now.Add(-2 * time.Second), Failures: 3, Refused: 1},
+		},
+		Quotas: []quotaJSON{
+			{Upstream: "docker.io", Account: "", Limit: 100, Left: 7, Reserve: 10, Resets: now.Add(2*time.Hour + 10*time.Minute)},
+			{Upstream: "docker.io", Account: "team-with-a-very-long-name", Limit: 200, Left: 134, Resets: now.Add(95 * time.Second), Exact: true},
+			{Upstream: "docker.io", Account: "spent", Limit: 200, Left: 40, Reserve: 10, Paused: now.Add(30 * time.Second)},
+			{Upstream: "ghcr.io", Account: "me", Limit: 5000, Left: -1},
+		},
+		Spent: spentJSON{
+			Hours: 6, Since: now.Add(-5 * time.Hour),
+			Total: ledger.Sum{Requests: 120_345, Held: 120_344, Served: 13 * gib, Saved: 12 * gib, Pulls: 61, Heads: 310, Calls: 900, Fetched: gib},
+			Upstreams: listJSON{Lines: []lineJSON{
+				line("docker.io", "", ledger.Sum{Requests: 120_000, Held: 119_000, Served: 12 * gib, Saved: 11 * gib, Pulls: 61, Heads: 310, Calls: 890, Fetched: gib}),
+				line("ghcr.io", "", ledger.Sum{Requests: 345, Held: 345, Served: gib, Saved: gib}),
+				line("quay.io", "", ledger.Sum{Calls: 10}),
+			}},
+			Accounts: listJSON{Lines: []lineJSON{
+				line("docker.io", "spent", ledger.Sum{Pulls: 60, Heads: 300, Calls: 400, Fetched: gib}),
+				line("docker.io", "", ledger.Sum{Pulls: 1, Heads: 10, Calls: 490}),
+			}},
+			Repositories: listJSON{
+				Lines:  []lineJSON{line("docker.io", "library/alpine", ledger.Sum{Requests: 9000, Held: 8990, Served: gib, Saved: gib, Pulls: 3}), line("docker.io", "team-of-the-fourth-floor/builder-image", ledger.Sum{Requests: 1, Served: 10, Pulls: 1, Fetched: 10})},
+				Others: ledger.Sum{Requests: 100_000, Held: 99_000, Served: 11 * gib, Saved: 10 * gib, Pulls: 57, Heads: 310, Fetched: gib},
+			},
+			Clients: listJSON{Lines: []lineJSON{
+				line("docker.io", "192.0.2.71", ledger.Sum{Requests: 9001, Held: 8990, Served: gib, Saved: gib, Pulls: 4, Fetched: 10}),
+				line("docker.io", "2001:db8:85a3:8d3:1319:8a2e:370:7348", ledger.Sum{Requests: 2_000_000_000, Held: 2, Served: 20 * gib, Saved: gib}),
+				line("docker.io", "", ledger.Sum{Heads: 20}),
+				line("quay.io", "192.0.2.71", ledger.Sum{Calls: 10}),
+			}},
+		},
+		Fills: []fillJSON{
+			{Repository: "docker.io/library/python", Digest: oci.Sum([]byte("1")), Size: 600 << 20, Landed: 420 << 20, BytesPerSecond: 52 << 20, Readers: 3, Streams: 4},
+			{Repository: "ghcr.io/x/y\x1b[2J", Digest: oci.Sum([]byte("2")), Size: -1, Landed: 1 << 20, Readers: 1, Streams: 1},
+		},
+		Disk:   diskJSON{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},
+		Memory: memoryJSON{Held: 12 << 20, Budget: 64 << 20, Process: 45 << 20},
+	}
+}
+
+var escapes = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// The picture as it was last looked at; -update takes it as it is now.
+func TestStatusPicture(t *testing.T) {
+	p := picture{width: plainWidth}
+	p.draw(exampleStatus(), "http://127.0.0.1:5001")
+	got := strings.Join(p.lines, "\n") + "\n"
+	const file = "testdata/status.golden"
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Whatever is shown, no line is wider than the terminal, nothing of a stranger's
+// reaches it as a command, and colour changes no letter.
+func TestStatusPictureFits(t *testing.T) {
+	for _, s := range []statusJSON{exampleStatus(), {}} {
+		for _, width := range []int{1, 40, 80, 120} {
+			var plain []string
+			for _, colour := range []bool{false, true} {
+				p := picture{width: width, colour: colour}
+				p.draw(s, "http://127.0.0.1:5001")
+				var bare []string
+				for _, line := range p.lines {
+					line = escapes.ReplaceAllString(line, "")
+					bare = append(bare, strings.TrimRight(line, " "))
+					if n := utf8.RuneCountInString(line); n > width {
+						t.Errorf("%d columns in %d: %s", n, width, line)
+					}
+					if strings.Contains(line, "\x1b") {
+						t.Errorf("a command to the terminal: %q", line)
+					}
+				}
+				if !colour {
+					plain = bare
+				} else if diff := cmp.Diff(plain, bare); diff != "" {
+					t.Errorf("colour changes letters (-without +with):\n%s", diff)
+				}
+			}
+		}
+	}
+}
+
+// On a terminal each picture stands over the last one, and keeps inside it.
+func TestStatusIsRedrawnInPlace(t *testing.T) {
+	var out bytes.Buffer
+	w := &statusWatch{o: &operation{in: invocation{stdout: &out}}, interval: time.Second}
+	for range 2 {
+		if err := w.put([]string{"a", "b", "c", "d"}, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const picture = "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J"
+	if got, want := out.String(), "\x1b[2J"+picture+picture; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestRatesAreCurrentWhileWatched(t *testing.T) {
+	first := exampleStatus()
+	second := exampleStatus()
+	second.Now = first.Now.Add(2 * time.Second)
+	second.Fills[0].Landed += 10 << 20
+	shown := withCurrentRates(first, second)
+	if got := shown.Fills[0].BytesPerSecond; got != 5<<20 {
+		t.Errorf("10 MiB in 2 s are %d a second", got)
+	}
+	if got := withCurrentRates(statusJSON{}, second).Fills[0].BytesPerSecond; got != 52<<20 {
+		t.Errorf("at first the mean rate is shown, and not %d", got)
+	}
+}
+
+func TestColourIsForThoseWhoWantIt(t *testing.T) {
+	for _, row := range []struct {
+		environ []string
+		want    bool
+	}{
+		{[]string{"TERM=xterm"}, true},
+		{nil, true},
+		{[]string{"NO_COLOR="}, true},
+		{[]string{"NO_COLOR=1"}, false},
+		{[]string{"TERM=dumb"}, false},
+	} {
+		if got := wantsColour(row.environ); got != row.want {
+			t.Errorf("%v: %v", row.environ, got)
+		}
+	}
+}
