@@ -191,7 +191,7 @@ func (p *PathPrefix) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Glob is a pattern for upstream/repository:tag, as cache.Matches reads it.
+// Glob is a pattern for upstream/repository:tag, as oci.Matches reads it.
 type Glob string
 
 func (g *Glob) UnmarshalText(text []byte) error {

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"entrepot/cache"
 	"entrepot/oci"
 )
 
@@ -334,7 +333,7 @@ func (o *operation) repositories(ctx context.Context, sel selection) ([]string, 
 	}
 	var names []string
 	err := each(ctx, o, "repositories", nil, func(r repositoryJSON, _ json.RawMessage) error {
-		if cache.Matches(sel.repository, r.Repository) {
+		if oci.Matches(sel.repository, r.Repository) {
 			names = append(names, r.Repository)
 		}
 		return nil
@@ -350,7 +349,7 @@ func (o *operation) images(ctx context.Context, sel selection, visit func(imageJ
 	}
 	for _, name := range repositories {
 		err := each(ctx, o, "images", url.Values{"repository": {name}}, func(im imageJSON, raw json.RawMessage) error {
-			if sel.tag != "" && !cache.Matches(sel.tag, im.Tag) || !sel.digest.IsZero() && im.Digest != sel.digest {
+			if sel.tag != "" && !oci.Matches(sel.tag, im.Tag) || !sel.digest.IsZero() && im.Digest != sel.digest {
 				return nil
 			}
 			return visit(im, raw)
@@ -383,7 +382,7 @@ func list(ctx context.Context, in invocation) (err error) {
 func (o *operation) listRepositories(ctx context.Context, sel selection) error {
 	t := o.newTable("REPOSITORY", "TAGS", "BLOBS", "SIZE", "LAST USE", "PINNED")
 	err := each(ctx, o, "repositories", nil, func(r repositoryJSON, raw json.RawMessage) error {
-		if !cache.Matches(sel.repository, r.Repository) {
+		if !oci.Matches(sel.repository, r.Repository) {
 			return nil
 		}
 		return t.row(raw, r.Repository, strconv.Itoa(r.Tags), strconv.Itoa(r.Blobs), bytesText(r.Bytes), ago(r.LastUse), mark(r.Pinned))
