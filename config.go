@@ -50,6 +50,8 @@ type Config struct {
 	DockerHubPassword Secret           `env:"ENTREPOT_DOCKERHUB_PASSWORD" doc:"Its personal access token, or password"`
 	Upstream          []UpstreamConfig `envPrefix:"ENTREPOT_UPSTREAM_"`
 	Rule              []RuleConfig     `envPrefix:"ENTREPOT_RULE_"`
+	Policy            []PolicyConfig   `envPrefix:"ENTREPOT_POLICY_"`
+	PolicyDryRun      Switch           `env:"ENTREPOT_POLICY_DRY_RUN" envDefault:"false" doc:"The policy refuses nothing: what it would refuse is logged and counted"`
 	TagTTL            Lifetime         `env:"ENTREPOT_TAG_TTL" envDefault:"5m" doc:"How long a checked tag is served without asking its upstream again; never: it is not asked again"`
 	TagTTLRules       []TagTTLConfig   `envPrefix:"ENTREPOT_TAG_TTL_"`
 	NegativeTTL       Duration         `env:"ENTREPOT_NEGATIVE_TTL" envDefault:"30s" doc:"How long an upstream's 404, and its 401 or 403 to one credential, is repeated without asking it again"`
@@ -172,6 +174,7 @@ func (c *Config) check(found *problems) {
 	c.checkUpstreams(found)
 	c.checkDockerHub(found)
 	c.checkRules(found)
+	c.checkPolicy(found)
 }
 
 // minCacheSize is the least that the store takes for a budget.

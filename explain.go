@@ -13,6 +13,7 @@ import (
 
 	"entrepot/cache"
 	"entrepot/oci"
+	"entrepot/policy"
 )
 
 const rulesHelp = `Usage: entrepot rules
@@ -63,6 +64,7 @@ type explanationJSON struct {
 	Rule       *ruleJSON  `json:"rule"` // null: the name means what it says
 	Who        string     `json:"who"`
 	Account    string     `json:"account,omitempty"` // that upstream is asked as
+	Policy     string     `json:"policy,omitempty"`  // its verdict, in words
 	Digest     oci.Digest `json:"digest,omitzero"`   // if it is known
 	Held       bool       `json:"held"`              // that manifest
 	Fresh      string     `json:"fresh"`             // in words
@@ -95,6 +97,7 @@ func (x *adminExchange) explain() error {
 	}
 	out.Upstream, out.Repository = repo.Host, repo.String()
 	out.Who = "everybody who reaches the port"
+	out.Policy = x.policyVerdict(repo, out.Reference)
 	out.Account = x.api.cfg.accountFor(x.r.Context(), repo)
 	out.Digest, out.Held, out.Fresh, out.Retry = found.Digest, found.Held, freshText(found), found.Retry
 	out.TTLSeconds = int64(found.TTL / time.Second)
@@ -119,6 +122,24 @@ func (x *adminExchange) explained(repo oci.Repository, reference string) (found 
 	c := cache.New(x.api.disk, nil, x.api.cfg.cache(nil))
 	defer func() { err = errors.Join(err, c.Close(context.Background())) }()
 	return c.Explain(x.r.Context(), repo, reference)
+}
+
+// policyVerdict asks the policy over what is held; empty where there is none.
+func (x *adminExchange) policyVerdict(repo oci.Repository, reference string) string {
+	cfg := x.api.cfg
+	if len(cfg.Policy) == 0 {
+		return ""
+	}
+	settings := cfg.cache(nil)
+	settings.Offline = true
+	held := cache.New(x.api.disk, nil, settings)
+	defer func() { _ = held.Close(context.Background()) }()
+	g := policy.New(held, policy.Config{Rules: cfg.policyRules(), Leads: leadFinder{x.api.disk}.find})
+	verdict := g.Explain(x.r.Context(), repo, reference)
+	if cfg.PolicyDryRun {
+		verdict += "; a dry run, which refuses nothing"
+	}
+	return verdict
 }
 
 // meaning reads a reference as a person writes it who pulls through this cache.
@@ -238,6 +259,7 @@ func (o *operation) showExplanation(x explanationJSON) error {
 	}
 	facts.add("rule", rule)
 	facts.add("who may", x.Who)
+	facts.add("policy", x.Policy)
 	facts.add("asked as", x.Account)
 	facts.add("reference", x.Reference)
 	facts.add("digest", x.Digest.String())

@@ -13,6 +13,7 @@ import (
 
 	"entrepot/cache"
 	"entrepot/ledger"
+	"entrepot/policy"
 	"entrepot/ratelimit"
 	"entrepot/store"
 	"entrepot/upstream"
@@ -75,6 +76,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	cut.Err = io.ErrUnexpectedEOF
 	m.request(&cut)
 	m.call(upstream.Call{Upstream: "docker.io", Kind: upstream.ManifestKind})
+	m.refusal(policy.Refusal{})
 	m.received(upstream.Call{Upstream: "docker.io", Kind: upstream.BlobKind}, 1)
 	families, err := m.registry.Gather()
 	if err != nil {

@@ -20,6 +20,7 @@ var allowedImports = map[string][]string{
 	"upstream":  {"oci", "ratelimit"},
 	"cache":     {"oci", "store"},
 	"ledger":    {},
+	"policy":    {"oci"},
 	"proxy":     {"oci", "ratelimit"},
 	"certs":     nil,
 	"warm":      {"oci"},

@@ -11,6 +11,7 @@ import (
 	"entrepot/cache"
 	"entrepot/ledger"
 	"entrepot/oci"
+	"entrepot/policy"
 	"entrepot/proxy"
 	"entrepot/store"
 	"entrepot/upstream"
@@ -38,6 +39,7 @@ type metrics struct {
 	upstreamBytes     *prometheus.CounterVec
 
 	diskTrouble *prometheus.CounterVec
+	refused     *prometheus.CounterVec
 
 	// tables hold the resolved series by upstream, since looking them up by
 	// label costs a hit ten times as much.
@@ -85,6 +87,7 @@ func newMetrics(b build, upstreams []string) *metrics {
 	for _, reason := range []string{"no_room", "too_large", "disk"} {
 		m.diskTrouble.WithLabelValues(reason)
 	}
+	m.refused = m.counter("policy_refused_total", "Requests that a rule of the policy refused, or would have refused in a dry run.", "rule", "mode")
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels tell the build."}, []string{"version", "revision", "goversion"})
 	info.WithLabelValues(b.Version, b.Revision, b.Go).Set(1)
 	m.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -154,6 +157,15 @@ func (m *metrics) call(c upstream.Call) {
 // received counts what crossed the line from an upstream.
 func (m *metrics) received(c upstream.Call, n int64) {
 	m.upstreamBytes.WithLabelValues(c.Upstream, string(c.Kind)).Add(float64(n))
+}
+
+// refusal counts what the policy refuses, or would.
+func (m *metrics) refusal(r policy.Refusal) {
+	mode := "enforced"
+	if r.DryRun {
+		mode = "dry_run"
+	}
+	m.refused.WithLabelValues(strconv.Itoa(r.Rule), mode).Inc()
 }
 
 // notKept counts an error of the data directory; others are counted elsewhere.

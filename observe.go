@@ -3,11 +3,13 @@ package main
 import (
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
 	"entrepot/ledger"
 	"entrepot/oci"
+	"entrepot/policy"
 	"entrepot/proxy"
 	"entrepot/upstream"
 
@@ -115,6 +117,28 @@ func (o *observer) call(c upstream.Call) {
 func (o *observer) received(c upstream.Call, n int64) {
 	o.metrics.received(c, n)
 	o.ledger.Spent(partyOf(&c), ledger.Sum{Fetched: n})
+}
+
+// refusal hears of what the policy refuses, or would. Of one rule the log tells
+// once a minute.
+func (o *observer) refusal(r policy.Refusal) {
+	o.metrics.refusal(r)
+	message := "policy: refused"
+	if r.DryRun {
+		message = "policy: would be refused"
+	}
+	held, ok := o.throttle.pass("policy " + strconv.Itoa(r.Rule))
+	if !ok {
+		return
+	}
+	e := o.log.Warn().Int("rule", r.Rule).Str("upstream", r.Repository.Host).Str("repository", r.Repository.Path).Str("reference", r.Reference)
+	if r.Reason != "" {
+		e.Str("reason", r.Reason)
+	}
+	if held > 0 {
+		e.Int("held_back", held)
+	}
+	e.Msg(message)
 }
 
 // upstreamWarning hears of an upstream's refusals, each kind once a minute.

@@ -95,7 +95,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	counts.watch(disk.Stats, held.Stats, upstreams.Quotas, cfg.CacheSize)
 	counts.watchUpstreams(spent, upstreams.Breakers)
-	api := proxy.New(held, proxy.Config{
+	api := proxy.New(guarded(held, leadFinder{disk}, cfg, watcher), proxy.Config{
 		Names: cfg.Names(), Catalog: held, Observe: watcher.request, HeaderTimeout: time.Duration(cfg.HeaderTimeout),
 		MayRefresh: func(r *http.Request) bool { return cfg.RefreshFrom.Contains(r.RemoteAddr) },
 	})

@@ -1,0 +1,445 @@
+package policy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"entrepot/oci"
+)
+
+// Config is what New needs beside the Source.
+type Config struct {
+	Rules  []Rule
+	DryRun bool // nothing is refused; Observe is told what would be
+	// Leads tells which tags of repo that we know of lead to a manifest. Nil, or
+	// none, means that it is judged by its digest alone.
+	Leads func(ctx context.Context, repo oci.Repository, d oci.Digest) []Lead
+	// Observe is told of each refusal, on the goroutine that asks; nil: nobody
+	// listens.
+	Observe func(Refusal)
+}
+
+// Refusal is a request that a rule refuses.
+type Refusal struct {
+	Rule       int // its place among the rules
+	Repository oci.Repository
+	Reference  string // tag or digest; empty for all of the repository
+	Reason     string
+	DryRun     bool // and was not refused
+}
+
+// Guard is a Source that answers what its rules allow.
+type Guard struct {
+	src    oci.Source
+	cfg    Config
+	leads  bool // some rule needs them
+	memory memory
+}
+
+var _ oci.Source = (*Guard)(nil)
+
+// New guards src.
+func New(src oci.Source, cfg Config) *Guard {
+	g := &Guard{src: src, cfg: cfg}
+	for i := range cfg.Rules {
+		r := &cfg.Rules[i]
+		g.leads = g.leads || r.demands() || !strings.HasSuffix(r.Match, "*") || strings.Contains(r.Match, ":")
+	}
+	return g
+}
+
+// The kinds of verdict that are remembered beside those of single rules.
+const (
+	byDigest     = -1 // by whatever leads to it
+	byRepository = -2
+)
+
+// refusal is a rule's no.
+type refusal struct {
+	rule   int
+	reason string // empty: the name
+}
+
+// ruleOf is the rule that decides about a name; -1 if none does.
+func (g *Guard) ruleOf(repo oci.Repository, reference string) int {
+	name := repo.String() + ":" + reference
+	for i := range g.cfg.Rules {
+		if oci.Matches(g.cfg.Rules[i].Match, name) {
+			return i
+		}
+	}
+	return -1
+}
+
+// untagged stands in the place of a tag for a manifest that no tag leads to: only
+// patterns for whatever a repository has match it.
+func untagged(d oci.Digest) string { return "@" + d.Algorithm() + "-" + d.Hex() }
+
+// refuse turns a rule's no into an error, unless this is a dry run.
+func (g *Guard) refuse(no *refusal, repo oci.Repository, reference string) error {
+	if no == nil {
+		return nil
+	}
+	if g.cfg.Observe != nil {
+		g.cfg.Observe(Refusal{no.rule, repo, reference, no.reason, g.cfg.DryRun})
+	}
+	if g.cfg.DryRun {
+		return nil
+	}
+	what := repo.String()
+	switch {
+	case strings.Contains(reference, ":"):
+		what += "@" + reference
+	case reference != "":
+		what += ":" + reference
+	}
+	r := &g.cfg.Rules[no.rule]
+	if no.reason == "" {
+		return oci.Errorf(oci.Denied, "policy: %s (%s) denies %s", r.Name, r.Match, what)
+	}
+	return oci.Errorf(oci.Denied, "policy: %s (%s) denies %s: %s", r.Name, r.Match, what, no.reason)
+}
+
+// Explain says in words what would become of a reference, with a source that asks
+// nobody.
+func (g *Guard) Explain(ctx context.Context, repo oci.Repository, reference string) string {
+	i := g.ruleOf(repo, reference)
+	if d, err := oci.ParseDigest(reference); err == nil {
+		i = g.ruleOf(repo, untagged(d))
+		if leads := g.leadsTo(ctx, repo, d); len(leads) > 0 {
+			i = g.ruleOf(repo, leads[0].Tag)
+		}
+	}
+	if i < 0 {
+		return "allowed: no rule matches"
+	}
+	r := &g.cfg.Rules[i]
+	switch {
+	case r.Deny:
+		return fmt.Sprintf("denied by %s (%s)", r.Name, r.Match)
+	case !r.demands():
+		return fmt.Sprintf("allowed by %s (%s)", r.Name, r.Match)
+	}
+	_, _, err := g.Resolve(ctx, repo, reference, oci.Ask{})
+	switch {
+	case err == nil:
+		return fmt.Sprintf("allowed by %s (%s)", r.Name, r.Match)
+	case errors.Is(err, oci.ErrDenied):
+		return fmt.Sprintf("denied: %v", err)
+	}
+	return fmt.Sprintf("up to %s (%s) once it is known what it is", r.Name, r.Match)
+}
+
+// Resolve judges a tag by its name, and, where its rule has demands, by what it
+// names now.
+func (g *Guard) Resolve(ctx context.Context, repo oci.Repository, reference string, ask oci.Ask) (oci.Resolved, oci.Outcome, error) {
+	if d, err := oci.ParseDigest(reference); err == nil {
+		_, out, err := g.admit(ctx, repo, d, ask)
+		if err != nil {
+			return oci.Resolved{}, out, err
+		}
+		res, more, err := g.src.Resolve(ctx, repo, reference, ask)
+		more.Spent += out.Spent
+		return res, more, err
+	}
+	i := g.ruleOf(repo, reference)
+	if i >= 0 && g.cfg.Rules[i].Deny {
+		if err := g.refuse(&refusal{rule: i}, repo, reference); err != nil {
+			return oci.Resolved{}, oci.Outcome{Why: "policy"}, err
+		}
+		i = -1 // and that has been told of
+	}
+	res, out, err := g.src.Resolve(ctx, repo, reference, ask)
+	if err != nil {
+		return res, out, err
+	}
+	no, spent, err := g.judgeTag(ctx, i, repo, reference, res, ask)
+	out.Spent += spent
+	if err == nil {
+		err = g.refuse(no, repo, reference)
+	}
+	if err != nil {
+		return oci.Resolved{}, out, err
+	}
+	return res, out, nil
+}
+
+// judgeTag judges what a tag names, by the rule that allows the tag. What is then
+// asked for by its digest is allowed too, whatever the tag names by then.
+func (g *Guard) judgeTag(ctx context.Context, i int, repo oci.Repository, tag string, res oci.Resolved, ask oci.Ask) (no *refusal, spent int, err error) {
+	key := memoryKey{i, repo, res.Digest}
+	if i < 0 {
+		key.kind = byDigest
+	}
+	if no, ok := g.memory.get(key); ok && (i >= 0 || no == nil) {
+		return no, 0, nil
+	}
+	if i >= 0 && g.cfg.Rules[i].demands() {
+		l := look{g: g, ctx: ctx, repo: repo, d: res.Digest, ask: ask, manifest: res.Manifest}
+		no, err = l.judge(i, g.leadOf(ctx, repo, res.Digest, tag))
+		spent = l.out.Spent
+		if err != nil {
+			return nil, spent, err
+		}
+		g.memory.put(key, no)
+	}
+	if no == nil || g.cfg.DryRun {
+		g.memory.put(memoryKey{byDigest, repo, res.Digest}, nil)
+	}
+	return no, spent, nil
+}
+
+func (g *Guard) leadOf(ctx context.Context, repo oci.Repository, d oci.Digest, tag string) Lead {
+	for _, lead := range g.leadsTo(ctx, repo, d) {
+		if lead.Tag == tag {
+			return lead
+		}
+	}
+	return Lead{Tag: tag}
+}
+
+func (g *Guard) leadsTo(ctx context.Context, repo oci.Repository, d oci.Digest) []Lead {
+	if g.cfg.Leads == nil || !g.leads {
+		return nil
+	}
+	return g.cfg.Leads(ctx, repo, d)
+}
+
+// Manifest judges a manifest by what leads to it, and by what it is.
+func (g *Guard) Manifest(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Manifest, oci.Outcome, error) {
+	m, out, err := g.admit(ctx, repo, d, ask)
+	if err != nil || m != nil {
+		return value(m), out, err
+	}
+	return g.src.Manifest(ctx, repo, d, ask)
+}
+
+func value(m *oci.Manifest) oci.Manifest {
+	if m == nil {
+		return oci.Manifest{}
+	}
+	return *m
+}
+
+// admit refuses a manifest, or lets it pass; it returns it if it had to be looked
+// at. A manifest that several tags lead to passes if it does by one of them. One
+// that none leads to is judged by its digest in the place of a tag.
+func (g *Guard) admit(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (*oci.Manifest, oci.Outcome, error) {
+	key := memoryKey{byDigest, repo, d}
+	no, known := g.memory.get(key)
+	if known {
+		return nil, oci.Outcome{}, g.refuse(no, repo, d.String())
+	}
+	leads := g.leadsTo(ctx, repo, d)
+	if len(leads) == 0 {
+		leads = []Lead{{Tag: untagged(d)}}
+	}
+	l := look{g: g, ctx: ctx, repo: repo, d: d, ask: ask}
+	for _, lead := range leads {
+		var err error
+		if no, err = l.judge(g.ruleOf(repo, lead.Tag), lead); err != nil {
+			return nil, l.out, err
+		}
+		if no == nil {
+			break
+		}
+	}
+	g.memory.put(key, no)
+	if err := g.refuse(no, repo, d.String()); err != nil {
+		return nil, l.out, err
+	}
+	return l.manifest, l.out, nil
+}
+
+// Blob refuses what a repository has of which nothing may be pulled. Beyond that
+// a blob does not say which image it is of, so it is its manifest that is
+// guarded.
+func (g *Guard) Blob(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Blob, error) {
+	if err := g.admitRepository(repo); err != nil {
+		return nil, err
+	}
+	if no, ok := g.memory.get(memoryKey{byDigest, repo, d}); ok { // a manifest, asked for as a blob
+		if err := g.refuse(no, repo, d.String()); err != nil {
+			return nil, err
+		}
+	}
+	return g.src.Blob(ctx, repo, d, ask)
+}
+
+// Tags refuses a repository of which nothing may be pulled.
+func (g *Guard) Tags(ctx context.Context, repo oci.Repository, page oci.Page, ask oci.Ask) (oci.TagList, oci.Outcome, error) {
+	if err := g.admitRepository(repo); err != nil {
+		return oci.TagList{}, oci.Outcome{Why: "policy"}, err
+	}
+	return g.src.Tags(ctx, repo, page, ask)
+}
+
+// Referrers refuses a repository of which nothing may be pulled.
+func (g *Guard) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, error) {
+	if err := g.admitRepository(repo); err != nil {
+		return oci.ReferrerList{}, oci.Outcome{Why: "policy"}, err
+	}
+	return g.src.Referrers(ctx, repo, d, artifactType, ask)
+}
+
+// admitRepository refuses a repository if no name in it may be pulled.
+func (g *Guard) admitRepository(repo oci.Repository) error {
+	key := memoryKey{kind: byRepository, repo: repo}
+	no, known := g.memory.get(key)
+	if !known {
+		no = g.closed(repo)
+		g.memory.put(key, no)
+	}
+	return g.refuse(no, repo, "")
+}
+
+// closed is the refusal of all that repo has; nil if some of it may be pulled.
+func (g *Guard) closed(repo oci.Repository) *refusal {
+	for i := range g.cfg.Rules {
+		switch r := &g.cfg.Rules[i]; {
+		case r.Deny && r.covers(repo):
+			return &refusal{rule: i}
+		case !r.Deny && r.mayMatch(repo):
+			return nil
+		}
+	}
+	return nil
+}
+
+// look is one look at a manifest, for as many rules as want it.
+type look struct {
+	g    *Guard
+	ctx  context.Context //nolint:containedctx // a look is one call
+	repo oci.Repository
+	d    oci.Digest
+	ask  oci.Ask
+
+	manifest *oci.Manifest
+	out      oci.Outcome
+	content  *content
+	claims   bool // content has what the config says
+}
+
+// judge has a rule judge the manifest, -1 for none. An error means that it cannot
+// be judged.
+func (l *look) judge(i int, lead Lead) (*refusal, error) {
+	if i < 0 {
+		return nil, nil //nolint:nilnil // nothing is against it
+	}
+	r := &l.g.cfg.Rules[i]
+	switch {
+	case r.Deny:
+		return &refusal{rule: i}, nil
+	case !r.demands():
+		return nil, nil //nolint:nilnil // nothing is against it
+	}
+	if err := l.read(); err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	if l.wantsClaims(r, lead, now) {
+		if err := l.readClaims(); err != nil {
+			return nil, err
+		}
+	}
+	reason := r.judge(l.content, lead, now)
+	if reason == "" {
+		return nil, nil //nolint:nilnil // nothing is against it
+	}
+	return &refusal{i, reason}, nil
+}
+
+// read gets the manifest, unless it is there.
+func (l *look) read() error {
+	if l.content != nil {
+		return nil
+	}
+	if l.manifest == nil {
+		ask := l.ask
+		ask.Refresh = false
+		m, out, err := l.g.src.Manifest(l.ctx, l.repo, l.d, ask)
+		l.out = out
+		if err != nil {
+			return err
+		}
+		l.manifest = &m
+	}
+	links, err := oci.ParseLinks(l.manifest.Content)
+	if err != nil {
+		return oci.Errorf(oci.BadUpstream, "policy: the manifest %s cannot be read: %w", l.d, err)
+	}
+	l.content = &content{links: links, created: parseTime(links.Annotations["org.opencontainers.image.created"])}
+	return nil
+}
+
+func parseTime(s string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// wantsClaims reports whether the config decides. It is a blob, if a small one:
+// it is read only where nothing else tells.
+func (l *look) wantsClaims(r *Rule, lead Lead, now time.Time) bool {
+	if l.claims || l.content.links.Config == nil || !isImageConfig(l.content.links.Config.MediaType) {
+		return false
+	}
+	if len(r.Platforms) > 0 && !lead.Platform.Runs() {
+		return true
+	}
+	return r.judgeAge(l.content, lead, now) != "" && !r.FromSeen && l.content.created.IsZero()
+}
+
+func isImageConfig(mediaType string) bool {
+	return mediaType == "application/vnd.oci.image.config.v1+json" || mediaType == "application/vnd.docker.container.image.v1+json"
+}
+
+// maxConfig is the largest config that is read; real ones have some kilobytes.
+const maxConfig = 1 << 20
+
+// readClaims reads the platform and the date that the config claims. One that is
+// too large, or no JSON, claims nothing.
+func (l *look) readClaims() error {
+	l.claims = true
+	config := l.content.links.Config
+	if config.Size < 0 || config.Size > maxConfig {
+		return nil
+	}
+	text, err := l.readBlob(config)
+	if err != nil {
+		return fmt.Errorf("policy: config of %s@%s: %w", l.repo, l.d, err)
+	}
+	var claims struct {
+		oci.Platform
+		Created string `json:"created"`
+	}
+	if json.Unmarshal(text, &claims) == nil {
+		l.content.platform = claims.Platform
+		if t := parseTime(claims.Created); l.content.created.IsZero() {
+			l.content.created = t
+		}
+	}
+	return nil
+}
+
+func (l *look) readBlob(desc *oci.Descriptor) ([]byte, error) {
+	b, err := l.g.src.Blob(l.ctx, l.repo, desc.Digest, l.ask)
+	if err != nil {
+		return nil, err
+	}
+	rd, err := b.Open(l.ctx, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer rd.Close()
+	text, err := io.ReadAll(io.LimitReader(rd, maxConfig))
+	l.out.Spent += rd.Outcome().Spent
+	return text, err
+}
