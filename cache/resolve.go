@@ -28,16 +28,19 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	if strings.IndexByte(reference, ':') >= 0 {
 		return c.resolveDigest(ctx, repo, reference, ask)
 	}
-	q := tagQuestion{repo: repo, tag: reference, ask: ask}
-	if held, err := c.disk.Tag(repo, reference); err == nil {
-		q.rec = &held
-	} else if !errors.Is(err, store.ErrNotHeld) {
+	held, err := c.disk.Tag(repo, reference)
+	if err != nil && !errors.Is(err, store.ErrNotHeld) {
 		return oci.Resolved{}, oci.Outcome{}, err
 	}
 	now := time.Now()
 	fresh := Freshness{TTL: c.cfg.ttlOf(repo, reference), Offline: c.without(repo.Host)}
-	if fresh.Judge(q.rec, time.Time{}, now, ask) == Fresh { // the hot path ends here
-		return c.withManifest(ctx, q, q.rec, oci.Outcome{Cache: oci.Hit, Checked: q.rec.Checked, Why: "fresh"})
+	q := tagQuestion{repo: repo, tag: reference, ask: ask}
+	if err == nil {
+		if fresh.Judge(&held, time.Time{}, now, ask) == Fresh { // the hot path ends here
+			return c.withManifest(ctx, q, &held, oci.Outcome{Cache: oci.Hit, Checked: held.Checked, Why: "fresh"})
+		}
+		rec := held // which a hit must not move to the heap
+		q.rec = &rec
 	}
 	retry, failed := c.refusal(ctx, repo, q.key())
 	switch fresh.Judge(q.rec, retry, now, ask) {

@@ -54,11 +54,16 @@ func unescape(s string) (string, error) {
 // set gives a header one value without a slice of its own. name must be in
 // canonical form.
 func (x *exchange) set(name, value string) {
-	i := x.used
-	x.values[i] = value
-	x.Header()[name] = x.values[i : i+1 : i+1]
-	x.used++
+	if x.values == nil {
+		x.values = make([]string, 0, usualValues)
+	}
+	x.values = append(x.values, value) // where it grows, headers keep what they have
+	n := len(x.values)
+	x.Header()[name] = x.values[n-1 : n : n]
 }
+
+// usualValues are a digest, an entity tag, a length, and one more.
+const usualValues = 4
 
 func (x *exchange) setInt(name string, n int64) { x.set(name, strconv.FormatInt(n, 10)) }
 
@@ -79,8 +84,9 @@ func (x *exchange) describe(mediaType []string, d oci.Digest, size int64) {
 	x.tellOutcome()
 }
 
+var hitValue = []string{string(oci.Hit)}
+
 var cacheValues = map[oci.CacheStatus][]string{
-	oci.Hit:    {string(oci.Hit)},
 	oci.Miss:   {string(oci.Miss)},
 	oci.Stale:  {string(oci.Stale)},
 	oci.Joined: {string(oci.Joined)},
@@ -89,11 +95,15 @@ var cacheValues = map[oci.CacheStatus][]string{
 
 // tellOutcome says where the answer came from, as far as that is known.
 func (x *exchange) tellOutcome() {
+	h := x.Header()
+	if x.outcome.Cache == oci.Hit {
+		h["X-Entrepot-Cache"] = hitValue
+		return
+	}
 	value, known := cacheValues[x.outcome.Cache]
 	if !known {
 		return
 	}
-	h := x.Header()
 	h["X-Entrepot-Cache"] = value
 	if x.outcome.Cache == oci.Stale {
 		h["Warning"] = []string{warning(x.outcome.Why)}

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"entrepot/oci"
@@ -58,12 +59,13 @@ func New(src oci.Source, cfg Config) http.Handler {
 	if cfg.StallTimeout <= 0 {
 		cfg.StallTimeout = defaultStallTimeout
 	}
-	return &handler{src: src, cfg: cfg}
+	return &handler{src: src, cfg: cfg, exchanges: sync.Pool{New: func() any { return new(exchange) }}}
 }
 
 type handler struct {
-	src oci.Source
-	cfg Config
+	src       oci.Source
+	cfg       Config
+	exchanges sync.Pool
 }
 
 // routes says who answers what. A route without a method only takes writes,
@@ -92,15 +94,15 @@ type exchange struct {
 	ask     oci.Ask
 	outcome oci.Outcome
 	err     error
-	cut     bool      // the connection is to be cut
-	refused bool      // the answer was decided without the body, whose absence ended the context
-	values  [8]string // backs the header values that are made per request
-	used    int
-	before  int // requests spent before the reader was open
+	cut     bool     // the connection is to be cut
+	refused bool     // the answer was decided without the body, whose absence ended the context
+	values  []string // backs the header values that are made per request
+	before  int      // requests spent before the reader was open
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{h: h, r: r, start: time.Now(), kind: "none"}
+	x := h.exchanges.Get().(*exchange)
+	x.h, x.r, x.start, x.kind = h, r, time.Now(), "none"
 	x.answer.init(w, r, h.cfg.StallTimeout)
 	x.ctx.init(r.Context(), x.start.Add(h.cfg.HeaderTimeout))
 	defer x.end()
@@ -184,8 +186,11 @@ var allowed = []string{"GET, HEAD"}
 // wouldBeCleaned reports whether a path has parts that other servers remove
 // before they route: such a path means different things to different readers.
 func wouldBeCleaned(path string) bool {
-	return strings.Contains(path, "//") || strings.Contains(path, "/./") || strings.Contains(path, "/../") ||
-		strings.HasSuffix(path, "/.") || strings.HasSuffix(path, "/..")
+	if strings.Contains(path, "//") {
+		return true
+	}
+	return strings.Contains(path, "/.") && // which few paths have
+		(strings.Contains(path+"/", "/./") || strings.Contains(path+"/", "/../"))
 }
 
 // name maps the name that the client used to a repository.

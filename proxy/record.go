@@ -101,13 +101,24 @@ func (x *exchange) end() {
 	if p := recover(); p != nil {
 		x.fail(panicked(p))
 	}
-	x.ctx.end()
+	unused := x.ctx.end()
 	if x.h.cfg.Observe != nil {
 		x.h.cfg.Observe(x.record())
 	}
 	if x.cut {
 		panic(http.ErrAbortHandler)
 	}
+	if unused {
+		x.retire()
+	}
+}
+
+// retire gives the exchange to a later request. Its headers, which a middleware
+// may still read, are not part of it.
+func (x *exchange) retire() {
+	pool := &x.h.exchanges
+	*x = exchange{}
+	pool.Put(x)
 }
 
 func panicked(p any) error {

@@ -107,13 +107,18 @@ func (p *patience) hasExpired() bool {
 	return p.expired
 }
 
-// end releases what waiting has made.
-func (p *patience) end() {
-	p.settle()
+// end releases what waiting has made, and reports whether it had made nothing:
+// then nobody was ever told of the context's end, and nobody has kept it.
+func (p *patience) end() (unused bool) {
 	p.mu.Lock()
+	p.settled = true
+	if p.timer != nil {
+		p.timer.Stop()
+	}
 	cancel := p.cancel
 	p.mu.Unlock()
 	if cancel != nil {
 		cancel(nil)
 	}
+	return cancel == nil
 }

@@ -15,29 +15,40 @@ type recent[K comparable, V any] struct {
 	most int
 	keep time.Duration
 
+	since time.Time // when it was made
+
 	mu      sync.Mutex // guards the fields below
 	entries map[K]recentEntry[V]
 }
 
 type recentEntry[V any] struct {
 	value V
-	until time.Time
+	until time.Duration // of age
 }
 
 func newRecent[K comparable, V any](most int, keep time.Duration) *recent[K, V] {
-	return &recent[K, V]{most: most, keep: keep, entries: make(map[K]recentEntry[V])}
+	return &recent[K, V]{most: most, keep: keep, since: time.Now(), entries: make(map[K]recentEntry[V])}
 }
 
 func (r *recent[K, V]) get(key K) (V, bool) {
 	r.mu.Lock()
 	e, ok := r.entries[key]
 	r.mu.Unlock()
-	if !ok || time.Now().After(e.until) {
-		var zero V
-		return zero, false
-	}
-	return e.value, true
+	return e.value, ok && r.age() <= e.until
 }
+
+// find is get for a name that its caller has built on the stack: a map that is
+// asked with one that is converted on the spot makes no string of it.
+func find[V any](r *recent[string, V], name []byte) (V, bool) {
+	r.mu.Lock()
+	e, ok := r.entries[string(name)]
+	r.mu.Unlock()
+	return e.value, ok && r.age() <= e.until
+}
+
+// age is the time on which entries end. It takes half as long as a look at the
+// clock on the wall.
+func (r *recent[K, V]) age() time.Duration { return time.Since(r.since) }
 
 func (r *recent[K, V]) put(key K, value V) {
 	r.mu.Lock()
@@ -45,7 +56,7 @@ func (r *recent[K, V]) put(key K, value V) {
 	if _, ok := r.entries[key]; !ok && len(r.entries) >= r.most {
 		r.makeRoom()
 	}
-	r.entries[key] = recentEntry[V]{value, time.Now().Add(r.keep)}
+	r.entries[key] = recentEntry[V]{value, r.age() + r.keep}
 }
 
 // makeRoom drops entries in map order, which is as good as random: what is in

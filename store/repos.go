@@ -66,19 +66,42 @@ const (
 func repoDir(repo oci.Repository) string { return path.Join(reposDir, repo.Host, repo.Path) }
 
 func tagName(repo oci.Repository, tag string) string {
-	return path.Join(repoDir(repo), tagsDir, tag)
+	var room nameRoom
+	return string(appendTagName(room[:0], repo, tag))
 }
 
 func markerName(repo oci.Repository, d oci.Digest) string {
-	return repoDir(repo) + "/" + contentDir + "/" + d.Algorithm() + "/" + d.Hex()[:2] + "/" + d.Hex()
+	var room nameRoom
+	return string(appendMarkerName(room[:0], repo, d))
+}
+
+// A nameRoom holds the longest name of a record: a repository of 255
+// characters, a tag of 128 or a sha512 digest, and what stands between.
+type nameRoom [512]byte
+
+func appendTagName(b []byte, repo oci.Repository, tag string) []byte {
+	return append(append(appendRepoDir(b, repo), tagsDir+"/"...), tag...)
+}
+
+func appendMarkerName(b []byte, repo oci.Repository, d oci.Digest) []byte {
+	b = append(append(appendRepoDir(b, repo), contentDir+"/"...), d.Algorithm()...)
+	b = append(append(b, '/'), d.Hex()[:2]...)
+	return append(append(b, '/'), d.Hex()...)
+}
+
+func appendRepoDir(b []byte, repo oci.Repository) []byte {
+	b = append(append(b, reposDir+"/"...), repo.Host...)
+	return append(append(append(b, '/'), repo.Path...), '/')
 }
 
 // Tag returns a tag's record. A missing, damaged or foreign one is ErrNotHeld.
 func (d *Disk) Tag(repo oci.Repository, tag string) (Tag, error) {
-	name := tagName(repo, tag)
-	if rec, ok := d.tags.get(name); ok {
+	var room nameRoom
+	known := appendTagName(room[:0], repo, tag)
+	if rec, ok := find(d.tags, known); ok {
 		return rec, nil
 	}
+	name := string(known)
 	b, err := d.readFile(name, maxRecord)
 	if err != nil {
 		return Tag{}, notHeld(err)
@@ -141,10 +164,12 @@ func (d *Disk) Tags(repo oci.Repository) ([]string, error) {
 
 // Marker tells whether content is known to belong to repo; ErrNotHeld if not.
 func (d *Disk) Marker(repo oci.Repository, dg oci.Digest) (Marker, error) {
-	name := markerName(repo, dg)
-	if m, ok := d.markers.get(name); ok {
+	var room nameRoom
+	known := appendMarkerName(room[:0], repo, dg)
+	if m, ok := find(d.markers, known); ok {
 		return m, nil
 	}
+	name := string(known)
 	b, err := d.readFile(name, maxRecord)
 	if err != nil {
 		return Marker{}, notHeld(err)
