@@ -19,6 +19,9 @@ type blob struct {
 
 	marker store.Marker
 	known  bool // marker is set: repo is known to name or to have the blob
+
+	foreign oci.ForeignSource // set: the bytes come from urls, since upstream does not have them
+	urls    []string
 }
 
 // Blob returns a handle. Whether the blob may be served, and from where, is
@@ -91,12 +94,18 @@ func (b *blob) Stat(ctx context.Context) (oci.Descriptor, oci.Outcome, error) {
 	if b.c.without(b.repo.Host) {
 		return oci.Descriptor{}, oci.Outcome{}, offline(b.key())
 	}
-	if _, err := b.c.refusal(ctx, b.repo, b.key()); err != nil {
+	if _, err := b.c.refusal(ctx, b.place(), b.key()); err != nil {
+		if b.turnElsewhere(ctx, err) {
+			return b.Stat(ctx)
+		}
 		return oci.Descriptor{}, oci.Outcome{Why: "upstream said so a moment ago"}, err
 	}
 	spent, err := b.confirm(ctx)
+	if b.turnElsewhere(ctx, err) {
+		return b.Stat(ctx)
+	}
 	if desc.Size = b.marker.Size; err == nil && desc.Size >= 0 {
-		b.c.fills.tellSize(b.dg, b.repo.Host, desc.Size)
+		b.c.fills.tellSize(b.dg, b.place().Host, desc.Size)
 	}
 	return desc, oci.Outcome{Cache: oci.Miss, Checked: time.Now(), Why: "asked upstream", Spent: spent}, err
 }
@@ -114,31 +123,46 @@ func (b *blob) heldSize(ctx context.Context) (int64, error) {
 	return content.Size(), content.Close()
 }
 
-// confirm asks upstream by HEAD whether repo has the blob, and notes it.
+// confirm asks upstream by HEAD whether repo has the blob, and notes it. Of what
+// is elsewhere it finds out the size.
 func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 	found, first, err := do(ctx, b.c, &b.c.stats, b.key(), b.ask, questionBound, func(ctx context.Context) (resolution, error) {
-		up, err := b.c.upstream.Blob(ctx, b.repo, b.dg, b.ask)
+		up, err := b.remote(ctx, b.ask)
 		if err != nil {
 			return resolution{}, err
 		}
 		desc, out, err := up.Stat(ctx)
 		if err != nil {
-			b.c.noteRefusal(ctx, b.repo, b.key(), b.ask, err)
+			b.c.noteRefusal(ctx, b.place(), b.key(), b.ask, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if desc.Size < 0 { // what a manifest says is better than nothing
 			desc.Size = b.size()
 		}
-		b.c.mark(b.repo, b.dg, store.Marker{MediaType: b.marker.MediaType, Size: desc.Size, State: store.Proven})
+		if !b.isElsewhere() {
+			b.c.mark(b.repo, b.dg, store.Marker{MediaType: b.marker.MediaType, Size: desc.Size, State: store.Proven})
+		}
 		return resolution{desc, out.Spent}, nil
 	})
 	if first {
 		spent = found.spent
 	}
 	if err == nil {
-		b.marker, b.known = store.Marker{MediaType: b.marker.MediaType, Size: found.desc.Size, State: store.Proven}, true
+		b.marker.Size, b.known = found.desc.Size, true
+		if !b.isElsewhere() {
+			b.marker.State = store.Proven
+		}
 	}
 	return spent, err
+}
+
+// markProven notes that the blob came under repo's name.
+func (b *blob) markProven(size int64) {
+	mediaType := b.marker.MediaType
+	if marker, err := b.c.disk.Marker(b.repo, b.dg); err == nil {
+		mediaType = marker.MediaType
+	}
+	b.c.mark(b.repo, b.dg, store.Marker{MediaType: mediaType, Size: size, State: store.Proven})
 }
 
 // Open serves what is held; what is not is filled, and read along.
@@ -148,14 +172,13 @@ func (b *blob) Open(ctx context.Context, offset, length int64) (oci.Reader, erro
 	}
 	for range 8 {
 		r, err := b.openHeld(ctx, offset, length)
-		if !errors.Is(err, store.ErrNotHeld) {
-			return r, err
+		if errors.Is(err, store.ErrNotHeld) {
+			if b.c.without(b.repo.Host) {
+				return nil, offline(b.key())
+			}
+			r, err = b.openFill(ctx, offset, length)
 		}
-		if b.c.without(b.repo.Host) {
-			return nil, offline(b.key())
-		}
-		r, err = b.openFill(ctx, offset, length)
-		if !errors.Is(err, errFillOver) {
+		if !errors.Is(err, errFillOver) && !b.turnElsewhere(ctx, err) {
 			return r, err
 		}
 	}
@@ -169,9 +192,15 @@ func (b *blob) openHeld(ctx context.Context, offset, length int64) (oci.Reader, 
 	}
 	out := oci.Outcome{Cache: oci.Hit, Why: "held"}
 	if !b.isMemberNow() {
-		if b.c.without(b.repo.Host) {
+		switch {
+		case b.c.without(b.repo.Host):
 			err = offline(b.key())
-		} else {
+		case b.isElsewhere(): // only the bytes can prove that it belongs here
+			if err := content.Close(); err != nil {
+				return nil, err
+			}
+			return b.openBypass(ctx, offset, length, "held for another repository", nil)
+		default:
 			out.Spent, err = b.confirm(ctx)
 		}
 		if err != nil {
@@ -215,7 +244,7 @@ func (r *heldReader) Outcome() oci.Outcome { return r.outcome }
 // that the fill ended just now: look again.
 func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, error) {
 	now := time.Now()
-	if _, err := b.c.refusal(ctx, b.repo, b.key()); err != nil {
+	if _, err := b.c.refusal(ctx, b.place(), b.key()); err != nil {
 		return nil, err
 	}
 	if _, _, err := b.c.unkept.get(b.dg.String(), now); err != nil {
@@ -229,13 +258,20 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	if !started {
 		out = oci.Outcome{Cache: oci.Joined, Checked: time.Now(), Why: "a fill is running"}
 	}
-	if f.origin.Host != b.repo.Host {
+	if f.origin.Host != b.place().Host {
+		if f.isOver() {
+			return nil, f.awaitEnd(ctx)
+		}
 		return b.openBypass(ctx, offset, length, "another upstream is filling it", nil)
 	}
 	if err := f.awaitReady(ctx); err != nil && !errors.Is(err, errFillOver) && !errors.Is(err, errCannotKeep) {
 		return nil, err
 	}
-	if !b.isMemberNow() && f.holdsOthers(b.repo) {
+	if !b.isMemberNow() && f.holdsOthers(b.place()) {
+		if b.isElsewhere() {
+			f.abandon()
+			return b.openBypass(ctx, offset, length, "another repository is filling it", nil)
+		}
 		spent, err := b.confirm(ctx)
 		if err != nil {
 			f.abandon()
@@ -269,7 +305,7 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 // before the disk is tried again.
 const unkeptFor = time.Minute
 
-func (b *blob) key() string { return b.repo.String() + "@" + b.dg.String() }
+func (b *blob) key() string { return b.place().String() + "@" + b.dg.String() }
 
 // follow adds a reader to a fill and waits for its first byte.
 func (b *blob) follow(ctx context.Context, f *fill, offset, length int64) (*fillReader, error) {
@@ -286,7 +322,7 @@ func (b *blob) follow(ctx context.Context, f *fill, offset, length int64) (*fill
 		return r, nil
 	}
 	err = errors.Join(err, r.Close())
-	if said := saidBy(err); f.origin != b.repo && (said == Gone || said == Refused) {
+	if said := saidBy(err); f.origin != b.place() && (said == Gone || said == Refused) {
 		return nil, f.awaitEnd(ctx) // that is what upstream says of another repository
 	}
 	return nil, err

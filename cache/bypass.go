@@ -31,7 +31,7 @@ func (b *blob) openBypass(ctx context.Context, offset, length int64, why string,
 }
 
 func (b *blob) startBypass(ctx context.Context, offset, length int64, prefix func(io.Writer) error) (*bypassReader, error) {
-	up, err := b.c.upstream.Blob(ctx, b.repo, b.dg, b.ask)
+	up, err := b.remote(ctx, b.ask)
 	if err != nil {
 		return nil, err
 	}
@@ -39,6 +39,7 @@ func (b *blob) startBypass(ctx context.Context, offset, length int64, prefix fun
 	from := offset
 	if length < 0 { // to prove a read to the end, all of it must pass through the hash
 		r.hash, r.dg = b.dg.Hash(), b.dg
+		r.prove = b.proven
 		if offset > 0 && (prefix == nil || prefix(r.hash) != nil) {
 			r.hash.Reset()
 			from = 0
@@ -52,6 +53,14 @@ func (b *blob) startBypass(ctx context.Context, offset, length int64, prefix fun
 		return nil, errors.Join(err, r.src.Close())
 	}
 	return r, nil
+}
+
+// proven notes that all the bytes came from where repo's own manifest places
+// them. (What upstream says of its own needs no such proof.)
+func (b *blob) proven() {
+	if size, err := b.c.disk.Size(b.dg); err == nil && b.isElsewhere() {
+		b.markProven(size)
+	}
 }
 
 // skipTo drops what comes before from, which the hash has seen or need not see,
@@ -75,7 +84,8 @@ type bypassReader struct {
 	outcome oci.Outcome
 	release func()
 
-	end    int64 // bytes still to give out; negative for a read to the end
+	end    int64  // bytes still to give out; negative for a read to the end
+	prove  func() // called when all of it has made the digest
 	dg     oci.Digest
 	hash   hash.Hash // nil for a read that cannot complete a copy
 	last   []byte    // the byte that is held back
@@ -135,6 +145,7 @@ func (r *bypassReader) readWhole(p []byte) (int, error) {
 		if !r.dg.Matches(r.hash) {
 			return 0, oci.Errorf(oci.BadUpstream, "upstream's bytes are not what %s names", r.dg)
 		}
+		r.prove()
 		r.proven, r.last = true, pending
 		return r.Read(p)
 	}

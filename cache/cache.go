@@ -105,6 +105,7 @@ type Cache struct {
 	fills     fills
 	extras    extras
 	prefetch  prefetch
+	foreign   foreignLayers
 	bypasses  chan struct{}
 	joined    atomic.Uint64
 }

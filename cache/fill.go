@@ -125,6 +125,7 @@ type fill struct {
 	c      *Cache
 	digest oci.Digest
 	origin oci.Repository
+	blob   blob  // that it was begun for
 	hint   int64 // what upstream or a manifest said of the size; -1 if nothing
 	began  time.Time
 
@@ -160,7 +161,7 @@ func (c *Cache) joinOrStart(b *blob) (f *fill, started bool) {
 		f.hurry(b.ask)
 		return f, false
 	}
-	f = &fill{c: c, digest: b.dg, origin: b.repo, ask: b.ask, hint: b.size(), told: -1, began: time.Now(), ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	f = &fill{c: c, digest: b.dg, origin: b.place(), blob: *b, ask: b.ask, hint: b.size(), told: -1, began: time.Now(), ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1)}
 	defer c.fills.mu.Unlock()
 	if !c.spawn(func() { f.run(c.ctx) }) {
 		return nil, false
@@ -229,6 +230,13 @@ func (f *fill) abandon() {
 	f.over = f.over || len(f.readers) == 0 && !f.whole
 	f.mu.Unlock()
 	f.poke()
+}
+
+// isOver reports that no reader may join any more.
+func (f *fill) isOver() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.over
 }
 
 // awaitEnd returns errFillOver when another fill of the digest may begin.
@@ -315,7 +323,7 @@ func (f *fill) end(err error) {
 	f.mu.Unlock()
 	switch {
 	case err == nil:
-		f.markProven(f.file.Size())
+		f.blob.markProven(f.file.Size())
 	case isWrong(err):
 		err = oci.Errorf(oci.BadUpstream, "upstream's bytes are not what %s names: %w", f.digest, err)
 	}
@@ -329,15 +337,6 @@ func (f *fill) end(err error) {
 	if err := f.file.Close(); err != nil {
 		f.c.cfg.Warn("a fill could not be put away", f.origin, err)
 	}
-}
-
-// markProven notes that upstream gave the blob under origin's name.
-func (f *fill) markProven(size int64) {
-	mediaType := ""
-	if marker, err := f.c.disk.Marker(f.origin, f.digest); err == nil {
-		mediaType = marker.MediaType
-	}
-	f.c.mark(f.origin, f.digest, store.Marker{MediaType: mediaType, Size: size, State: store.Proven})
 }
 
 // isWrong reports that upstream's answers contradict the digest or each other.

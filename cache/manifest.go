@@ -143,6 +143,7 @@ func (c *Cache) name(repo oci.Repository, m oci.Manifest) {
 		return // not our kind of manifest: it names nothing that we understand
 	}
 	c.prefetch.remember(repo, links)
+	c.foreign.remember(repo, links)
 	named := links.Blobs()
 	for _, child := range links.Manifests {
 		named = append(named, child.Descriptor)

@@ -82,7 +82,7 @@ func (t *transfer) untilHashed(ctx context.Context, hashed <-chan error) error {
 		if err := t.judge(); err != nil {
 			return err
 		}
-		if t.abandoned() {
+		if t.isOver() {
 			return errIdle
 		}
 		wait, err := t.schedule(ctx)
@@ -181,7 +181,7 @@ func (t *transfer) schedule(ctx context.Context) (time.Duration, error) {
 // be asked for in another way than before.
 func (t *transfer) address(ctx context.Context) (err error) {
 	if ask := t.asking(); t.up == nil || t.asked != ask {
-		t.up, err = t.c.upstream.Blob(ctx, t.origin, t.digest, ask)
+		t.up, err = t.blob.remote(ctx, ask)
 		t.asked = ask
 	}
 	return err
@@ -203,12 +203,6 @@ func (t *transfer) orphaned() bool {
 	t.orphan = len(t.readers) == 0
 	t.mu.Unlock()
 	return false
-}
-
-func (t *transfer) abandoned() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.over
 }
 
 // idle closes the fill to readers if there are none and nothing runs.
@@ -422,7 +416,7 @@ func (t *transfer) copyStream(ctx context.Context, s *stream) error {
 		if err := cannotKeep(t.file.SetSize(n)); err != nil {
 			return err
 		}
-		t.given.Do(func() { t.markProven(n) }) // before any client can have it all
+		t.wasGiven(n) // before any client can have it all
 	}
 	if (src.Outcome().Whole || src.Offset() < at) && !t.goRangeless(s) {
 		return nil
@@ -432,6 +426,14 @@ func (t *transfer) copyStream(ctx context.Context, s *stream) error {
 	t.mu.Unlock()
 	t.poke() // others may start now
 	return t.pump(s, src)
+}
+
+// wasGiven notes that upstream has answered with the blob. What is said elsewhere
+// proves nothing.
+func (t *transfer) wasGiven(size int64) {
+	if !t.blob.isElsewhere() {
+		t.given.Do(func() { t.blob.markProven(size) })
+	}
 }
 
 // learnSize deals with an upstream that has no byte at off. Where the size is
@@ -452,7 +454,7 @@ func (t *transfer) learnSize(ctx context.Context, s *stream, off int64) error {
 	if desc.Size < 0 || desc.Size > off {
 		return wrong
 	}
-	t.given.Do(func() { t.markProven(desc.Size) })
+	t.wasGiven(desc.Size)
 	return t.file.SetSize(desc.Size)
 }
 

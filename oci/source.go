@@ -35,6 +35,12 @@ type Source interface {
 	Referrers(ctx context.Context, repo Repository, d Digest, artifactType string, ask Ask) (ReferrerList, Outcome, error)
 }
 
+// ForeignSource is a Source that can also fetch what a manifest places elsewhere,
+// by the urls of a layer's descriptor: Denied where none of them may be asked.
+type ForeignSource interface {
+	Foreign(ctx context.Context, repo Repository, d Digest, urls []string, ask Ask) (Blob, error)
+}
+
 // Blob is a handle on a blob.
 type Blob interface {
 	// Descriptor is what is known without asking; Size is -1 while unknown, and

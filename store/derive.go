@@ -50,6 +50,20 @@ func (d *Disk) Derive(ctx context.Context, repo oci.Repository, dg oci.Digest) (
 
 // derive marks what the held manifests of repo list.
 func (d *Disk) derive(ctx context.Context, repo oci.Repository) error {
+	return d.EachLinks(ctx, repo, func(links *oci.Links) {
+		for _, child := range links.Manifests[:min(len(links.Manifests), maxListed)] {
+			d.remark(repo, child.Descriptor)
+		}
+		blobs := links.Blobs()
+		for _, desc := range blobs[:min(len(blobs), maxListed)] {
+			d.remark(repo, desc)
+		}
+	})
+}
+
+// EachLinks visits what the manifests of repo lead to that are held, as many as
+// one scan reads. Each of those that tags name is marked on the way.
+func (d *Disk) EachLinks(ctx context.Context, repo oci.Repository, visit func(*oci.Links)) error {
 	todo, err := d.tagged(repo)
 	if err != nil {
 		return err
@@ -73,12 +87,8 @@ func (d *Disk) derive(ctx context.Context, repo oci.Repository) error {
 		links := d.links(ctx, dg)
 		for _, child := range links.Manifests[:min(len(links.Manifests), maxListed)] {
 			todo = append(todo, child.Digest)
-			d.remark(repo, child.Descriptor)
 		}
-		blobs := links.Blobs()
-		for _, desc := range blobs[:min(len(blobs), maxListed)] {
-			d.remark(repo, desc)
-		}
+		visit(links)
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func (c *Client) Foreign(_ context.Context, repo oci.Repository, d oci.Digest, u
 		if len(refused) > 0 {
 			where = strings.Join(slices.Compact(refused), ", ")
 		}
-		return nil, oci.Errorf(oci.Denied, "%s is a foreign layer, kept at %s, which is not among the hosts that foreign layers may come from", d, where)
+		return nil, oci.Errorf(oci.Denied, "%s is a foreign layer, kept at %s, which is not among the hosts that foreign layers may come from (ENTREPOT_FOREIGN_HOSTS)", d, where)
 	}
 	copies := newCopies(c, blobs)
 	copies.foreign = true

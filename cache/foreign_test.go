@@ -1,0 +1,316 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"entrepot/oci"
+)
+
+// abroad is a source whose manifests may place layers elsewhere. What is there
+// is a blob of the repository abroad/<url>.
+type abroad struct {
+	*source
+	deny bool
+}
+
+func (s *abroad) Foreign(_ context.Context, _ oci.Repository, d oci.Digest, urls []string, _ oci.Ask) (oci.Blob, error) {
+	if s.deny {
+		return nil, oci.Errorf(oci.Denied, "%s is kept where nothing is fetched from", d)
+	}
+	return &sourceBlob{s.source, oci.Repository{Host: "abroad", Path: urls[0]}, d}, nil
+}
+
+// place puts what a URL answers with when it is asked for d.
+func (s *abroad) place(url string, d oci.Digest, content []byte) {
+	s.set(func() { s.blobs["abroad/"+url+"@"+d.String()] = content })
+}
+
+const (
+	foreignType = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	layerURL    = "https://layers.example/base"
+)
+
+// pushForeign pushes an image whose only layer is elsewhere.
+func (s *abroad) pushForeign(repo oci.Repository, tag string, d oci.Digest, size int) oci.Manifest {
+	content, _ := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+		"layers": []any{map[string]any{"mediaType": foreignType, "digest": d, "size": size, "urls": []string{layerURL}}},
+	})
+	var m oci.Manifest
+	s.set(func() {
+		m = s.pushManifest(repo, tag, content, "application/vnd.docker.distribution.manifest.v2+json")
+	})
+	return m
+}
+
+func (s *abroad) manifest(t *testing.T, c *Cache, repo oci.Repository, m oci.Manifest) {
+	t.Helper()
+	if _, _, err := c.Manifest(t.Context(), repo, m.Digest, oci.Ask{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestForeignLayer: the registry is asked first, then one transfer from where
+// the manifest says serves everybody, and it is kept.
+func TestForeignLayer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &abroad{source: newSource()}
+		layer := pattern(40, 3*mib)
+		d := oci.Sum(layer)
+		m := s.pushForeign(alpine, "latest", d, len(layer))
+		s.place(layerURL, d, layer)
+		dir := t.TempDir()
+		c := openCache(t, dir, s, Config{TTL: time.Hour})
+		s.manifest(t, c, alpine, m)
+		s.set(func() { s.asked = nil })
+
+		b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if desc, _, err := b.Stat(t.Context()); err != nil || desc.Size != int64(len(layer)) {
+			t.Errorf("HEAD: %+v %v, want %d bytes", desc, err, len(layer))
+		}
+		wantAsked(t, s.source, "HEAD library/alpine blob "+d.String(), "HEAD "+layerURL+" blob "+d.String())
+
+		var readers sync.WaitGroup
+		for i := range 20 {
+			readers.Go(func() {
+				from := int64(i) * 1000
+				got, _, err := read(t.Context(), c, alpine, d, from, -1)
+				if err != nil || !bytes.Equal(got, layer[from:]) {
+					t.Errorf("from %d: %d bytes, %v", from, len(got), err)
+				}
+			})
+		}
+		readers.Wait()
+		if n := s.bytesMoved(); n != int64(len(layer)) {
+			t.Errorf("20 readers moved %d bytes, want the %d of one transfer", n, len(layer))
+		}
+		closeCache(t, c)
+
+		s.set(func() { s.asked = nil })
+		c = openCache(t, dir, s, Config{Offline: true})
+		defer closeCache(t, c)
+		if out := mustRead(t, c, alpine, d, layer); out.Cache != oci.Hit {
+			t.Errorf("after a restart it is a %s", out.Cache)
+		}
+		wantAsked(t, s.source)
+	})
+}
+
+// TestForeignLayerThatTheRegistryHas: it is taken from there, and no URL asked.
+func TestForeignLayerThatTheRegistryHas(t *testing.T) {
+	s := &abroad{source: newSource(), deny: true}
+	layer := pattern(41, 1000)
+	d := s.pushBlob(alpine, layer)
+	m := s.pushForeign(alpine, "latest", d, len(layer))
+	c := newCache(t, s, Config{})
+	s.manifest(t, c, alpine, m)
+	mustRead(t, c, alpine, d, layer)
+	for _, q := range s.questions() {
+		if strings.Contains(q, layerURL) {
+			t.Errorf("asked %s", q)
+		}
+	}
+}
+
+func TestForeignLayerThatMayNotBeFetched(t *testing.T) {
+	s := &abroad{source: newSource(), deny: true}
+	layer := pattern(42, 1000)
+	d := oci.Sum(layer)
+	m := s.pushForeign(alpine, "latest", d, len(layer))
+	s.place(layerURL, d, layer)
+	c := newCache(t, s, Config{})
+	s.manifest(t, c, alpine, m)
+	for range 3 {
+		_, _, err := read(t.Context(), c, alpine, d, 0, -1)
+		wantCode(t, err, oci.Denied)
+	}
+	b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = b.Stat(t.Context())
+	wantCode(t, err, oci.Denied)
+	if n := len(s.questions()); n != 2 {
+		t.Errorf("asked %q, want the manifest and the layer once", s.questions())
+	}
+}
+
+// TestForeignLayerAfterACrash: what the manifest said of it is read again.
+func TestForeignLayerAfterACrash(t *testing.T) {
+	s := &abroad{source: newSource()}
+	layer := pattern(43, 1000)
+	d := oci.Sum(layer)
+	s.pushForeign(alpine, "latest", d, len(layer))
+	s.place(layerURL, d, layer)
+	dir := t.TempDir()
+	c := openCache(t, dir, s, Config{TTL: time.Hour})
+	if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, c, alpine, d, layer)
+	awaitNoFills(c)
+	closeCache(t, c)
+	for _, lost := range []string{ // the layer too, as if it had never come
+		filepath.Join(dir, "blobs", "sha256", d.Hex()[:2], d.Hex()),
+		filepath.Join(dir, "repos", "docker.io", "library", "alpine", "_content", "sha256", d.Hex()[:2], d.Hex()),
+	} {
+		if err := os.Remove(lost); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c = openCache(t, dir, s, Config{TTL: time.Hour})
+	mustRead(t, c, alpine, d, layer)
+	_, _, err := read(t.Context(), c, alpine, oci.Sum([]byte("unheard of")), 0, -1)
+	wantCode(t, err, oci.BlobUnknown)
+}
+
+func TestWrongForeignLayerNeverCompletes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &abroad{source: newSource()}
+		layer := pattern(44, 100_000)
+		d := oci.Sum(layer)
+		m := s.pushForeign(alpine, "latest", d, len(layer))
+		s.place(layerURL, d, pattern(45, len(layer)))
+		c := newCache(t, s, Config{})
+		defer closeCache(t, c)
+		s.manifest(t, c, alpine, m)
+		if got, _, err := read(t.Context(), c, alpine, d, 0, -1); err == nil || len(got) == len(layer) {
+			t.Errorf("%d bytes, %v, want a cut", len(got), err)
+		}
+		s.place(layerURL, d, layer)
+		time.Sleep(time.Hour)
+		mustRead(t, c, alpine, d, layer)
+	})
+}
+
+// TestUrlsGiveNoRight: whoever may push a manifest chooses its urls, so they are
+// no way to bytes that came for another repository, and what they answer with
+// does not spoil them.
+func TestUrlsGiveNoRight(t *testing.T) {
+	layer := pattern(46, 8*mib)
+	d := oci.Sum(layer)
+	wrong := pattern(47, len(layer))
+	for _, tc := range []struct {
+		name    string
+		prepare func(t *testing.T, s *abroad, dir string) (*Cache, func())
+	}{
+		{"held", func(t *testing.T, s *abroad, dir string) (*Cache, func()) {
+			c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
+			if _, err := pull(t.Context(), c, secret, "latest"); err != nil {
+				t.Fatal(err)
+			}
+			return c, func() {}
+		}},
+		{"on its way", func(t *testing.T, s *abroad, dir string) (*Cache, func()) {
+			c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
+			return c, begin(t, s, c, d)
+		}},
+		{"begun before a restart", func(t *testing.T, s *abroad, dir string) (*Cache, func()) {
+			c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
+			begin(t, s, c, d)
+			closeCache(t, c)
+			s.set(func() { s.body = nil })
+			return openCache(t, dir, s, Config{TTL: time.Hour, Private: true}), func() {}
+		}},
+		{"asked for before it came", func(t *testing.T, s *abroad, dir string) (*Cache, func()) {
+			c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
+			claim := s.pushForeign(mallory, "early", d, len(layer))
+			s.manifest(t, c, mallory, claim)
+			got, _, err := read(t.Context(), c, mallory, d, 0, -1)
+			if err == nil || len(got) == len(layer) {
+				t.Errorf("wrong bytes complete: %d, %v", len(got), err)
+			}
+			awaitNoFills(c)
+			if _, err := pull(t.Context(), c, secret, "latest"); err != nil {
+				t.Fatal(err)
+			}
+			return c, func() {}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := &abroad{source: newSource()}
+			s.pushImage(secret, "latest", layer)
+			s.place(layerURL, d, wrong)
+			c, goOn := tc.prepare(t, s, t.TempDir())
+			claim := s.pushForeign(mallory, "latest", d, len(layer))
+			s.manifest(t, c, mallory, claim)
+			for range 2 {
+				for _, length := range []int64{-1, 5000} {
+					got, _, err := read(t.Context(), c, mallory, d, 0, length)
+					if bytes.Contains(layer, got[:min(len(got), 1000)]) && len(got) > 0 || err == nil && length < 0 {
+						t.Errorf("length %d: %d bytes went out, %v", length, len(got), err)
+					}
+				}
+			}
+			goOn()
+			c.Forget()
+			if got, _, err := read(t.Context(), c, secret, d, 0, -1); err != nil || !bytes.Equal(got, layer) {
+				t.Errorf("the rightful repository: %d bytes, %v", len(got), err)
+			}
+		})
+	}
+}
+
+// begin has the rightful repository read part of the layer, the rest of which
+// comes only once it may go on.
+func begin(t *testing.T, s *abroad, c *Cache, d oci.Digest) (goOn func()) {
+	t.Helper()
+	open := make(chan int64, 1)
+	open <- 6 * mib
+	s.set(func() {
+		s.body = func(_ int, c []byte, off int64) io.Reader {
+			if oci.Sum(c) != d {
+				return bytes.NewReader(c[off:])
+			}
+			return &gated{r: bytes.NewReader(c[off:]), open: open}
+		}
+	})
+	b, err := c.Blob(t.Context(), secret, d, oci.Ask{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Open(t.Context(), 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, r, 6*mib); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	return func() { close(open) }
+}
+
+// TestForeignLayerOfTwoRepositories: where credentials are used, each proves its
+// right by the bytes, once.
+func TestForeignLayerOfTwoRepositories(t *testing.T) {
+	s := &abroad{source: newSource()}
+	layer := pattern(48, 100_000)
+	d := oci.Sum(layer)
+	s.place(layerURL, d, layer)
+	c := newCache(t, s, Config{TTL: time.Hour, Private: true})
+	var marks []oci.CacheStatus
+	for _, repo := range []oci.Repository{secret, mallory} {
+		s.manifest(t, c, repo, s.pushForeign(repo, "latest", d, len(layer)))
+		for range 2 {
+			marks = append(marks, mustRead(t, c, repo, d, layer).Cache)
+			awaitNoFills(c)
+		}
+	}
+	if want := []oci.CacheStatus{oci.Miss, oci.Hit, oci.Bypass, oci.Hit}; !slices.Equal(marks, want) {
+		t.Errorf("answers are %q, want %q", marks, want)
+	}
+}
