@@ -1,0 +1,163 @@
+package main
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"entrepot/internal/ocitest"
+	"entrepot/oci"
+)
+
+// What is set reaches what it is about: a running program over fake registries,
+// and what they saw.
+
+func TestAccountsByPrefix(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	for user, repo := range map[string]string{"base": "corp/app", "team": "team/app", "deep": "team/deep/app"} {
+		hub.AddUser(user, "pw-"+user)
+		hub.Push(repo, "1", ocitest.RandomImage(1, 1000))
+		hub.Private(repo, user)
+	}
+	hub.Push("teams/app", "1", ocitest.RandomImage(2, 1000))
+	hub.Private("teams/app", "base")
+	p := startProgram(t, hub,
+		"ENTREPOT_DOCKERHUB_USERNAME=base", "ENTREPOT_DOCKERHUB_PASSWORD=pw-base",
+		"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=team", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=team", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD_FILE="+writeFile(t, "pw-team\n"),
+		"ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PREFIX=team/deep", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_USERNAME=deep", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PASSWORD=pw-deep",
+	)
+	client := newClient(t)
+	for repo, image := range map[string]ocitest.Image{
+		"corp/app": ocitest.RandomImage(1, 1000), "team/app": ocitest.RandomImage(1, 1000),
+		"team/deep/app": ocitest.RandomImage(1, 1000), "teams/app": ocitest.RandomImage(2, 1000),
+	} {
+		p.pull(t, client, repo, "1", image)
+	}
+}
+
+func TestMirrorsAreAskedInTheirOrder(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	mirror := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+	image := ocitest.RandomImage(3, 100_000)
+	hub.Push("library/app", "1", image)
+	mirror.Push("library/app", "1", image)
+	other := ocitest.RandomImage(4, 1000)
+	hub.Push("library/other", "1", other)
+	p := startProgram(t, hub, "ENTREPOT_UPSTREAM_0_URL_0="+mirror.URL(), "ENTREPOT_UPSTREAM_0_URL_0_FIRST=true")
+	client := newClient(t)
+	p.pull(t, client, "app", "1", image)
+	if lines := hub.Lines(); len(lines) > 0 {
+		t.Errorf("the registry was asked for what the first address has: %q", lines)
+	}
+	p.pull(t, client, "other", "1", other) // only the registry has it
+	mirror.Inject(&ocitest.Fault{Effect: ocitest.Answer(503)})
+	third := ocitest.RandomImage(5, 1000)
+	hub.Push("library/third", "1", third)
+	p.pull(t, client, "third", "1", third)
+}
+
+func TestOneUpstreamIsSetOffline(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(6, 1000)
+	hub.Push("library/app", "1", image)
+	data := "ENTREPOT_DATA=" + t.TempDir()
+	p := startProgram(t, hub, data)
+	client := newClient(t)
+	p.pull(t, client, "app", "1", image)
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+	hub.Reset()
+	p = startProgram(t, hub, data, "ENTREPOT_UPSTREAM_0_OFFLINE=true", "ENTREPOT_TAG_TTL=0s")
+	p.pull(t, client, "app", "1", image)
+	if status, body, _ := get(t, client, p.registry+"/v2/library/app/manifests/2"); status != http.StatusServiceUnavailable || !strings.Contains(body, "offline") {
+		t.Errorf("what is not held: %d %s", status, body)
+	}
+	if lines := hub.Lines(); len(lines) > 0 {
+		t.Errorf("an upstream that is offline was asked %q", lines)
+	}
+}
+
+// TestDeletedTags: by default what is held outlives its deletion; where that is
+// set otherwise, it does not.
+func TestDeletedTags(t *testing.T) {
+	for _, keep := range []bool{true, false} {
+		hub := ocitest.NewHub(t, ocitest.Config{})
+		image := ocitest.RandomImage(7, 1000)
+		hub.Push("library/app", "1", image)
+		setting := "ENTREPOT_UPSTREAM_0_KEEP_DELETED=true"
+		if !keep {
+			setting = "ENTREPOT_UPSTREAM_0_KEEP_DELETED=false"
+		}
+		p := startProgram(t, hub, setting, "ENTREPOT_TAG_TTL=0s")
+		client := newClient(t)
+		p.pull(t, client, "app", "1", image)
+		hub.Untag("library/app", "1")
+		status, _, header := get(t, client, p.registry+"/v2/library/app/manifests/1")
+		switch {
+		case keep && (status != http.StatusOK || header.Get("X-Entrepot-Cache") != "stale" || !strings.Contains(header.Get("Warning"), "deleted")):
+			t.Errorf("kept: %d %s %s", status, header.Get("X-Entrepot-Cache"), header.Get("Warning"))
+		case !keep && status != http.StatusNotFound:
+			t.Errorf("not kept: %d", status)
+		}
+	}
+}
+
+func TestWhoMayForceACheck(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+	hub.Push("library/app", "1", ocitest.RandomImage(8, 1000))
+	for setting, want := range map[string]int{"127.0.0.0/8,::1/128": 2, "192.0.2.0/24": 1, "": 1} {
+		hub.Reset()
+		p := startProgram(t, hub, "ENTREPOT_REFRESH_FROM="+setting)
+		client := newClient(t)
+		for range 2 {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.registry+"/v2/library/app/manifests/1", http.NoBody)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Cache-Control", "no-cache")
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+		}
+		if heads, gets := hub.Count(ocitest.Match{Kind: ocitest.Manifest, Method: "HEAD"}), hub.Count(ocitest.Match{Kind: ocitest.Manifest, Method: "GET"}); heads != want || gets != 1 {
+			t.Errorf("%q: %d HEADs and %d GETs, want %d and 1", setting, heads, gets, want)
+		}
+		if err := p.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestForeignLayersComeFromHostsThatAreAllowed(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	place := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+	layer := ocitest.Blob(9, 50_000)
+	layer.MediaType = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	place.PushBlob("windows/servercore", layer)
+	at := place.URL() + "/v2/windows/servercore/blobs/" + layer.Digest.String()
+	image := ocitest.ImageSpec{Docker: true, Layers: []ocitest.Content{layer}, URLs: map[oci.Digest][]string{layer.Digest: {"https://elsewhere.example/x", at}}}.Build()
+	hub.Push("library/windows", "1", image)
+	hub.DeleteDigest("library/windows", layer.Digest)
+	client := newClient(t)
+
+	p := startProgram(t, hub)
+	get(t, client, p.registry+"/v2/library/windows/manifests/1")
+	status, body, _ := get(t, client, p.registry+"/v2/library/windows/blobs/"+layer.Digest.String())
+	if status != http.StatusForbidden || !strings.Contains(body, "DENIED") || !strings.Contains(body, "ENTREPOT_FOREIGN_HOSTS") || !strings.Contains(body, "elsewhere.example") {
+		t.Errorf("a host that nobody allowed: %d %s", status, body)
+	}
+	if lines := place.Lines(); len(lines) > 0 {
+		t.Errorf("it was asked %q", lines)
+	}
+
+	p = startProgram(t, hub, "ENTREPOT_FOREIGN_HOSTS="+place.URL())
+	p.pull(t, client, "windows", "1", image)
+	place.Reset()
+	p.pull(t, client, "windows", "1", image)
+	if lines := place.Lines(); len(lines) > 0 {
+		t.Errorf("what is held cost %q", lines)
+	}
+}
