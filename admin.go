@@ -46,6 +46,7 @@ type live struct {
 	cache     *cache.Cache
 	upstreams *upstream.Set
 	ledger    *ledger.Ledger
+	warming   *warming
 	began     time.Time
 }
 
@@ -96,6 +97,8 @@ func adminRoutes() map[string]adminRoute {
 		"remove":       {post, (*adminExchange).remove, 0, target, "Forgets a tag, a manifest that nothing else leads to, or a repository with all that it has"},
 		"prune":        {post, (*adminExchange).prune, alone, "`unusedSeconds`", "Removes what no repository has, and, above 0, what was not used for so long"},
 		"refresh":      {post, (*adminExchange).refresh, notAtRest, "`repository`, `reference`", "Forgets what its upstream refused or did not have, and checks now what a tag names"},
+		"warm":         {post, (*adminExchange).warm, notAtRest, "`repository`, `reference`, and `platforms`, `waitSeconds`", "Fetches an image, for these platforms or those of the server's list, in the background, and waits for its upstream so long; leaving ends it"},
+		"warmlist":     {get, (*adminExchange).warmList, notAtRest, "", "An item for each image that is kept warm, and how it is"},
 		"verify":       {post, (*adminExchange).verify, alone, "", "Compares all that is held with its digests, and drops what is damaged"},
 	}
 }
@@ -134,6 +137,8 @@ func adminStatus(code string) int {
 		return http.StatusServiceUnavailable
 	case "NO_ROOM":
 		return http.StatusInsufficientStorage
+	case "UPSTREAM":
+		return http.StatusBadGateway
 	}
 	return http.StatusInternalServerError
 }

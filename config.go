@@ -59,6 +59,11 @@ type Config struct {
 	ForeignHosts      ForeignHosts     `env:"ENTREPOT_FOREIGN_HOSTS" doc:"Hosts that layers may be fetched from which a manifest places elsewhere by its urls, as those of old Windows images: mcr.microsoft.com,go.microsoft.com"`
 	QuotaReserve      Portion          `env:"ENTREPOT_QUOTA_RESERVE" envDefault:"10%" doc:"The last part of an upstream's quota, which is kept for clients who wait: prefetching and warming leave it alone"`
 	QueueWait         Duration         `env:"ENTREPOT_QUEUE_WAIT" envDefault:"10s" doc:"How long what has to be asked of an upstream waits for its turn until the client is told 429; two thirds of ENTREPOT_HEADER_TIMEOUT at most"`
+	Warm              ImageNames       `env:"ENTREPOT_WARM" doc:"Images to have here before a client asks, with commas between them, named as clients do: alpine:3.20,ghcr.io/me/app:latest"`
+	WarmFile          File             `env:"ENTREPOT_WARM_FILE" doc:"File with such images instead, one in a line, # for comments; read again when it changes"`
+	WarmPlatforms     PlatformNames    `env:"ENTREPOT_WARM_PLATFORMS" envDefault:"native" doc:"Their platforms, such as linux/amd64,linux/arm/v7; native: Linux on the server's own architecture; all"`
+	WarmEvery         Duration         `env:"ENTREPOT_WARM_EVERY" envDefault:"0s" doc:"How often what they name is checked, by HEAD; 0s: each before its TTL ends"`
+	WarmWindow        DayWindow        `env:"ENTREPOT_WARM_WINDOW" doc:"The time of day in which their content is fetched, such as 22:00-06:00; checks go on always"`
 	Offline           Switch           `env:"ENTREPOT_OFFLINE" envDefault:"false" doc:"Never contact an upstream: serve what is held"`
 	Streams           Count            `env:"ENTREPOT_STREAMS" envDefault:"4" doc:"Transfers at once for one big blob, each over a connection of its own, 1 to 64"`
 	StreamThreshold   Size             `env:"ENTREPOT_STREAM_THRESHOLD" envDefault:"32MiB" doc:"The size from which a blob is big"`
@@ -175,6 +180,7 @@ func (c *Config) check(found *problems) {
 	c.checkDockerHub(found)
 	c.checkRules(found)
 	c.checkPolicy(found)
+	c.checkWarm(found)
 }
 
 // minCacheSize is the least that the store takes for a budget.

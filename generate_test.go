@@ -17,6 +17,7 @@ import (
 	"entrepot/ratelimit"
 	"entrepot/store"
 	"entrepot/upstream"
+	"entrepot/warm"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -72,6 +73,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}, 0)
 	m.watchUpstreams(ledger.New(), func() []upstream.Breaker { return nil })
 	m.watchCertificate(time.Now)
+	m.watchWarm(warm.NewList(warm.Config{}).Totals)
 	cut := hitRecord()
 	cut.Err = io.ErrUnexpectedEOF
 	m.request(&cut)

@@ -72,6 +72,7 @@ func commands() []command {
 		{"rm", "forget tags, manifests, or whole repositories", rmHelp, remove},
 		{"pin", "protect images from eviction, or list those that are", pinHelp, pin},
 		{"unpin", "take a pin away", unpinHelp, unpin},
+		{"warm", "fetch images before a client asks, or list those that are kept warm", warmHelp, warmImages},
 		{"refresh", "check now what tags name, whatever is remembered of them", refreshHelp, refresh},
 		{"prune", "remove what nobody needs any more", pruneHelp, prune},
 		{"verify", "compare all that is held with its digests", verifyHelp, verify},

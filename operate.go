@@ -161,7 +161,7 @@ func (o *operation) end(err *error) {
 func operatorConfig(environ []string) (*Config, error) {
 	c, found := readConfig(environ)
 	found = slices.DeleteFunc(found, func(p problem) bool {
-		for _, needless := range []string{"_PASSWORD", "_PASSWORD_FILE", "_USERNAME", "_CA_FILE", "_PROXY"} {
+		for _, needless := range []string{"_PASSWORD", "_PASSWORD_FILE", "_USERNAME", "_CA_FILE", "_PROXY", warmFileVar} {
 			if strings.HasSuffix(p.name, needless) {
 				return true
 			}

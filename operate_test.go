@@ -305,7 +305,7 @@ func TestHelpTellsEveryFlag(t *testing.T) {
 	}
 	for name, flags := range map[string][]string{
 		"ls": {"--server", "--json", "--table"}, "rm": {"--all", "--dry-run", "--server"}, "pin": {"--json"}, "unpin": {"--json"},
-		"refresh": {"--all", "--json"}, "prune": {"--unused", "--table"}, "verify": {"--server"}, "df": {"--next", "--json"},
+		"refresh": {"--all", "--json"}, "warm": {"--platform", "--file", "--wait", "--json"}, "prune": {"--unused", "--table"}, "verify": {"--server"}, "df": {"--next", "--json"},
 	} {
 		for _, f := range flags {
 			if !strings.Contains(help[name], f) {

@@ -95,14 +95,19 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	counts.watch(disk.Stats, held.Stats, upstreams.Quotas, cfg.CacheSize)
 	counts.watchUpstreams(spent, upstreams.Breakers)
-	api := proxy.New(guarded(held, leadFinder{disk}, cfg, watcher), proxy.Config{
+	allowed := guarded(held, leadFinder{disk}, cfg, watcher)
+	api := proxy.New(allowed, proxy.Config{
 		Names: cfg.Names(), Catalog: held, Observe: watcher.request, HeaderTimeout: time.Duration(cfg.HeaderTimeout),
 		MayRefresh: func(r *http.Request) bool { return cfg.RefreshFrom.Contains(r.RemoteAddr) },
 	})
 
+	ahead := newWarming(cfg, allowed, held, watcher)
+	counts.watchWarm(ahead.list.Totals)
+	defer ahead.keep(ctx, cfg)()
+
 	defer stop() // before what they answer from
 	front.api.open(api)
-	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, spent, began}, cfg, about.Version), cfg, logger))
+	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, spent, ahead, began}, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)
 
