@@ -3,13 +3,16 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"entrepot/internal/ocitest"
+	"entrepot/oci"
 )
 
 // These tests take minutes and two cores to themselves: make soak. They print
@@ -21,6 +24,41 @@ func TestSoakKilledAtAnyInstant(t *testing.T) {
 	lives := append(randomLives(random, 60, time.Second), randomLives(random, 10, 6*time.Second)...)
 	random.Shuffle(len(lives), func(i, j int) { lives[i], lives[j] = lives[j], lives[i] })
 	runKilling(t, random, lives, 12, 64<<20, time.Second)
+}
+
+// TestSoakManyBlobsDoNotDelayAStart: what is held is counted while the server
+// serves.
+func TestSoakManyBlobsDoNotDelayAStart(t *testing.T) {
+	const blobs = 100_000
+	dir := t.TempDir()
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+	image := ocitest.RandomImage(1, 100_000)
+	hub.Push("app", "latest", image)
+	for i := range 256 {
+		if err := os.MkdirAll(fmt.Sprintf("%s/blobs/sha256/%02x", dir, i), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range blobs {
+		d := oci.Sum(fmt.Append(nil, i))
+		if err := os.WriteFile(fmt.Sprintf("%s/blobs/sha256/%s/%s", dir, d.Hex()[:2], d.Hex()), fmt.Append(nil, i), 0o444); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slowest := time.Duration(0)
+	for range 10 {
+		p := startProcess(t, append(over(hub, dir), "ENTREPOT_CACHE_SIZE=1TiB")...)
+		p.await(t)
+		if err := (puller{client: newClient(t), registry: p.registry}).manifest(t.Context(), "latest", image); err != nil {
+			t.Error(err)
+		}
+		slowest = max(slowest, time.Since(p.began))
+		p.kill()
+	}
+	t.Logf("with %d blobs the first answer came after %v at most", blobs, slowest)
+	if slowest > time.Second {
+		t.Errorf("the first answer came after %v, want a second at most", slowest)
+	}
 }
 
 func TestSoakHerd(t *testing.T) {
