@@ -35,6 +35,10 @@ type Config struct {
 	TLSPFXPassword    Secret           `env:"ENTREPOT_TLS_PFX_PASSWORD" doc:"Its password"`
 	TLSClientCAFile   File             `env:"ENTREPOT_TLS_CLIENT_CA_FILE" doc:"PEM file of the authorities whose certificates tell who a client is: the common name is the user, organizations are groups"`
 	TLSClientAuth     ClientAuth       `env:"ENTREPOT_TLS_CLIENT_AUTH" envDefault:"optional" doc:"required: no connection without such a certificate"`
+	UsersFile         File             `env:"ENTREPOT_USERS_FILE" doc:"htpasswd file, bcrypt alone (htpasswd -B), of those who may log in; read again when it changes. Without it and ENTREPOT_ACCESS_FILE nobody has to"`
+	AccessFile        File             `env:"ENTREPOT_ACCESS_FILE" doc:"YAML file of who may read which repositories, and of CI systems whose tokens are taken; read again when it changes"`
+	TokenKey          Secret           `env:"ENTREPOT_TOKEN_KEY" doc:"What tokens for clients are signed with, 32 characters or more, the same for all replicas; without it one is made in the data directory"`
+	URL               BaseURL          `env:"ENTREPOT_URL" doc:"Where clients reach the registry, such as https://cache.example, if not at the Host that they send, as behind a load balancer that ends TLS"`
 	AdminListen       Address          `env:"ENTREPOT_ADMIN_LISTEN" envDefault:"127.0.0.1:5001" empty:"no such listener" doc:"Where the admin API, pprof, metrics and health listen; keep it away from clients"`
 	AdminToken        Secret           `env:"ENTREPOT_ADMIN_TOKEN" doc:"Who has it may use the admin API; without it only this machine may; at least 16 characters"`
 	MetricsListen     Address          `env:"ENTREPOT_METRICS_LISTEN" empty:"no such listener" doc:"/metrics and /readyz alone, for scrapers and probes in a container"`
@@ -174,6 +178,7 @@ func (c *Config) check(found *problems) {
 		found.add("ENTREPOT_CACHE_SIZE", "%s holds next to nothing: want %s or more, or 0 for no cap", c.CacheSize, Size(minCacheSize))
 	}
 	c.checkTLS(found)
+	c.checkAccess(found)
 	c.checkAdminToken(found)
 	c.checkTagTTLs(found)
 	c.checkUpstreams(found)
@@ -326,13 +331,16 @@ func (c *Config) Warnings() []string {
 			warn("ENTREPOT_ADMIN_LISTEN=%s is reached from other machines, so the admin API refuses everybody until ENTREPOT_ADMIN_TOKEN is set", c.AdminListen)
 		}
 	}
+	if variable := c.clearLogins(); variable != "" {
+		warn("passwords of clients travel in clear to %s: give the registry a certificate, or let something that ends TLS stand before it and set ENTREPOT_URL", variable)
+	}
 	for _, u := range c.UpstreamSettings() {
 		for _, place := range u.signedInAt() {
 			if BaseURL(place).isClear() {
 				warn("the password for %s travels in clear: its URL is %s", u.Name, place)
 			}
 		}
-		if accounts := u.accounts(); len(accounts) > 0 && !c.Listen.isLoopback() {
+		if accounts := u.accounts(); len(accounts) > 0 && !c.Listen.isLoopback() && !c.hasAccess() {
 			warn("everybody who reaches %s can pull from %s what the account %s may read", c.Listen, u.Name, strings.Join(accounts, " or "))
 		}
 	}

@@ -252,6 +252,7 @@ func TestProblemsAreNamed(t *testing.T) {
 	text := writeFile(t, "no certificate")
 	ca := writeFile(t, certificatePEM(t))
 	empty := writeFile(t, "\n")
+	rights := writeFile(t, "rules: []\n")
 	chain, key := pairFiles(t, t.TempDir(), "tls", ocitest.NewCA().Certificate())
 	for _, row := range []struct {
 		name string
@@ -403,6 +404,13 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"clients' certificates of nobody", []string{"ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key, "ENTREPOT_TLS_CLIENT_AUTH=required"}, []problem{{"ENTREPOT_TLS_CLIENT_AUTH", "ENTREPOT_TLS_CLIENT_CA_FILE too"}}},
 		{"clients' certificates sometimes", []string{"ENTREPOT_TLS_CLIENT_AUTH=maybe"}, []problem{{"ENTREPOT_TLS_CLIENT_AUTH", "neither optional nor required"}}},
 		{"plain beside plain", []string{"ENTREPOT_PLAIN_LISTEN=:5002"}, []problem{{"ENTREPOT_PLAIN_LISTEN", "speaks TLS on ENTREPOT_LISTEN, which this one does not"}}},
+		{"users in clear", []string{"ENTREPOT_USERS_FILE=" + writeFile(t, "alice:hunter2")}, []problem{{"ENTREPOT_USERS_FILE", "htpasswd -B"}}},
+		{"no users", []string{"ENTREPOT_USERS_FILE=" + absent}, []problem{{"ENTREPOT_USERS_FILE", "no such file"}}},
+		{"rights that are none", []string{"ENTREPOT_ACCESS_FILE=" + text}, []problem{{"ENTREPOT_ACCESS_FILE", "not an access file"}}},
+		{"rights for an upstream that is none", []string{"ENTREPOT_ACCESS_FILE=" + writeFile(t, "rules: [{who: [alice], repositories: [a.test/x]}]")}, []problem{{"ENTREPOT_ACCESS_FILE", "a.test is not an upstream"}}},
+		{"short key", []string{"ENTREPOT_ACCESS_FILE=" + rights, "ENTREPOT_TOKEN_KEY=hunter2"}, []problem{{"ENTREPOT_TOKEN_KEY", "is too short"}}},
+		{"key of no tokens", []string{"ENTREPOT_TOKEN_KEY=0123456789abcdef0123456789abcdef"}, []problem{{"ENTREPOT_TOKEN_KEY", "no meaning without ENTREPOT_ACCESS_FILE"}}},
+		{"own URL with a path", []string{"ENTREPOT_URL=https://cache.test/x"}, []problem{{"ENTREPOT_URL", "has a path"}}},
 		{"empty certificate", []string{"ENTREPOT_TLS_CERT_FILE=" + writeFile(t, "")}, []problem{{"ENTREPOT_TLS_CERT_FILE", "is empty"}}},
 
 		{"proxy with password", []string{"HTTPS_PROXY=ftp://u:hunter2@proxy:3128"}, []problem{{"HTTPS_PROXY", "this is not a proxy: want http://"}}},
@@ -568,6 +576,30 @@ func TestWarnings(t *testing.T) {
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no warning with %q in:\n%s", want, got)
+		}
+	}
+}
+
+func TestPasswordsInClearAreWarnedOf(t *testing.T) {
+	rights := "ENTREPOT_ACCESS_FILE=" + writeFile(t, "rules: []\n")
+	chain, key := pairFiles(t, t.TempDir(), "tls", ocitest.NewCA().Certificate())
+	secure := []string{"ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key}
+	for name, row := range map[string]struct {
+		env  []string
+		want bool
+	}{
+		"nobody":            {nil, false},
+		"in clear":          {[]string{rights}, true},
+		"on this machine":   {[]string{rights, "ENTREPOT_LISTEN=127.0.0.1:5000"}, false},
+		"over TLS":          {append(secure, rights), false},
+		"beside TLS":        {append(secure, rights, "ENTREPOT_PLAIN_LISTEN=:5002"), true},
+		"for this machine":  {append(secure, rights, "ENTREPOT_PLAIN_LISTEN=127.0.0.1:5002"), false},
+		"behind something":  {[]string{rights, "ENTREPOT_URL=https://cache.test"}, false},
+		"behind plain HTTP": {[]string{rights, "ENTREPOT_URL=http://cache.test"}, true},
+	} {
+		got := strings.Contains(strings.Join(mustLoad(t, row.env...).Warnings(), "\n"), "travel in clear")
+		if got != row.want {
+			t.Errorf("%s: warned %t, want %t", name, got, row.want)
 		}
 	}
 }

@@ -24,6 +24,7 @@ var allowedImports = map[string][]string{
 	"proxy":     {"oci", "ratelimit"},
 	"certs":     nil,
 	"warm":      {"oci"},
+	"access":    {"oci"},
 }
 
 // owners says which package a library belongs to, by the start of its import
@@ -43,6 +44,11 @@ var owners = map[string]string{
 	"github.com/google/go-containerregistry/pkg/authn":    "upstream",
 	"github.com/google/go-containerregistry/pkg/v1/types": "oci",
 	"github.com/google/go-containerregistry/pkg/name":     "upstream",
+	"github.com/coreos/go-oidc":                           "access",
+	"github.com/go-jose/go-jose":                          "access",
+	"go.yaml.in/yaml":                                     "access",
+	"golang.org/x/crypto/bcrypt":                          "access",
+	"golang.org/x/sync/singleflight":                      "access",
 	"software.sslmate.com/src/go-pkcs12":                  "certs",
 }
 

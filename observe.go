@@ -82,7 +82,7 @@ func (o *observer) logRequest(level zerolog.Level, r *proxy.Record) {
 		Str("upstream", r.Repository.Host).Str("repository", r.Repository.Path).Str("reference", r.Reference).
 		Str("outcome", string(r.Outcome.Cache)).Str("why", r.Outcome.Why).
 		Int("status", r.Status).Int64("bytes", r.Bytes).Float64("duration_seconds", r.Duration.Seconds()).Int("spent", r.Outcome.Spent).
-		Str("client", r.Client).Str("user_agent", r.UserAgent)
+		Str("client", r.Client).Str("user", r.User).Str("user_agent", r.UserAgent)
 	if held > 0 {
 		e.Int("held_back", held)
 	}
@@ -93,6 +93,19 @@ func (o *observer) logRequest(level zerolog.Level, r *proxy.Record) {
 		e.Bytes("stack", p.Stack)
 	}
 	e.Msg("request")
+}
+
+// loginFailed hears of every login that failed.
+func (o *observer) loginFailed(client, user string, err error) {
+	held, ok := o.throttle.pass("login")
+	if !ok {
+		return
+	}
+	e := o.log.Warn().Str("client", client).Str("user", user).Str("error", causeText(err))
+	if held > 0 {
+		e.Int("held_back", held)
+	}
+	e.Msg("a login failed")
 }
 
 // call hears of every request to an upstream.

@@ -11,9 +11,11 @@ import (
 	"sync"
 	"time"
 
+	"entrepot/access"
 	"entrepot/cache"
 	"entrepot/certs"
 	"entrepot/ledger"
+	"entrepot/oci"
 	"entrepot/proxy"
 	"entrepot/ratelimit"
 	"entrepot/store"
@@ -69,9 +71,6 @@ func serve(ctx context.Context, in invocation) (err error) {
 	stop := sync.OnceFunc(func() { front.stop(time.Duration(cfg.ShutdownTimeout), logger) })
 	defer stop() // where the stack does not come up
 
-	reloads.start()
-	defer reloads.close()
-
 	disk, err := openDisk(ctx, cfg, watcher)
 	if ctx.Err() != nil {
 		return closeUnused(disk)
@@ -96,8 +95,15 @@ func serve(ctx context.Context, in invocation) (err error) {
 	counts.watch(disk.Stats, held.Stats, upstreams.Quotas, cfg.CacheSize)
 	counts.watchUpstreams(spent, upstreams.Breakers)
 	allowed := guarded(held, leadFinder{disk}, cfg, watcher)
+	guard, err := openAccess(cfg, allowed, held, watcher, reloads)
+	if err != nil {
+		return err
+	}
+	reloads.start()
+	defer reloads.close()
 	api := proxy.New(allowed, proxy.Config{
 		Names: cfg.Names(), Catalog: held, Observe: watcher.request, HeaderTimeout: time.Duration(cfg.HeaderTimeout),
+		Admit: admit(guard), Refuse: refuse(guard),
 		MayRefresh: func(r *http.Request) bool { return cfg.RefreshFrom.Contains(r.RemoteAddr) },
 	})
 
@@ -106,7 +112,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	defer ahead.keep(ctx, cfg)()
 
 	defer stop() // before what they answer from
-	front.api.open(api)
+	front.api.open(withTokens(api, guard))
 	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, spent, ahead, began}, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)
@@ -227,6 +233,74 @@ func openCertificates(cfg *Config, counts *metrics, reloads *reloader) (*certs.K
 	reloads.add("TLS certificate", shown.Reload, shown.Paths()...)
 	reloads.also = append(reloads.also, warn)
 	return shown, nil
+}
+
+// openAccess makes the guard between clients and what is held; nil where nobody
+// has to say who they are.
+func openAccess(cfg *Config, src oci.Source, catalog oci.Catalog, watcher *observer, reloads *reloader) (*access.Gate, error) {
+	if !cfg.hasAccess() {
+		return nil, nil
+	}
+	ac := access.Config{
+		Source: src, Catalog: catalog, Names: cfg.Names(), URL: string(cfg.URL), Proxy: cfg.Proxy(), ReadFile: readSmallFile,
+		Failed: watcher.loginFailed,
+	}
+	if cfg.UsersFile != "" {
+		ac.ReadUsers = func() ([]byte, error) { return readSmallFile(string(cfg.UsersFile)) }
+	}
+	if cfg.AccessFile != "" {
+		ac.ReadRules = func() ([]byte, error) { return readSmallFile(string(cfg.AccessFile)) }
+		var err error
+		if ac.Key, err = cfg.tokenKey(); err != nil {
+			return nil, err
+		}
+	}
+	guard, err := access.New(ac)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.UsersFile != "" {
+		reloads.add("users", guard.ReloadUsers, string(cfg.UsersFile))
+	}
+	if cfg.AccessFile != "" {
+		reloads.add("rights", guard.ReloadRules, string(cfg.AccessFile))
+	}
+	return guard, nil
+}
+
+// admit lets the proxy ask the guard, of which it knows nothing; nil for none.
+func admit(guard *access.Gate) func(*http.Request, oci.Kind) (proxy.Pass, error) {
+	if guard == nil {
+		return nil
+	}
+	return func(r *http.Request, kind oci.Kind) (proxy.Pass, error) {
+		s, err := guard.Admit(r, kind)
+		if err != nil {
+			return proxy.Pass{}, err
+		}
+		return proxy.Pass{User: s.Name(), Source: s, Catalog: s}, nil
+	}
+}
+
+func refuse(guard *access.Gate) func(*http.Request, oci.Request, error, http.Header) error {
+	if guard == nil {
+		return nil
+	}
+	return guard.Refuse
+}
+
+// withTokens puts the token service beside the API, if there is one.
+func withTokens(api http.Handler, guard *access.Gate) http.Handler {
+	if guard == nil || !guard.HasTokens() {
+		return api
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == access.TokenPath {
+			guard.ServeToken(w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
 }
 
 // closeUnused is for a start that was ended.

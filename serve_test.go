@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -69,6 +70,19 @@ func startProgram(t *testing.T, hub *ocitest.Hub, pairs ...string) *program {
 		}
 	}
 	return p
+}
+
+// await waits until text is in the log.
+func (l *programLog) await(t *testing.T, text string) {
+	t.Helper()
+	for !strings.Contains(l.String(), text) {
+		select {
+		case <-t.Context().Done():
+			t.Fatalf("the log never said %s", text)
+		default:
+			runtime.Gosched()
+		}
+	}
 }
 
 // programLog is a log that tells when the server serves.

@@ -118,6 +118,10 @@ var (
 	ErrUnavailable     error = &Error{Code: Unavailable}
 )
 
+// ErrRule is in the chain of a Denied that a rule of the operator's decided, and
+// not an upstream: who may ask at all may read why.
+var ErrRule = errors.New("a rule says so")
+
 // CodeOf is the code in err's chain, or Internal.
 func CodeOf(err error) Code {
 	if e, ok := errors.AsType[*Error](err); ok {

@@ -20,6 +20,15 @@ var kindNames = [...]string{"ping", "manifest", "blob", "tags", "referrers", "ca
 
 func (k Kind) String() string { return kindNames[k] }
 
+// Kinds are all routes.
+func Kinds() []Kind {
+	all := make([]Kind, len(kindNames))
+	for i := range all {
+		all[i] = Kind(i)
+	}
+	return all
+}
+
 // Request is a parsed /v2/ path: what is asked, of which name as the client
 // wrote it. Names.Repository tells which repository that is.
 type Request struct {

@@ -99,10 +99,11 @@ func (g *Guard) refuse(no *refusal, repo oci.Repository, reference string) error
 		what += ":" + reference
 	}
 	r := &g.cfg.Rules[no.rule]
-	if no.reason == "" {
-		return oci.Errorf(oci.Denied, "policy: %s (%s) denies %s", r.Name, r.Match, what)
+	text := fmt.Sprintf("policy: %s (%s) denies %s", r.Name, r.Match, what)
+	if no.reason != "" {
+		text += ": " + no.reason
 	}
-	return oci.Errorf(oci.Denied, "policy: %s (%s) denies %s: %s", r.Name, r.Match, what, no.reason)
+	return &oci.Error{Code: oci.Denied, Detail: text, Err: oci.ErrRule}
 }
 
 // Explain says in words what would become of a reference, with a source that asks

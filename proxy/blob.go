@@ -21,7 +21,7 @@ var (
 
 func (x *exchange) blob() error {
 	d := x.req.Digest
-	b, err := x.h.src.Blob(&x.ctx, x.repo, d, x.ask)
+	b, err := x.pass.Source.Blob(&x.ctx, x.repo, d, x.ask)
 	if err != nil {
 		return err
 	}

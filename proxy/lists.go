@@ -61,7 +61,7 @@ func (x *exchange) tags() error {
 	if page.N == 0 {
 		ask.N = 1 // whether the repository exists is still worth an answer
 	}
-	list, out, err := x.h.src.Tags(&x.ctx, x.repo, ask, x.ask)
+	list, out, err := x.pass.Source.Tags(&x.ctx, x.repo, ask, x.ask)
 	x.learn(out)
 	if err != nil {
 		return err
@@ -77,7 +77,7 @@ func (x *exchange) tags() error {
 }
 
 func (x *exchange) catalog() error {
-	if x.h.cfg.Catalog == nil {
+	if x.pass.Catalog == nil {
 		return oci.Errorf(oci.NotFound, "this registry keeps no catalog")
 	}
 	page, err := x.page()
@@ -88,7 +88,7 @@ func (x *exchange) catalog() error {
 	if ask.N < 0 || ask.N > catalogPage {
 		ask.N = catalogPage
 	}
-	names, more, err := x.h.cfg.Catalog.Repositories(&x.ctx, oci.Page{N: max(ask.N, 1), Last: ask.Last})
+	names, more, err := x.pass.Catalog.Repositories(&x.ctx, oci.Page{N: max(ask.N, 1), Last: ask.Last})
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ var (
 
 // referrers answers with an index, empty where nothing refers to the digest.
 func (x *exchange) referrers() error {
-	list, out, err := x.h.src.Referrers(&x.ctx, x.repo, x.req.Digest, x.query.artifactType, x.ask)
+	list, out, err := x.pass.Source.Referrers(&x.ctx, x.repo, x.req.Digest, x.query.artifactType, x.ask)
 	x.learn(out)
 	if err != nil {
 		return err

@@ -26,7 +26,7 @@ func (x *exchange) manifest() error {
 // type and size are known; else the manifest is asked for as well, because
 // clients that miss one of the headers spend a counted GET.
 func (x *exchange) resolve(reference string) error {
-	named, out, err := x.h.src.Resolve(&x.ctx, x.repo, reference, x.ask)
+	named, out, err := x.pass.Source.Resolve(&x.ctx, x.repo, reference, x.ask)
 	x.learn(out)
 	if err != nil {
 		return err
@@ -47,7 +47,7 @@ func (x *exchange) resolve(reference string) error {
 func (x *exchange) manifestByDigest(d oci.Digest) error {
 	ask := x.ask
 	ask.Refresh = false // a digest's content cannot have changed
-	m, out, err := x.h.src.Manifest(&x.ctx, x.repo, d, ask)
+	m, out, err := x.pass.Source.Manifest(&x.ctx, x.repo, d, ask)
 	x.learn(out)
 	if err != nil {
 		return err

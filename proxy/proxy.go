@@ -27,6 +27,15 @@ type Config struct {
 	Names *oci.Names
 	// Catalog answers /v2/_catalog; nil means that there is no such route.
 	Catalog oci.Catalog
+	// Admit says as whom a request asks, before anything else is decided about
+	// it; an error is its answer. Nil means that everybody may ask everything,
+	// known by their address.
+	Admit func(r *http.Request, kind oci.Kind) (Pass, error)
+	// Refuse is shown every error before it is answered, and gives the one to
+	// answer with. It may add to the header, as a 401 needs it. Nil means that
+	// errors go out as they are. Of what a Refuse lets pass as unknown the answer
+	// does not say where from.
+	Refuse func(r *http.Request, req oci.Request, err error, h http.Header) error
 	// Observe is told of every request exactly once, when its answer is out or
 	// its connection is about to be cut. It runs on the request's goroutine. Nil
 	// means that nobody listens.
@@ -43,6 +52,13 @@ type Config struct {
 	// file, and what the kernel takes into its own buffer, which ConnContext
 	// keeps small.
 	StallTimeout time.Duration
+}
+
+// Pass is what a request may ask.
+type Pass struct {
+	User    string // who asks; empty for nobody in particular
+	Source  oci.Source
+	Catalog oci.Catalog
 }
 
 const (
@@ -91,6 +107,7 @@ type exchange struct {
 	req     oci.Request
 	query   query
 	repo    oci.Repository
+	pass    Pass
 	ask     oci.Ask
 	outcome oci.Outcome
 	err     error
@@ -103,6 +120,7 @@ type exchange struct {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := h.exchanges.Get().(*exchange)
 	x.h, x.r, x.start, x.kind = h, r, time.Now(), "none"
+	x.pass = Pass{Source: h.src, Catalog: h.cfg.Catalog}
 	x.answer.init(w, r, h.cfg.StallTimeout)
 	x.ctx.init(r.Context(), x.start.Add(h.cfg.HeaderTimeout))
 	defer x.end()
@@ -148,14 +166,27 @@ func (x *exchange) serve() error {
 	if err != nil {
 		return err
 	}
+	if err := x.admit(); err != nil {
+		return err
+	}
 	if x.query, err = parseQuery(x.r.URL.RawQuery); err != nil {
 		return err
 	}
-	x.ask.Client = clientAddress(x.r)
 	if err := x.name(); err != nil {
 		return err
 	}
 	return handle(x)
+}
+
+// admit finds out who asks. That is decided before names are looked at: what
+// there is says nothing to strangers.
+func (x *exchange) admit() (err error) {
+	x.ask.Client = clientAddress(x.r)
+	if x.h.cfg.Admit == nil {
+		return nil
+	}
+	x.pass, err = x.h.cfg.Admit(x.r, x.req.Kind)
+	return err
 }
 
 // route finds who answers. The order matters to clients: no such route, then a

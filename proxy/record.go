@@ -18,6 +18,7 @@ type Record struct {
 	Method     string
 	Kind       string         // oci.Kind as a word; "none" for a path that is no route
 	Client     string         // address without port
+	User       string         // who asked; empty for nobody in particular
 	UserAgent  string         // at most 200 bytes of it
 	Repository oci.Repository // zero if the route has none, or the name led nowhere
 	Reference  string         // tag or digest; empty for a list
@@ -59,9 +60,21 @@ func (x *exchange) fail(err error) {
 	case errors.Is(x.err, http.ErrAbortHandler):
 		x.cut = true
 	default:
-		x.tellOutcome()
-		oci.WriteError(whole{&x.answer}, x.err)
+		oci.WriteError(whole{&x.answer}, x.refusal())
 	}
+}
+
+// refusal is what the client is told of what went wrong.
+func (x *exchange) refusal() error {
+	if x.h.cfg.Refuse == nil {
+		x.tellOutcome()
+		return x.err
+	}
+	err := x.h.cfg.Refuse(x.r, x.req, x.err, x.Header())
+	if !oci.IsUnknown(err) {
+		x.tellOutcome()
+	}
+	return err
 }
 
 // classify says whose fault err is, where only the exchange can know: the
@@ -133,6 +146,7 @@ func (x *exchange) record() Record {
 		Method:     clip(x.r.Method, 20),
 		Kind:       x.kind,
 		Client:     clientAddress(x.r),
+		User:       x.pass.User,
 		UserAgent:  clip(x.r.UserAgent(), 200),
 		Repository: x.repo,
 		Reference:  x.req.Reference(),

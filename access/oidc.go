@@ -1,0 +1,225 @@
+package access
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"entrepot/oci"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
+)
+
+// foreignAlgorithms are what an issuer may sign with: it alone has the key.
+var foreignAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512, jose.EdDSA}
+
+// issuerEntry is a CI system whose tokens tell who a client is.
+type issuerEntry struct {
+	Issuer     string          `yaml:"issuer"`
+	Audience   string          `yaml:"audience"`
+	CAFile     string          `yaml:"ca_file"`
+	Identities []identityEntry `yaml:"identities"`
+}
+
+type identityEntry struct {
+	Claims map[string]string `yaml:"claims"`
+	User   string            `yaml:"user"`
+	Groups []string          `yaml:"groups"`
+}
+
+// issuer is one of them as it is used. What it publishes is fetched when the
+// first token comes.
+type issuer struct {
+	url, audience, caFile string
+	identities            []claimRule
+	client                *http.Client
+
+	mu       sync.Mutex // guards what follows; held across a fetch, for which all who have such a token wait
+	verifier *oidc.IDTokenVerifier
+	failed   error
+	again    time.Time
+}
+
+// claimRule says who somebody is whose claims are these.
+type claimRule struct {
+	claims map[string]*regexp.Regexp
+	who    Identity
+}
+
+// The bounds of asking an issuer.
+const (
+	issuerTimeout = 10 * time.Second
+	issuerRetry   = 10 * time.Second
+	issuerAnswer  = 1 << 20
+)
+
+func (e *issuerEntry) compile() (*issuer, error) {
+	u, err := url.Parse(e.Issuer)
+	switch {
+	case err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return nil, fmt.Errorf("issuer %q: want its https:// URL, as its tokens have it", clip(e.Issuer, 100))
+	case e.Audience == "":
+		return nil, errors.New("audience must be there: a token that was made for another service is not for us")
+	case len(e.Identities) == 0:
+		return nil, errors.New("identities must be there, and not empty: they say whose tokens are taken")
+	}
+	i := &issuer{url: e.Issuer, audience: e.Audience, caFile: e.CAFile}
+	for n, entry := range e.Identities {
+		if err := checkName(entry.User); err != nil {
+			return nil, fmt.Errorf("identity %d: user: %w", n+1, err)
+		}
+		if len(entry.Claims) == 0 {
+			return nil, fmt.Errorf("identity %d: claims must be there, and not empty: anybody may have a token of a public issuer", n+1)
+		}
+		one := claimRule{who: Identity{entry.User, entry.Groups}, claims: map[string]*regexp.Regexp{}}
+		for _, group := range entry.Groups {
+			if err := checkGroup(group); err != nil {
+				return nil, fmt.Errorf("identity %d: %w", n+1, err)
+			}
+		}
+		for name, pattern := range entry.Claims {
+			one.claims[name] = regexp.MustCompile(`\A` + strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, `(?s:.*)`) + `\z`)
+		}
+		i.identities = append(i.identities, one)
+	}
+	return i, nil
+}
+
+// prepare makes the client that asks the issuer: with nobody's credentials, and
+// nowhere else than where it says itself.
+func (i *issuer) prepare(cfg *Config) error {
+	transport := &http.Transport{Proxy: cfg.Proxy, TLSClientConfig: new(tls.Config), TLSHandshakeTimeout: issuerTimeout, MaxIdleConnsPerHost: 1, IdleConnTimeout: issuerRetry, ForceAttemptHTTP2: true}
+	if i.caFile != "" {
+		pem, err := cfg.ReadFile(i.caFile)
+		if err != nil {
+			return fmt.Errorf("oidc: %s: ca_file: %w", i.url, err)
+		}
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("oidc: %s: ca_file: %q holds no certificate: want PEM", i.url, i.caFile)
+		}
+		transport.TLSClientConfig.RootCAs = pool
+	}
+	i.client = &http.Client{
+		Transport: bounded{transport}, Timeout: issuerTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("it redirects elsewhere") },
+	}
+	return nil
+}
+
+// bounded asks over https alone, and gives no more of an answer than any honest
+// one has.
+type bounded struct{ over http.RoundTripper }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != "https" {
+		return nil, errors.New("it names an address without TLS")
+	}
+	resp, err := b.over.RoundTrip(r)
+	if err == nil {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, issuerAnswer), resp.Body}
+	}
+	return resp, err
+}
+
+// ready is what verifies the issuer's tokens, fetched if it is not there yet.
+func (i *issuer) ready() (*oidc.IDTokenVerifier, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.verifier == nil && time.Now().After(i.again) {
+		ctx, cancel := context.WithTimeout(context.Background(), issuerTimeout) // for all who wait, not for one request
+		defer cancel()
+		provider, err := oidc.NewProvider(oidc.ClientContext(ctx, i.client), i.url)
+		if err != nil {
+			i.failed, i.again = err, time.Now().Add(issuerRetry)
+		} else {
+			var algorithms []string
+			for _, a := range foreignAlgorithms {
+				algorithms = append(algorithms, string(a))
+			}
+			i.verifier = provider.VerifierContext(oidc.ClientContext(context.Background(), i.client), &oidc.Config{ClientID: i.audience, SupportedSigningAlgs: algorithms})
+		}
+	}
+	if i.verifier == nil {
+		return nil, fmt.Errorf("issuer %s: %w", i.url, i.failed)
+	}
+	return i.verifier, nil
+}
+
+// foreign is the session of an issuer's token.
+func (g *Gate) foreign(ctx context.Context, text string) (*Session, error) {
+	i := g.rules.Load().issuerOf(text)
+	if i == nil {
+		return nil, errToken
+	}
+	verifier, err := i.ready()
+	if err != nil {
+		return nil, &oci.Error{Code: oci.Unavailable, Detail: "the token's issuer cannot be asked now", Err: err}
+	}
+	token, err := verifier.Verify(ctx, text)
+	if err != nil {
+		if _, expired := errors.AsType[*oidc.TokenExpiredError](err); expired {
+			return nil, errExpired
+		}
+		return nil, &oci.Error{Code: oci.Unauthorized, Detail: "the token is not valid here", Err: errors.Join(errToken, err)}
+	}
+	var claims map[string]any
+	if err := token.Claims(&claims); err != nil {
+		return nil, errToken
+	}
+	for n := range i.identities {
+		if one := &i.identities[n]; one.fits(claims) {
+			until := time.Now().Add(tokenLife)
+			if token.Expiry.Before(until) {
+				until = token.Expiry
+			}
+			return &Session{gate: g, who: one.who, until: until}, nil
+		}
+	}
+	return nil, oci.Errorf(oci.Unauthorized, "the token's claims are those of nobody here")
+}
+
+func (r *claimRule) fits(claims map[string]any) bool {
+	for name, want := range r.claims {
+		if !fitsClaim(want, claims[name]) {
+			return false
+		}
+	}
+	return true
+}
+
+// fitsClaim: of a list one is enough.
+func fitsClaim(want *regexp.Regexp, value any) bool {
+	switch v := value.(type) {
+	case string:
+		return want.MatchString(v)
+	case bool:
+		return want.MatchString(strconv.FormatBool(v))
+	case float64:
+		return want.MatchString(strconv.FormatFloat(v, 'f', -1, 64))
+	case []any:
+		for _, one := range v {
+			if _, nested := one.([]any); !nested && fitsClaim(want, one) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,182 @@
+package access
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"entrepot/oci"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+)
+
+// ciSystem is an issuer of tokens, over TLS.
+type ciSystem struct {
+	*httptest.Server
+	key   *ecdsa.PrivateKey
+	fetch atomic.Int64 // of its keys
+	fault atomic.Pointer[http.HandlerFunc]
+}
+
+func newCISystem(t *testing.T) *ciSystem {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &ciSystem{key: key}
+	mux := http.NewServeMux()
+	s.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if fault := s.fault.Load(); fault != nil {
+			(*fault)(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	mux.HandleFunc("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(map[string]any{"issuer": s.URL, "jwks_uri": s.URL + "/keys", "id_token_signing_alg_values_supported": []string{"ES256"}})
+	})
+	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) {
+		s.fetch.Add(1)
+		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "1", Algorithm: "ES256", Use: "sig"}}})
+	})
+	return s
+}
+
+func (s *ciSystem) token(t *testing.T, signWith any, change func(map[string]any)) string {
+	t.Helper()
+	claims := map[string]any{"iss": s.URL, "aud": "entrepot", "sub": "repo:acme/app:ref:refs/heads/main", "iat": time.Now().Unix(), "exp": time.Now().Add(time.Minute).Unix(), "protected": true, "roles": []string{"x", "build"}}
+	if change != nil {
+		change(claims)
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: signWith, KeyID: "1"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := jwt.Signed(signer).Claims(claims).Serialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// gate trusts the CI system.
+func (s *ciSystem) gate(t *testing.T) *Gate {
+	t.Helper()
+	ca := t.TempDir() + "/ca.crt"
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	rules := fmt.Sprintf(`
+rules: [{who: ["group:builders"], repositories: ["ghcr.io/acme/**"]}]
+oidc:
+  - issuer: %s
+    audience: entrepot
+    ca_file: %s
+    identities:
+      - {claims: {sub: "repo:acme/*", protected: "true", roles: build}, user: ci-acme, groups: [builders]}
+      - {claims: {sub: "repo:other/*"}, user: ci-other}
+`, s.URL, ca)
+	g, err := New(Config{
+		Source: new(nothing), Names: testNames, ReadFile: os.ReadFile, Key: func() (string, error) { return testKey, nil },
+		ReadRules: func() ([]byte, error) { return []byte(rules), nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, i := range g.rules.Load().issuers {
+			i.client.CloseIdleConnections()
+		}
+	})
+	return g
+}
+
+func TestTokensOfACISystem(t *testing.T) {
+	s := newCISystem(t)
+	g := s.gate(t)
+	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(name string, value any) func(map[string]any) { return func(c map[string]any) { c[name] = value } }
+	for name, row := range map[string]struct {
+		text string
+		want string // the user; empty for a refusal
+	}{
+		"good":             {s.token(t, s.key, nil), "ci-acme"},
+		"another identity": {s.token(t, s.key, set("sub", "repo:other/x")), "ci-other"},
+		"claims of nobody": {s.token(t, s.key, set("sub", "repo:acmex/app")), ""},
+		"one claim short":  {s.token(t, s.key, set("protected", false)), ""},
+		"claim missing":    {s.token(t, s.key, func(c map[string]any) { delete(c, "roles") }), ""},
+		"another audience": {s.token(t, s.key, set("aud", "other")), ""},
+		"ended":            {s.token(t, s.key, set("exp", time.Now().Add(-time.Minute).Unix())), ""},
+		"another key":      {s.token(t, stranger, nil), ""},
+		"another issuer":   {s.token(t, s.key, set("iss", "https://evil.test")), ""},
+	} {
+		for way, authorization := range map[string]string{"as it is": "Bearer " + row.text, "as a password": basic("oidc", row.text)} {
+			g.failures = failures{}
+			session, err := g.Admit(request(t, authorization), oci.Ping)
+			got := ""
+			if err == nil {
+				got = session.Name()
+			} else if oci.CodeOf(err) != oci.Unauthorized {
+				t.Errorf("%s, %s: %v", name, way, err)
+			}
+			if got != row.want {
+				t.Errorf("%s, %s: %q, want %q (%v)", name, way, got, row.want, err)
+			}
+		}
+	}
+	before := s.fetch.Load()
+	session, err := g.Admit(request(t, "Bearer "+s.token(t, s.key, nil)), oci.Ping)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := session.may(oci.Repository{Host: "ghcr.io", Path: "acme/x"}, readContent, oci.BlobKind); err != nil {
+		t.Errorf("it may not what its group may: %v", err)
+	}
+	if s.fetch.Load() != before {
+		t.Error("the issuer's keys were fetched once more")
+	}
+}
+
+// An issuer that cannot be asked, or wants to lead us elsewhere, is trouble, and
+// no login.
+func TestIssuerInTrouble(t *testing.T) {
+	var elsewhere atomic.Int64
+	other := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	defer other.Close()
+	for name, fault := range map[string]http.HandlerFunc{
+		"down":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) },
+		"redirects": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, http.StatusFound) },
+		"is somebody else": func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, `{"issuer": "https://evil.test", "jwks_uri": %q}`, other.URL)
+		},
+		"never ends": func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, `{"issuer": "%s`, strings.Repeat("a", 2*issuerAnswer))
+		},
+	} {
+		s := newCISystem(t)
+		g := s.gate(t)
+		s.fault.Store(&fault)
+		if _, err := g.Admit(request(t, "Bearer "+s.token(t, s.key, nil)), oci.Ping); oci.CodeOf(err) != oci.Unavailable {
+			t.Errorf("%s: %v, want UNAVAILABLE", name, err)
+		}
+	}
+	if elsewhere.Load() > 0 {
+		t.Error("somebody else was asked")
+	}
+}

@@ -1,0 +1,121 @@
+package access
+
+import (
+	"encoding/json"
+	"errors"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"entrepot/oci"
+)
+
+// TokenPath is where the token service is.
+const TokenPath = "/token"
+
+const (
+	maxTokenBody    = 64 << 10
+	tokenBodyWait   = 5 * time.Second
+	formContentType = "application/x-www-form-urlencoded"
+)
+
+// ServeToken gives out tokens: by GET with basic authentication, a client's
+// certificate or nothing (distribution spec, "Token Authentication"), and by
+// POST as OAuth2 has it.
+func (g *Gate) ServeToken(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	answer, err := g.token(w, r)
+	if err != nil {
+		switch oci.CodeOf(err) {
+		case oci.Unauthorized:
+			h.Set("WWW-Authenticate", `Basic realm="`+service+`"`)
+		case oci.Unsupported:
+			h.Set("Allow", "GET, POST")
+		}
+		oci.WriteError(w, err)
+		return
+	}
+	body, err := json.Marshal(answer)
+	if err != nil {
+		oci.WriteError(w, err)
+		return
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	_, _ = w.Write(body)
+}
+
+// tokenAnswer has the token twice: clients differ in where they look.
+type tokenAnswer struct {
+	Token       string `json:"token"`
+	AccessToken string `json:"access_token"`
+	ExpiresIn   int    `json:"expires_in"`
+	IssuedAt    string `json:"issued_at"`
+}
+
+func (g *Gate) token(w http.ResponseWriter, r *http.Request) (*tokenAnswer, error) {
+	var params url.Values
+	var s *Session
+	var err error
+	switch r.Method {
+	case http.MethodGet:
+		if params, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+			return nil, oci.Errorf(oci.Denied, "the query is malformed")
+		}
+		s, err = g.Admit(r, oci.TagsKind) // any that nobody in particular may ask
+	case http.MethodPost:
+		if params, err = tokenForm(w, r); err != nil {
+			return nil, err
+		}
+		s, err = g.grant(r, params)
+	default:
+		return nil, oci.Errorf(oci.Unsupported, "tokens are given by GET and POST")
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case s.token:
+		return nil, oci.Errorf(oci.Unauthorized, "a token is no reason to give another one: want a name and a password")
+	}
+	if asked := params.Get("service"); asked != "" && asked != service {
+		return nil, oci.Errorf(oci.Denied, "tokens for the service %q are not given here", clip(asked, 40))
+	}
+	asked, err := parseScopes(params["scope"], g.cfg.Names)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	text, err := g.tokens.sign(s.who, asked, now)
+	if err != nil {
+		return nil, err
+	}
+	return &tokenAnswer{text, text, int(tokenLife.Seconds()), now.UTC().Format(time.RFC3339)}, nil
+}
+
+func tokenForm(w http.ResponseWriter, r *http.Request) (url.Values, error) {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != formContentType {
+		return nil, oci.Errorf(oci.Denied, "want a body of the type "+formContentType)
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(tokenBodyWait)) // a test's writer has none
+	r.Body = http.MaxBytesReader(w, r.Body, maxTokenBody)
+	if err := r.ParseForm(); err != nil {
+		if _, large := errors.AsType[*http.MaxBytesError](err); large {
+			return nil, oci.Errorf(oci.Denied, "the body is larger than %d bytes", maxTokenBody)
+		}
+		return nil, oci.Errorf(oci.Denied, "the body is malformed")
+	}
+	return r.PostForm, nil
+}
+
+// grant is who a form says it is from.
+func (g *Gate) grant(r *http.Request, form url.Values) (*Session, error) {
+	if kind := form.Get("grant_type"); kind != "password" {
+		return nil, oci.Errorf(oci.Denied, "there is no grant %q here: want password", clip(kind, 40))
+	}
+	user, password := form.Get("username"), form.Get("password")
+	return g.login(r, g.keyOf("form\n"+user+"\n"+password), user, password)
+}

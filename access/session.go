@@ -1,0 +1,147 @@
+package access
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"entrepot/oci"
+)
+
+// Session is somebody who asks, and as a Source what they may see. It decides
+// before anything is looked up, so that an answer, and how long it takes, says
+// nothing of what is there. It is shared by all requests with one credential.
+type Session struct {
+	gate  *Gate
+	who   Identity
+	until time.Time  // zero: no end
+	users *userTable // of a password: those among whom it was right
+
+	token   bool // it holds for what follows alone
+	catalog bool
+	repos   []oci.Repository
+
+	last atomic.Pointer[decision] // most ask again and again for one repository
+}
+
+// decision is what the rules said of a repository.
+type decision struct {
+	rules *rules
+	repo  oci.Repository
+	may   action
+}
+
+// Name is who asks; empty for nobody in particular.
+func (s *Session) Name() string { return s.who.Name }
+
+// isCurrent reports whether what the session was made from still holds.
+func (s *Session) isCurrent(now time.Time) bool {
+	return (s.until.IsZero() || now.Before(s.until)) && (s.users == nil || s.users == s.gate.users.Load())
+}
+
+// may reports why a repository may not be asked; kind says how a thing that
+// does not exist would be told. Who has not said who they are is asked to.
+func (s *Session) may(repo oci.Repository, what action, kind oci.Kind) error {
+	if s.token && !slices.Contains(s.repos, repo) {
+		return errScope
+	}
+	rules := s.gate.rules.Load()
+	if rules == nil {
+		return nil // whoever has a session may
+	}
+	d := s.last.Load()
+	if d == nil || d.rules != rules || d.repo != repo {
+		d = &decision{rules, repo, rules.allowed(s.who, repo)}
+		s.last.Store(d)
+	}
+	switch {
+	case d.may&what != 0:
+		return nil
+	case s.who.Name == "":
+		return errLogin
+	}
+	return unknown(kind)
+}
+
+// ask says who asks, unless that is nobody in particular.
+func (s *Session) ask(ask oci.Ask) oci.Ask {
+	if s.who.Name != "" {
+		ask.Client = s.who.Name
+	}
+	return ask
+}
+
+// Resolve implements oci.Source.
+func (s *Session) Resolve(ctx context.Context, repo oci.Repository, reference string, ask oci.Ask) (oci.Resolved, oci.Outcome, error) {
+	if err := s.may(repo, readContent, oci.ManifestKind); err != nil {
+		return oci.Resolved{}, oci.Outcome{}, err
+	}
+	return s.gate.cfg.Source.Resolve(ctx, repo, reference, s.ask(ask))
+}
+
+// Manifest implements oci.Source.
+func (s *Session) Manifest(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Manifest, oci.Outcome, error) {
+	if err := s.may(repo, readContent, oci.ManifestKind); err != nil {
+		return oci.Manifest{}, oci.Outcome{}, err
+	}
+	return s.gate.cfg.Source.Manifest(ctx, repo, d, s.ask(ask))
+}
+
+// Blob implements oci.Source.
+func (s *Session) Blob(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Blob, error) {
+	if err := s.may(repo, readContent, oci.BlobKind); err != nil {
+		return nil, err
+	}
+	return s.gate.cfg.Source.Blob(ctx, repo, d, s.ask(ask))
+}
+
+// Tags implements oci.Source.
+func (s *Session) Tags(ctx context.Context, repo oci.Repository, page oci.Page, ask oci.Ask) (oci.TagList, oci.Outcome, error) {
+	if err := s.may(repo, readMetadata, oci.TagsKind); err != nil {
+		return oci.TagList{}, oci.Outcome{}, err
+	}
+	return s.gate.cfg.Source.Tags(ctx, repo, page, s.ask(ask))
+}
+
+// Referrers implements oci.Source.
+func (s *Session) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, error) {
+	if err := s.may(repo, readMetadata, oci.ReferrersKind); err != nil {
+		return oci.ReferrerList{}, oci.Outcome{}, err
+	}
+	return s.gate.cfg.Source.Referrers(ctx, repo, d, artifactType, s.ask(ask))
+}
+
+// catalogStep is how many repositories are looked through at a time.
+const catalogStep = 1000
+
+// Repositories implements oci.Catalog: those that may be seen.
+func (s *Session) Repositories(ctx context.Context, page oci.Page) (names []string, more bool, err error) {
+	if s.token && !s.catalog {
+		return nil, false, errScope
+	}
+	rules := s.gate.rules.Load()
+	if rules == nil {
+		return s.gate.cfg.Catalog.Repositories(ctx, page)
+	}
+	for last := page.Last; ; {
+		found, goesOn, err := s.gate.cfg.Catalog.Repositories(ctx, oci.Page{N: catalogStep, Last: last})
+		if err != nil {
+			return nil, false, err
+		}
+		for _, name := range found {
+			repo, ok := repositoryOf(name)
+			if !ok || rules.allowed(s.who, repo)&readMetadata == 0 {
+				continue
+			}
+			if page.N >= 0 && len(names) == page.N {
+				return names, true, nil
+			}
+			names = append(names, name)
+		}
+		if !goesOn || len(found) == 0 {
+			return names, false, nil
+		}
+		last = found[len(found)-1]
+	}
+}

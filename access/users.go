@@ -1,0 +1,77 @@
+package access
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+
+	"golang.org/x/crypto/bcrypt"
+)
+
+// userTable is an htpasswd file. It never changes: another file makes another
+// table.
+type userTable struct {
+	hashes map[string][]byte
+	dummy  []byte // what a password of nobody is compared with, so that it takes as long
+}
+
+// The costs that are taken. Each step doubles the time; 10 takes some 60 ms, 16
+// some seconds, and more would be an attack on ourselves.
+const (
+	maxCost     = 16
+	defaultCost = 10
+)
+
+// parseUsers reads lines of "name:hash", as htpasswd -B writes them. There is a
+// library for that file, but it also takes hashes that are broken within
+// minutes, passes over lines that it cannot read, and does not tell the cost.
+func parseUsers(content []byte) (*userTable, error) {
+	t := &userTable{hashes: map[string][]byte{}}
+	highest, number := defaultCost, 0
+	for line := range strings.Lines(string(content)) {
+		number++
+		line = strings.TrimRight(line, "\r\n")
+		if strings.TrimSpace(line) == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, hash, _ := strings.Cut(line, ":")
+		if err := checkName(name); err != nil {
+			return nil, fmt.Errorf("line %d: %w", number, err)
+		}
+		cost, err := bcrypt.Cost([]byte(hash))
+		switch {
+		case err != nil || len(hash) != 60:
+			return nil, fmt.Errorf("line %d: the password of %s is not kept as bcrypt, which alone is taken: want a line as htpasswd -B -C 10 makes it", number, name)
+		case cost > maxCost:
+			return nil, fmt.Errorf("line %d: the password of %s has cost %d, which takes too long to compare: want %d at most", number, name, cost, maxCost)
+		case t.hashes[name] != nil:
+			return nil, fmt.Errorf("line %d: %s is there already: want each user once", number, name)
+		}
+		t.hashes[name] = []byte(hash)
+		highest = max(highest, cost)
+	}
+	t.dummy = dummyHash(highest)
+	return t, nil
+}
+
+// dummyHash is a hash of that cost, which no password is known for.
+func dummyHash(cost int) []byte {
+	return fmt.Appendf(nil, "$2a$%02d$%s", cost, strings.Repeat("Ejm2nSTu", 6)+"Ejm2O")
+}
+
+// matches reports whether the password is the user's. For a user who does not
+// exist it takes as long as for one who does.
+func (t *userTable) matches(user, password string) bool {
+	hash, exists := t.hashes[user]
+	if !exists {
+		hash = t.dummy
+	}
+	if hash == nil {
+		return false // nobody has a password
+	}
+	// Beyond 72 bytes bcrypt sees nothing, and a NUL ends what it does see.
+	if len(password) > 72 || bytes.IndexByte([]byte(password), 0) >= 0 {
+		hash, exists = t.dummy, false
+	}
+	return bcrypt.CompareHashAndPassword(hash, []byte(password)) == nil && exists
+}

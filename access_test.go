@@ -1,0 +1,413 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"entrepot/internal/ocitest"
+	"entrepot/oci"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/crypto/bcrypt"
+)
+
+const testTokenKey = "0123456789abcdef0123456789abcdef"
+
+const testRules = `
+groups:
+  admins: [root]
+rules:
+  - who: [alice]
+    repositories: [docker.io/library/app, docker.io/library/absent]
+  - who: ["group:admins"]
+    repositories: ["**"]
+  - who: [anonymous]
+    repositories: ["docker.io/public/*"]
+`
+
+// usersFile is an htpasswd file, at the least cost.
+func usersFile(t *testing.T, users map[string]string) []byte {
+	t.Helper()
+	var b []byte
+	for name, password := range users {
+		hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = fmt.Appendf(b, "%s:%s\n", name, hash)
+	}
+	return b
+}
+
+// protected is a program with users and rights, and two upstreams.
+type protected struct {
+	*program
+	hub, other *ocitest.Hub
+	app        ocitest.Image
+	dir        string // with the files users and rules
+	pairs      []string
+}
+
+func startProtected(t *testing.T, pairs ...string) *protected {
+	t.Helper()
+	p := &protected{hub: ocitest.NewHub(t, ocitest.Config{}), other: ocitest.NewHub(t, ocitest.Config{}), app: ocitest.RandomImage(1, 3000, 300), dir: t.TempDir()}
+	for _, name := range []string{"library/app", "library/secret", "public/tool"} {
+		p.hub.Push(name, "1", p.app)
+	}
+	p.other.Push("team/app", "1", p.app)
+	users, rules := filepath.Join(p.dir, "users"), filepath.Join(p.dir, "rules")
+	replaceFile(t, users, usersFile(t, map[string]string{"alice": "wonderland", "root": "toor"}))
+	replaceFile(t, rules, []byte(testRules))
+	p.pairs = append([]string{
+		"ENTREPOT_UPSTREAMS=docker.io,ghcr.io", "ENTREPOT_UPSTREAM_1_NAME=ghcr.io", "ENTREPOT_UPSTREAM_1_URL=" + p.other.URL(),
+		"ENTREPOT_USERS_FILE=" + users, "ENTREPOT_ACCESS_FILE=" + rules}, pairs...)
+	if !slices.ContainsFunc(pairs, func(pair string) bool { return strings.HasPrefix(pair, "ENTREPOT_TOKEN_KEY") }) {
+		p.pairs = append(p.pairs, "ENTREPOT_TOKEN_KEY="+testTokenKey)
+	}
+	p.program = startProgram(t, p.hub, p.pairs...)
+	return p
+}
+
+// credential is what a request brings; nil for nothing.
+type credential func(*http.Request)
+
+func login(user, password string) credential {
+	return func(r *http.Request) { r.SetBasicAuth(user, password) }
+}
+
+func token(text string) credential {
+	return func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+text) }
+}
+
+func (p *protected) ask(t *testing.T, client *http.Client, method, path string, who credential) (int, string, http.Header) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, p.registry+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if who != nil {
+		who(r)
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body), resp.Header
+}
+
+// newToken asks for a token as clients do.
+func (p *protected) newToken(t *testing.T, client *http.Client, who credential, scopes ...string) string {
+	t.Helper()
+	status, body, _ := p.ask(t, client, http.MethodGet, "/token?"+url.Values{"service": {"entrepot"}, "scope": scopes}.Encode(), who)
+	var answer struct{ Token string }
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || status != http.StatusOK || answer.Token == "" {
+		t.Fatalf("no token: %d %s", status, body)
+	}
+	return answer.Token
+}
+
+// forge makes a token, by default a good one of alice's for library/app.
+func forge(t *testing.T, change func(claims map[string]any), algorithm jose.SignatureAlgorithm, key any) string {
+	t.Helper()
+	now := time.Now()
+	claims := map[string]any{
+		"iss": "entrepot", "aud": "entrepot", "sub": "alice", "repositories": []string{"docker.io/library/app"},
+		"nbf": now.Unix(), "iat": now.Unix(), "exp": now.Add(time.Minute).Unix(),
+	}
+	if change != nil {
+		change(claims)
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: key}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := jwt.Signed(signer).Claims(claims).Serialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func signingKey(text string) []byte {
+	sum := sha256.Sum256([]byte("entrepot token\n" + text))
+	return sum[:]
+}
+
+// stopped ends the program before its test ends.
+func (p *protected) stopped(t *testing.T) {
+	t.Helper()
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Every route, asked by everybody. A new route fails here until it has a row.
+func TestAccessMatrix(t *testing.T) {
+	p := startProtected(t)
+	client := newClient(t)
+	digest := p.app.Digest.String()
+	blob := p.app.Blobs[0].Digest.String()
+	rows := map[oci.Kind][]string{ // of alice's repository
+		oci.Ping:          {"/v2/", "/v2"},
+		oci.ManifestKind:  {"/v2/library/app/manifests/1", "/v2/app/manifests/" + digest, "/v2/docker.io/app/manifests/1", "/v2/app/manifests/1?ns=docker.io"},
+		oci.BlobKind:      {"/v2/library/app/blobs/" + blob},
+		oci.TagsKind:      {"/v2/library/app/tags/list"},
+		oci.ReferrersKind: {"/v2/library/app/referrers/" + digest},
+		oci.CatalogKind:   {"/v2/_catalog"},
+		oci.UploadKind:    {"/v2/library/app/blobs/uploads/"},
+	}
+	const scope = "repository:library/app:pull"
+	who := map[string]credential{
+		"nobody":                      nil,
+		"wrong password":              login("alice", "hunter2"),
+		"no such user":                login("mallory", "wonderland"),
+		"no password":                 login("alice", ""),
+		"malformed":                   func(r *http.Request) { r.Header.Set("Authorization", "Basic !") },
+		"unknown scheme":              func(r *http.Request) { r.Header.Set("Authorization", "Digest x") },
+		"two headers":                 func(r *http.Request) { r.Header["Authorization"] = []string{"Basic !", "Basic !"} },
+		"expired token":               token(forge(t, func(c map[string]any) { c["exp"] = time.Now().Add(-time.Minute).Unix() }, jose.HS256, signingKey(testTokenKey))),
+		"token by another key":        token(forge(t, nil, jose.HS256, signingKey("another"))),
+		"token of another repository": token(p.newToken(t, client, login("alice", "wonderland"), "repository:library/other:pull")),
+		"token of another upstream":   token(p.newToken(t, client, login("alice", "wonderland"), "repository:ghcr.io/library/app:pull")),
+		"token without scope":         token(p.newToken(t, client, login("alice", "wonderland"))),
+		"token of nobody":             token(p.newToken(t, client, nil, scope)),
+		"token":                       token(p.newToken(t, client, login("alice", "wonderland"), scope)),
+		"token with the catalog":      token(p.newToken(t, client, login("alice", "wonderland"), scope+" registry:catalog:*")),
+		"alice":                       login("alice", "wonderland"),
+		"admin":                       login("root", "toor"),
+	}
+	want := func(name string, kind oci.Kind) int {
+		const ok, login = http.StatusOK, http.StatusUnauthorized
+		switch {
+		case kind == oci.UploadKind:
+			return http.StatusMethodNotAllowed
+		case name == "alice" || name == "admin" || name == "token with the catalog":
+			return ok
+		case name == "nobody" && kind == oci.CatalogKind: // which shows what nobody may see
+			return ok
+		case kind == oci.Ping && (strings.HasPrefix(name, "token of") || name == "token" || name == "token without scope"):
+			return ok
+		case name == "token" && kind != oci.CatalogKind:
+			return ok
+		}
+		return login
+	}
+	for _, kind := range oci.Kinds() {
+		if len(rows[kind]) == 0 {
+			t.Errorf("the route %s has no row: who may use it?", kind)
+		}
+		for _, path := range rows[kind] {
+			for _, name := range slices.Sorted(maps.Keys(who)) {
+				for _, method := range []string{http.MethodGet, http.MethodHead} {
+					status, body, header := p.ask(t, client, method, path, who[name])
+					if want := want(name, kind); status == http.StatusTooManyRequests && (strings.HasSuffix(name, "password") || name == "no such user") {
+						continue // wrong passwords are slowed down: TestGuessingIsSlow
+					} else if status != want {
+						t.Errorf("%s %s by %s: %d %s, want %d", method, path, name, status, body, want)
+					}
+					if (status == http.StatusUnauthorized) != strings.HasPrefix(header.Get("Www-Authenticate"), `Bearer realm="`+p.registry+`/token",service="entrepot"`) {
+						t.Errorf("%s %s by %s: %d with the challenge %q", method, path, name, status, header.Get("Www-Authenticate"))
+					}
+				}
+			}
+		}
+	}
+	for path, want := range map[string]int{"/healthz": 200, "/": 404, "/metrics": 404, "/token/x": 404} {
+		if status, _, _ := p.ask(t, client, http.MethodGet, path, nil); status != want {
+			t.Errorf("%s by nobody: %d, want %d", path, status, want)
+		}
+	}
+}
+
+// What may not be seen looks like what does not exist, whether it exists, is
+// held, or neither; and nothing is asked to find out.
+func TestDeniedLooksLikeMissing(t *testing.T) {
+	p := startProtected(t)
+	client := newClient(t)
+	p.pull(t, asUser(t, "root", "toor"), "library/secret", "1", p.app)
+	digest, blob := p.app.Digest.String(), p.app.Blobs[0].Digest.String()
+	alice := login("alice", "wonderland")
+	bearer := token(p.newToken(t, client, alice, "repository:library/secret:pull", "repository:library/nothing:pull", "repository:ghcr.io/team/app:pull", "repository:library/absent:pull"))
+	for _, route := range []string{"manifests/1", "manifests/" + digest, "blobs/" + blob, "tags/list", "referrers/" + digest} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			for name, who := range map[string]credential{"password": alice, "token": bearer} {
+				answer := func(repo string) string {
+					status, body, header := p.ask(t, client, method, "/v2/"+repo+"/"+route, who)
+					header.Del("Date")
+					return fmt.Sprintf("%d %s %v", status, body, header)
+				}
+				want := answer("library/absent") // which she might see
+				if !strings.HasPrefix(want, "404 ") && !strings.HasPrefix(route, "referrers") {
+					t.Fatalf("%s %s of what does not exist: %s", method, route, want)
+				}
+				p.hub.Reset()
+				p.other.Reset()
+				for _, repo := range []string{"library/secret", "library/nothing", "ghcr.io/team/app", "ghcr.io/team/nothing"} {
+					if name == "token" && repo == "ghcr.io/team/nothing" {
+						continue
+					}
+					if got := answer(repo); got != want {
+						t.Errorf("%s %s of %s by %s:\n%s\nwant, as of what does not exist:\n%s", method, route, repo, name, got, want)
+					}
+				}
+				if asked := append(p.hub.Lines(), p.other.Lines()...); len(asked) > 0 {
+					t.Errorf("to deny it upstreams were asked %v", asked)
+				}
+			}
+		}
+	}
+}
+
+// asUser is a client that brings a password with each request.
+func asUser(t *testing.T, user, password string) *http.Client {
+	t.Helper()
+	client := newClient(t)
+	client.Transport = withLogin{client.Transport, user, password}
+	return client
+}
+
+type withLogin struct {
+	http.RoundTripper
+	user, password string
+}
+
+func (l withLogin) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.SetBasicAuth(l.user, l.password)
+	return l.RoundTripper.RoundTrip(r)
+}
+
+func TestListsShowWhatMayBeRead(t *testing.T) {
+	p := startProtected(t)
+	for _, name := range []string{"library/app", "library/secret", "public/tool", "ghcr.io/team/app"} {
+		p.pull(t, asUser(t, "root", "toor"), name, "1", p.app)
+	}
+	client := newClient(t)
+	for name, row := range map[string]struct {
+		who  credential
+		want []string
+	}{
+		"nobody": {nil, []string{"docker.io/public/tool"}},
+		"alice":  {login("alice", "wonderland"), []string{"docker.io/library/app", "docker.io/public/tool"}},
+		"admin":  {login("root", "toor"), []string{"docker.io/library/app", "docker.io/library/secret", "docker.io/public/tool", "ghcr.io/team/app"}},
+	} {
+		var got []string
+		for path := "/v2/_catalog?n=1"; path != ""; { // page by page
+			status, body, header := p.ask(t, client, http.MethodGet, path, row.who)
+			var page struct{ Repositories []string }
+			if err := json.Unmarshal([]byte(body), &page); err != nil || status != http.StatusOK || len(page.Repositories) > 1 {
+				t.Fatalf("%s: %d %s", name, status, body)
+			}
+			got = append(got, page.Repositories...)
+			path = ""
+			if m := regexp.MustCompile(`^<([^>]+)>`).FindStringSubmatch(header.Get("Link")); m != nil {
+				path = m[1]
+			}
+		}
+		if diff := cmp.Diff(row.want, got); diff != "" {
+			t.Errorf("%s sees (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// While a client pulls, users and rights change: no request of hers fails, and
+// who is new may log in. Tokens outlive a restart, since their key is kept.
+func TestUsersAndRightsChangeUnderLoad(t *testing.T) {
+	p := startProtected(t, "ENTREPOT_LOG_LEVEL=info")
+	client := newClient(t)
+	path := "/v2/library/app/manifests/1"
+	done := make(chan struct{})
+	var clients sync.WaitGroup
+	for _, who := range []credential{login("alice", "wonderland"), token(p.newToken(t, client, login("alice", "wonderland"), "repository:library/app:pull"))} {
+		clients.Go(func() {
+			client := newClient(t)
+			for !isOver(done) {
+				if status, body, _ := p.ask(t, client, http.MethodGet, path, who); status != http.StatusOK {
+					t.Errorf("%d %s", status, body)
+					return
+				}
+			}
+		})
+	}
+	hash, err := bcrypt.GenerateFromPassword([]byte("builder"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	users := usersFile(t, map[string]string{"alice": "wonderland", "root": "toor"})
+	replaceFile(t, filepath.Join(p.dir, "users"), fmt.Appendf(users, "bob:%s\n", hash))
+	p.log.await(t, `"what":"users"`)
+	replaceFile(t, filepath.Join(p.dir, "rules"), []byte(testRules+"  - {who: [bob], repositories: ['docker.io/library/app']}\n"))
+	p.log.await(t, `"what":"rights"`)
+	if status, body, _ := p.ask(t, client, http.MethodGet, path, login("bob", "builder")); status != http.StatusOK {
+		t.Errorf("bob, who is new: %d %s", status, body)
+	}
+	replaceFile(t, filepath.Join(p.dir, "rules"), []byte("rules: nonsense"))
+	p.log.await(t, "what was read before stays")
+	close(done)
+	clients.Wait()
+}
+
+func TestTokensOutliveARestart(t *testing.T) {
+	data := "ENTREPOT_DATA=" + t.TempDir()
+	p := startProtected(t, data, "ENTREPOT_TOKEN_KEY_FILE="+writeFile(t, testTokenKey))
+	p.stopped(t)
+	unset := slices.DeleteFunc(slices.Clone(p.pairs), func(pair string) bool { return strings.HasPrefix(pair, "ENTREPOT_TOKEN_KEY") })
+	first := &protected{program: startProgram(t, p.hub, append(unset, data)...)}
+	client := newClient(t)
+	text := first.newToken(t, client, login("alice", "wonderland"))
+	first.stopped(t)
+	second := &protected{program: startProgram(t, p.hub, append(unset, data)...)}
+	if status, body, _ := second.ask(t, client, http.MethodGet, "/v2/", token(text)); status != http.StatusOK {
+		t.Errorf("after a restart: %d %s", status, body)
+	}
+	info, err := os.Stat(filepath.Join(strings.TrimPrefix(data, "ENTREPOT_DATA="), tokenKeyFile))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key is kept as %v (%v)", info.Mode(), err)
+	}
+}
+
+// Users without rights: a password with each request, and everything for all
+// who have one.
+func TestUsersAlone(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(1, 3000, 300)
+	hub.Push("library/app", "1", image)
+	users := filepath.Join(t.TempDir(), "users")
+	replaceFile(t, users, usersFile(t, map[string]string{"alice": "wonderland"}))
+	p := &protected{program: startProgram(t, hub, "ENTREPOT_USERS_FILE="+users)}
+	p.pull(t, asUser(t, "alice", "wonderland"), "app", "1", image)
+	client := newClient(t)
+	for path, want := range map[string]int{"/v2/": 401, "/v2/app/manifests/1": 401, "/v2/_catalog": 401, "/token": 404, "/v2/quay.io/x/manifests/1": 401} {
+		status, _, header := p.ask(t, client, http.MethodGet, path, nil)
+		if status != want || (status == 401) != (header.Get("Www-Authenticate") == `Basic realm="entrepot"`) {
+			t.Errorf("%s: %d with challenge %q, want %d", path, status, header.Get("Www-Authenticate"), want)
+		}
+	}
+	_, _, _ = p.ask(t, client, http.MethodGet, "/v2/", login("alice", "hunter2"))
+	if log := p.log.String(); !strings.Contains(log, "a login failed") || strings.Contains(log, "hunter2") || strings.Contains(log, "wonderland") {
+		t.Errorf("the log does not tell of the login that failed, or tells too much:\n%s", log)
+	}
+	if !strings.Contains(p.log.String(), `"user":"alice"`) {
+		t.Error("the log does not tell who asked")
+	}
+}
