@@ -371,6 +371,54 @@ func TestAChangedSecretIsUsed(t *testing.T) {
 
 // What is set reaches the store: more is pulled than may be held, every pull
 // succeeds, and what is held stays below the cap.
+// TestADiskThatFailsCostsNoPull: what cannot be kept is passed through, and
+// operators hear of it once.
+func TestADiskThatFailsCostsNoPull(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(3, 100_000, 200_000, 300_000)
+	hub.Push("library/app", "1", image)
+	data := t.TempDir()
+	p := startProgram(t, hub, "ENTREPOT_DATA="+data, "ENTREPOT_PREFETCH=off")
+	fills := filepath.Join(data, "fills")
+	if err := errors.Join(os.RemoveAll(fills), os.WriteFile(fills, nil, 0o644)); err != nil { // where a directory should be
+		t.Fatal(err)
+	}
+	client := newClient(t)
+	for range 2 {
+		p.pull(t, client, "library/app", "1", image)
+	}
+	_, _, header := get(t, client, p.registry+"/v2/library/app/blobs/"+image.Blobs[1].Digest.String())
+	if got := header.Get("X-Entrepot-Cache"); got != "bypass" {
+		t.Errorf("a blob that cannot be kept is %q, want bypass", got)
+	}
+	if _, scrape, _ := get(t, client, p.admin+"/metrics"); !regexp.MustCompile(`\nentrepot_disk_trouble_total\{reason="disk"\} [1-9]`).MatchString(scrape) {
+		t.Errorf("the metrics do not tell of it:\n%s", scrape)
+	}
+	warned := 0
+	for _, line := range p.log.lines(t) {
+		if line["level"] == "warn" || line["level"] == "error" {
+			warned++
+			if text, _ := line["error"].(string); !strings.Contains(text, "the disk failed") {
+				t.Errorf("a line that does not say why: %v", line)
+			}
+		}
+	}
+	if warned != 1 {
+		t.Errorf("%d lines of warning within a minute, want 1", warned)
+	}
+
+	// And once the disk is well again, it is used.
+	if err := os.Remove(fills); err != nil {
+		t.Fatal(err)
+	}
+	other := ocitest.RandomImage(4, 100_000)
+	hub.Push("library/app", "2", other)
+	p.pull(t, client, "library/app", "2", other)
+	awaitNoFills(t, client, p.admin)
+	hub.Close()
+	p.pull(t, client, "library/app", "2", other)
+}
+
 func TestTheCapIsKept(t *testing.T) {
 	hub := ocitest.NewHub(t, ocitest.Config{})
 	image := ocitest.RandomImage(3, 3<<20, 3<<20, 3<<20, 3<<20, 20<<20)

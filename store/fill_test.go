@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -406,5 +407,95 @@ func TestFollowEndsWithItsContext(t *testing.T) {
 	cancel()
 	if err := f.Follow(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("follow: %v", err)
+	}
+}
+
+// TestCrashAtEveryStepOfRecords: at every step a tag is what it was or what it
+// becomes, a manifest is whole or not there, and a pin protects or is not there.
+func TestCrashAtEveryStepOfRecords(t *testing.T) {
+	t.Parallel()
+	dir, crashes := t.TempDir(), t.TempDir()
+	old, young := content(1, 3000), content(2, 4000)
+	tag := func(b []byte) Tag { return Tag{Digest: oci.Sum(b), MediaType: manifestType, Size: int64(len(b))} }
+	type crash struct {
+		dir  string
+		step string
+	}
+	var copies []crash
+	step := ""
+	d := openDisk(t, dir, func(Op, string) error {
+		if step == "" {
+			return nil
+		}
+		to := filepath.Join(crashes, fmt.Sprint(len(copies)))
+		copies = append(copies, crash{to, step})
+		return os.CopyFS(to, os.DirFS(dir))
+	})
+	<-d.counted
+	for _, one := range []struct {
+		name string
+		do   func() error
+	}{
+		{"put", func() error { return d.PutFrom(oci.Sum(old), old, "docker.io") }},
+		{"mark", func() error {
+			return d.Mark(busybox, oci.Sum(old), Marker{MediaType: manifestType, Size: 3000, State: Proven})
+		}},
+		{"tag", func() error { return d.PutTag(busybox, "latest", tag(old)) }},
+		{"pin", func() error { return d.Pin(t.Context(), busybox, "latest") }},
+		{"put the next", func() error { return d.PutFrom(oci.Sum(young), young, "docker.io") }},
+		{"move", func() error { return d.PutTag(busybox, "latest", tag(young)) }},
+		{"unpin", func() error { return d.Unpin(t.Context(), busybox, "latest") }},
+		{"remove", func() error { return d.RemoveTag(t.Context(), busybox, "latest") }},
+	} {
+		step = one.name
+		if err := one.do(); err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
+	}
+	step = ""
+	seen := map[string]int{}
+	for _, at := range copies {
+		d := openDisk(t, at.dir, nil)
+		<-d.counted
+		for _, b := range [][]byte{old, young} {
+			if got, err := readAll(t, d, oci.Sum(b), int64(len(b))); err == nil && !bytes.Equal(got, b) || err != nil && !errors.Is(err, ErrNotHeld) {
+				t.Errorf("during %s: %d bytes of %d, %v", at.step, len(got), len(b), err)
+			}
+		}
+		rec, err := d.Tag(busybox, "latest")
+		pins, perr := d.Pins(t.Context())
+		if perr != nil {
+			t.Errorf("during %s: pins: %v", at.step, perr)
+		}
+		state := fmt.Sprintf("old %v, young %v, pinned %v", rec.Digest == oci.Sum(old), rec.Digest == oci.Sum(young), len(pins) > 0)
+		seen[state]++
+		var possible []string
+		switch at.step {
+		case "put", "mark", "tag":
+			possible = []string{"old false, young false, pinned false"}
+		case "pin":
+			possible = []string{"old true, young false, pinned false"}
+		case "put the next", "move":
+			possible = []string{"old true, young false, pinned true"}
+		case "unpin":
+			possible = []string{"old false, young true, pinned true", "old false, young true, pinned false"}
+		case "remove":
+			possible = []string{"old false, young true, pinned false", "old false, young false, pinned false"}
+		}
+		if !slices.Contains(possible, state) {
+			t.Errorf("during %s: %s (%v)", at.step, state, err)
+		}
+		closeDisk(t, d)
+		for _, left := range []string{"pins", "repos", "blobs"} { // temporary files are swept away
+			_ = filepath.WalkDir(filepath.Join(at.dir, left), func(name string, e os.DirEntry, err error) error {
+				if err == nil && !e.IsDir() && e.Name()[0] == '.' {
+					t.Errorf("during %s: %s is left", at.step, name)
+				}
+				return nil
+			})
+		}
+	}
+	if len(seen) != 5 {
+		t.Errorf("the steps were seen in these states: %v", seen)
 	}
 }
