@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"entrepot/ledger"
+	"entrepot/warm"
 
 	"golang.org/x/term"
 )
@@ -472,6 +474,26 @@ func (p *picture) room(s statusJSON) {
 	share = float64(s.Memory.Held) / float64(max(1, s.Memory.Budget))
 	text = bytesText(s.Memory.Held) + " of " + bytesText(s.Memory.Budget) + " for what is small; in all " + bytesText(s.Memory.Process)
 	p.line(slices.Concat([]ink{{bold, "MEMORY  "}}, gauge(20, share, plain), []ink{{plain, "  " + text}})...)
+	p.warm(s)
+}
+
+// warm is a line about the images that are kept warm, if there are any.
+func (p *picture) warm(s statusJSON) {
+	all, others := 0, []string{}
+	for _, state := range slices.Sorted(maps.Keys(s.Warm)) {
+		if all += s.Warm[state]; state != string(warm.Warm) {
+			others = append(others, strconv.Itoa(s.Warm[state])+" "+state)
+		}
+	}
+	if all == 0 {
+		return
+	}
+	good, colour := s.Warm[string(warm.Warm)], plain
+	if s.Warm[string(warm.Missing)]+s.Warm[string(warm.Stale)] > 0 {
+		colour = yellow
+	}
+	text := strings.Join(append([]string{fmt.Sprintf("%d of %s are here", good, count(all, "image"))}, others...), ", ")
+	p.line(slices.Concat([]ink{{bold, "WARM    "}}, gauge(20, float64(good)/float64(all), plain), []ink{{colour, "  " + text}})...)
 }
 
 // percent is a share in per cent, to a tenth where that tells something.

@@ -21,6 +21,8 @@ type statusJSON struct {
 	Fills    []fillJSON    `json:"fills"` // those that run, the oldest first
 	Disk     diskJSON      `json:"disk"`
 	Memory   memoryJSON    `json:"memory"`
+
+	Warm map[string]int `json:"warm,omitempty"` // images of the list, by how they are; warmlist tells of each
 }
 
 // breakerJSON is how a host of an upstream answers.
@@ -106,6 +108,7 @@ func newStatusJSON(api *adminAPI, hours, top int) statusJSON {
 		Spent:  newSpentJSON(l.ledger.Report(hours, top), hours),
 		Disk:   diskJSON{disk.Held, api.budget, disk.Free},
 		Memory: memoryJSON{disk.Memory, api.memory, processMemory()},
+		Warm:   l.warming.counts(),
 	}
 	for _, b := range l.upstreams.Breakers() {
 		one := breakerJSON{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next}

@@ -72,6 +72,18 @@ func newWarming(cfg *Config, source oci.Source, held *cache.Cache, watcher *obse
 	}
 }
 
+// counts are the images of the list by how they are; none where that is nobody's
+// state.
+func (w *warming) counts() map[string]int {
+	counts := map[string]int{}
+	for status, n := range w.list.Totals().Images {
+		if n > 0 {
+			counts[string(status)] = n
+		}
+	}
+	return counts
+}
+
 // keep works on the list until ctx ends or end is called, which returns when
 // nothing of it runs any more.
 func (w *warming) keep(ctx context.Context, cfg *Config) (end func()) {

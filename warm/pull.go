@@ -59,7 +59,7 @@ func (p *Puller) Pull(ctx context.Context, im Image, want Platforms, patience ti
 		return err
 	})
 	if err != nil {
-		return Result{}, fmt.Errorf("%s: %w", im, err)
+		return Result{}, err
 	}
 	res, err := r.pull(ctx, named.Digest)
 	if out.Cache == oci.Stale {
@@ -89,7 +89,7 @@ func (p *Puller) run(im Image, want Platforms, patience time.Duration, progress 
 func (r *run) pull(ctx context.Context, root oci.Digest) (Result, error) {
 	all, err := read(ctx, r.source, r.im.Repository, root, r.want, func(get func() error) error { return r.retry(ctx, get) })
 	if err != nil {
-		return Result{Digest: root}, fmt.Errorf("%s: %w", r.im, err)
+		return Result{Digest: root}, err
 	}
 	res := Result{Digest: root, Manifests: len(all.manifests), Blobs: len(all.blobs)}
 	for _, m := range all.manifests {
@@ -104,11 +104,8 @@ func (r *run) pull(ctx context.Context, root oci.Digest) (Result, error) {
 	err = r.readBlobs(ctx, all.blobs)
 	res.Bytes += r.progress.Now().BytesDone
 	res.Fetched, res.Skipped = all.fetched+r.fetched.Load(), int(r.skipped.Load())
-	if err != nil {
-		return res, fmt.Errorf("%s: %w", r.im, err)
-	}
-	res.whole = true
-	return res, nil
+	res.whole = err == nil
+	return res, err
 }
 
 // hint is a size that a stranger wrote, for a sum.
