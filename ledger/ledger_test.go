@@ -280,8 +280,12 @@ func TestClockJumps(t *testing.T) {
 			ahead int64 // hours, of what was saved
 			want  int64
 		}{
-			{"as it was", 0, 1}, {"set forward an hour", -1, 1}, {"set forward a day", -24, 0}, {"set forward for years", -99_999, 0},
-			{"set back an hour", 1, 0}, {"set back for years", 99_999, 0},
+			{"as it was", 0, 1},
+			{"set forward an hour", -1, 1},
+			{"set forward a day", -24, 0},
+			{"set forward for years", -99_999, 0},
+			{"set back an hour", 1, 0},
+			{"set back for years", 99_999, 0},
 		} {
 			moved := strings.Replace(string(state), number, fmt.Sprint(hourOf(time.Now())+row.ahead), 1)
 			again := New()
