@@ -42,6 +42,7 @@ type row struct {
 func newBook(most int) book { return book{most: most, rows: map[Key]*row{}} }
 
 func (b *book) post(k Key, s Sum) {
+	k.Name = k.Name[:min(len(k.Name), maxName)]
 	b.total.add(s)
 	r := b.rows[k]
 	switch {

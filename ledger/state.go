@@ -132,13 +132,11 @@ func (b *book) read(s *bookState) error {
 		switch {
 		case len(k.Upstream) > maxName || len(k.Name) > maxName:
 			return errors.New("a name is too long")
-		case b.rows[k] != nil:
-			return fmt.Errorf("%.40q is there twice", k.Name)
 		case kept.Rank < 0 || kept.Rank > maxRank || !kept.isPossible():
 			return fmt.Errorf("%.40q has an impossible sum", k.Name)
 		}
 		b.post(k, kept.Sum)
-		b.rows[k].rank = max(kept.Rank, kept.weight())
+		b.rows[k].rank = max(kept.Rank, b.rows[k].rank)
 		rows.add(kept.Sum)
 	}
 	left := s.Total
