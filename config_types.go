@@ -328,6 +328,20 @@ func (c *Count) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// Bound is a most of something, 0 for none.
+type Bound int
+
+const maxBound = 1_000_000
+
+func (b *Bound) UnmarshalText(text []byte) error {
+	v, err := strconv.ParseUint(string(text), 10, 31)
+	if err != nil || v > maxBound {
+		return fmt.Errorf("%s is not a number from 1 to %d, or 0 for no bound", quote(string(text)), maxBound)
+	}
+	*b = Bound(v)
+	return nil
+}
+
 // Switch is on or off.
 type Switch bool
 

@@ -74,6 +74,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	m.watchUpstreams(ledger.New(), func() []upstream.Breaker { return nil })
 	m.watchCertificate(time.Now)
 	m.watchWarm(warm.NewList(warm.Config{}).Totals)
+	m.watchClients(nil)
 	cut := hitRecord()
 	cut.Err = io.ErrUnexpectedEOF
 	m.request(&cut)

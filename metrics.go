@@ -13,6 +13,7 @@ import (
 	"entrepot/oci"
 	"entrepot/policy"
 	"entrepot/proxy"
+	"entrepot/ratelimit"
 	"entrepot/store"
 	"entrepot/upstream"
 
@@ -268,6 +269,18 @@ func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
 // watchCertificate adds when the certificate that clients are shown ends.
 func (m *metrics) watchCertificate(ends func() time.Time) {
 	m.gauge("tls_certificate_end_timestamp_seconds", "When the TLS certificate that clients are shown ends, or one of its chain.", func() float64 { return float64(ends().Unix()) })
+}
+
+// watchClients adds what is read of the limits on clients when it is scraped.
+func (m *metrics) watchClients(clients *ratelimit.Clients) {
+	count := func(name, help string, value func(ratelimit.ClientStats) uint64) {
+		m.total(name, help, func() float64 { return float64(value(clients.Stats())) })
+	}
+	m.gauge("clients_known", "Clients that are counted for ENTREPOT_CLIENT_RATE and ENTREPOT_CLIENT_TRANSFERS.", func() float64 { return float64(clients.Stats().Known) })
+	count("client_requests_waited_total", "Requests that waited since their client had sent too many.", func(s ratelimit.ClientStats) uint64 { return s.Waited })
+	count("client_requests_refused_total", "Requests that were told 429 since their client had sent too many.", func(s ratelimit.ClientStats) uint64 { return s.Refused })
+	count("client_transfers_waited_total", "Blobs that waited since their client had too many on their way.", func(s ratelimit.ClientStats) uint64 { return s.TransfersWaited })
+	count("client_transfers_refused_total", "Blobs that were told 429 since their client had too many on their way.", func(s ratelimit.ClientStats) uint64 { return s.TransfersRefused })
 }
 
 // quotaLabels tell quotas apart: each account has its own, at each address of an

@@ -67,7 +67,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	if err != nil {
 		return err
 	}
-	front := startFront(lines, shown, counts.handler(logger), logger)
+	front := startFront(lines, shown, cfg.MaxConnections, counts.handler(logger), logger)
 	stop := sync.OnceFunc(func() { front.stop(time.Duration(cfg.ShutdownTimeout), logger) })
 	defer stop() // where the stack does not come up
 
@@ -93,6 +93,8 @@ func serve(ctx context.Context, in invocation) (err error) {
 	defer closeCache(held, logger)
 
 	counts.watch(disk.Stats, held.Stats, upstreams.Quotas, cfg.CacheSize)
+	clients := ratelimit.NewClients(ratelimit.ClientLimits{Rate: cfg.ClientRate.perSecond(), Transfers: int(cfg.ClientTransfers)})
+	counts.watchClients(clients)
 	counts.watchUpstreams(spent, upstreams.Breakers)
 	allowed := guarded(held, leadFinder{disk}, cfg, watcher)
 	guard, err := openAccess(cfg, allowed, held, watcher, reloads)
@@ -102,7 +104,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	reloads.start()
 	defer reloads.close()
 	api := proxy.New(allowed, proxy.Config{
-		Names: cfg.Names(), Catalog: held, Observe: watcher.request, HeaderTimeout: time.Duration(cfg.HeaderTimeout),
+		Names: cfg.Names(), Catalog: held, Observe: watcher.request, Clients: clients, HeaderTimeout: time.Duration(cfg.HeaderTimeout),
 		Admit: admit(guard), Refuse: refuse(guard),
 		MayRefresh: func(r *http.Request) bool { return cfg.RefreshFrom.Contains(r.RemoteAddr) },
 	})
@@ -135,22 +137,22 @@ type front struct {
 	failed    chan error // from a listener that takes no more connections
 }
 
-func startFront(l lines, shown *certs.Keeper, scrape http.Handler, logger zerolog.Logger) *front {
+func startFront(l lines, shown *certs.Keeper, most Bound, scrape http.Handler, logger zerolog.Logger) *front {
 	f := &front{failed: make(chan error, 4)} // one for each listener
 	fail := func(err error) { f.failed <- err }
 	var secure *tls.Config
 	if shown != nil {
 		secure = shown.Config()
 	}
-	f.registry = append(f.registry, startServer("registry", l.registry, registryHandler(&f.api), secure, logger, fail))
+	f.registry = append(f.registry, startServer("registry", l.registry, registryHandler(&f.api), secure, most, logger, fail))
 	if l.plain != nil {
-		f.registry = append(f.registry, startServer("plain registry", l.plain, registryHandler(&f.api), nil, logger, fail))
+		f.registry = append(f.registry, startServer("plain registry", l.plain, registryHandler(&f.api), nil, most, logger, fail))
 	}
 	if l.admin != nil {
-		f.others = append(f.others, startServer("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators), nil, logger, fail))
+		f.others = append(f.others, startServer("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators), nil, 0, logger, fail))
 	}
 	if l.metrics != nil {
-		f.others = append(f.others, startServer("metrics", l.metrics, metricsHandler(scrape, &f.ready), nil, logger, fail))
+		f.others = append(f.others, startServer("metrics", l.metrics, metricsHandler(scrape, &f.ready), nil, 0, logger, fail))
 	}
 	return f
 }

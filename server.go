@@ -37,6 +37,7 @@ type server struct {
 	http *http.Server
 	cut  context.CancelFunc // ends the context of every request
 	work sync.WaitGroup     // accepting, and each connection until its last handler is done
+	all  crowd
 
 	mu      sync.Mutex // guards what follows
 	streams int        // handlers of HTTP/2, which may outlive their connection
@@ -59,11 +60,12 @@ func listen(ctx context.Context, variable string, a Address) (net.Listener, erro
 }
 
 // startServer answers on l with h until stop; over TLS, and then HTTP/2 as well,
-// unless secure is nil. failed is told, once at most, if no more connections can
-// be taken.
-func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config, logger zerolog.Logger, failed func(error)) *server {
+// unless secure is nil. most bounds its connections; 0 does not. failed is told,
+// once at most, if no more connections can be taken.
+func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger, failed func(error)) *server {
 	ctx, cut := context.WithCancel(context.Background())
-	s := &server{name: name, cut: cut}
+	s := &server{name: name, cut: cut, all: crowd{most: int64(most)}}
+	h = s.all.guard(h)
 	serve := func() error { return s.http.Serve(l) }
 	if secure != nil {
 		h = s.counted(h)
@@ -81,6 +83,7 @@ func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config
 		ConnState:                    s.count,
 		ConnContext:                  proxy.ConnContext,
 	}
+	s.all.http = s.http
 	s.work.Go(func() {
 		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 			failed(fmt.Errorf("%s listener: %w", name, err))
@@ -91,11 +94,13 @@ func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config
 
 // count adds a connection from the accept loop, which is part of work itself,
 // and takes it off from its own goroutine after its last handler.
-func (s *server) count(_ net.Conn, state http.ConnState) {
+func (s *server) count(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		s.work.Add(1)
+		s.all.enter(conn)
 	case http.StateClosed, http.StateHijacked:
+		s.all.leave()
 		s.work.Done()
 	}
 }

@@ -26,7 +26,7 @@ func startTest(t *testing.T, h http.Handler, logger zerolog.Logger) (*server, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startServer("registry", l, h, nil, logger, func(err error) { t.Error(err) })
+	s := startServer("registry", l, h, nil, 0, logger, func(err error) { t.Error(err) })
 	t.Cleanup(func() {
 		ended, cancel := contextThatEnded()
 		defer cancel()

@@ -21,6 +21,13 @@ var (
 
 func (x *exchange) blob() error {
 	d := x.req.Digest
+	if !x.mute && x.h.cfg.Clients != nil {
+		end, err := x.h.cfg.Clients.Transfer(&x.ctx, x.client())
+		if err != nil {
+			return err
+		}
+		defer end()
+	}
 	b, err := x.pass.Source.Blob(&x.ctx, x.repo, d, x.ask)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@
 package proxy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"entrepot/oci"
+	"entrepot/ratelimit"
 )
 
 // Config is what New needs beside the Source. The zero value of every field but
@@ -43,6 +45,8 @@ type Config struct {
 	// MayRefresh says whether this client's "Cache-Control: no-cache" makes us
 	// ask upstream, which spends quota. Nil means that no client may.
 	MayRefresh func(*http.Request) bool
+	// Clients bounds what each client may do; nil: nobody is bound.
+	Clients *ratelimit.Clients
 	// HeaderTimeout bounds how long a client waits for the headers of an answer;
 	// then it is told 504. 0 means 15 s: real clients wait minutes for a mute
 	// mirror and do not fall back.
@@ -178,16 +182,20 @@ func (x *exchange) serve() error {
 	return handle(x)
 }
 
-// admit finds out who asks. That is decided before names are looked at: what
-// there is says nothing to strangers.
+// admit finds out who asks, and waits for their turn. That comes before names are
+// looked at: what there is says nothing to strangers.
 func (x *exchange) admit() (err error) {
 	x.ask.Client = clientAddress(x.r)
-	if x.h.cfg.Admit == nil {
-		return nil
+	if x.h.cfg.Admit != nil {
+		if x.pass, err = x.h.cfg.Admit(x.r, x.req.Kind); err != nil {
+			return err
+		}
 	}
-	x.pass, err = x.h.cfg.Admit(x.r, x.req.Kind)
-	return err
+	return x.h.cfg.Clients.Admit(&x.ctx, x.client(), x.start)
 }
+
+// client is who is bound by what one client may do.
+func (x *exchange) client() string { return cmp.Or(x.pass.User, x.ask.Client) }
 
 // route finds who answers. The order matters to clients: no such route, then a
 // method that the route does not have, then what is wrong with the name.

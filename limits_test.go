@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"entrepot/internal/ocitest"
+
+	"github.com/rs/zerolog"
+)
+
+// TestWhoSendsTooMuchIsTold429, as OCI JSON, with a time that is true of the rate
+// that is set. Others have their answers.
+func TestWhoSendsTooMuchIsTold429(t *testing.T) {
+	t.Parallel()
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	p := startProgram(t, hub, "ENTREPOT_CLIENT_RATE=0.01")
+	client := newClient(t)
+	for range 100 {
+		if status, body, _ := get(t, client, p.registry+"/v2/"); status != http.StatusOK {
+			t.Fatal(status, body)
+		}
+	}
+	status, body, header := get(t, client, p.registry+"/v2/")
+	after, err := strconv.Atoi(header.Get("Retry-After"))
+	if status != http.StatusTooManyRequests || !strings.Contains(body, `"code":"TOOMANYREQUESTS"`) || header.Get("Content-Type") != "application/json" || err != nil || after < 90 || after > 100 {
+		t.Errorf("%d, Retry-After %q: %s", status, header.Get("Retry-After"), body)
+	}
+	if status, _, _ := get(t, client, p.registry+"/healthz"); status != http.StatusOK {
+		t.Errorf("the probe is told %d", status)
+	}
+	if _, body, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(body, "entrepot_client_requests_refused_total 1\n") {
+		t.Error("it is not counted")
+	}
+}
+
+// TestTransfersOfOneClientTakeTurns: the second blob begins when the first has
+// ended, and neither is refused.
+func TestTransfersOfOneClientTakeTurns(t *testing.T) {
+	t.Parallel()
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(1, 100_000, 200_000)
+	hub.Push("library/alpine", "latest", image)
+	p := startProgram(t, hub, "ENTREPOT_CLIENT_TRANSFERS=1", "ENTREPOT_PREFETCH=off")
+	client := newClient(t)
+	if status, body, _ := get(t, client, p.registry+"/v2/alpine/manifests/latest"); status != http.StatusOK {
+		t.Fatal(status, body)
+	}
+	gate := hub.Gate(ocitest.Match{Role: ocitest.CDN})
+	var pulls sync.WaitGroup
+	for _, blob := range image.Blobs[1:] {
+		pulls.Go(func() {
+			if status, body, _ := get(t, client, p.registry+"/v2/alpine/blobs/"+blob.Digest.String()); status != http.StatusOK || int64(len(body)) != blob.Size {
+				t.Errorf("%d, %d bytes", status, len(body))
+			}
+		})
+	}
+	awaitMetric(t, client, p.admin, "entrepot_client_transfers_waited_total 1")
+	if n := hub.Count(ocitest.Match{Role: ocitest.Registry, Kind: ocitest.BlobKind}); n > 1 {
+		t.Errorf("%d blobs were asked for at once", n)
+	}
+	// A manifest is no transfer, nor is a HEAD.
+	if status, _, _ := get(t, client, p.registry+"/v2/alpine/manifests/latest"); status != http.StatusOK {
+		t.Errorf("the manifest meanwhile: %d", status)
+	}
+	gate.Open()
+	pulls.Wait()
+}
+
+// crowded is a server that takes a few connections; requests of /hold are
+// answered when release is closed.
+func crowded(t *testing.T, most Bound) (address string, begun chan struct{}, release chan struct{}) {
+	t.Helper()
+	l, err := listen(t.Context(), "ENTREPOT_LISTEN", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, release = make(chan struct{}, 1000), make(chan struct{})
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			begun <- struct{}{}
+			<-release
+		}
+		fmt.Fprint(w, "ok")
+	})
+	s := startServer("registry", l, h, nil, most, zerolog.Nop(), func(err error) { t.Error(err) })
+	t.Cleanup(func() {
+		ended, cancel := contextThatEnded()
+		defer cancel()
+		s.stop(ended, crowdWait)
+	})
+	return l.Addr().String(), begun, release
+}
+
+// ask opens a connection and sends a request on it.
+func ask(t *testing.T, address, path string) net.Conn {
+	t.Helper()
+	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+func answerOn(t *testing.T, conn net.Conn) (*http.Response, string) {
+	t.Helper()
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+// TestIdleConnectionsMakeRoom: they are closed for those who ask for something.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	t.Parallel()
+	const most = 40
+	address, _, release := crowded(t, most)
+	close(release)
+	var idle []net.Conn
+	for range most {
+		conn := ask(t, address, "/")
+		if resp, _ := answerOn(t, conn); resp.StatusCode != http.StatusOK || resp.Close {
+			t.Fatalf("%d, close %v: want it to be kept", resp.StatusCode, resp.Close)
+		}
+		idle = append(idle, conn)
+	}
+	if resp, _ := answerOn(t, ask(t, address, "/")); resp.StatusCode != http.StatusOK {
+		t.Errorf("a new one is told %d", resp.StatusCode)
+	}
+	closed := 0
+	for _, conn := range idle {
+		if _, err := conn.Read(make([]byte, 1)); err != nil {
+			closed++
+		}
+	}
+	if closed < most-1 { // the last may not have been idle yet
+		t.Errorf("%d of %d idle connections were closed", closed, most)
+	}
+	// When it is calm again connections are kept.
+	for kept := false; !kept && t.Context().Err() == nil; {
+		resp, _ := answerOn(t, ask(t, address, "/"))
+		kept = !resp.Close
+	}
+}
+
+// TestACrowdIsTold503: while all connections are at work others wait for room,
+// and then are told when to come back. Probes are answered.
+func TestACrowdIsTold503(t *testing.T) {
+	t.Parallel()
+	const most = 4
+	address, begun, release := crowded(t, most)
+	for range most {
+		ask(t, address, "/hold")
+		<-begun
+	}
+	waits := ask(t, address, "/hold")
+	resp, body := answerOn(t, waits)
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != "2" || !resp.Close || !strings.Contains(body, "too many connections") {
+		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
+	}
+	if resp, _ := answerOn(t, ask(t, address, "/healthz")); resp.StatusCode != http.StatusOK {
+		t.Errorf("a probe is told %s", resp.Status)
+	}
+	waits = ask(t, address, "/")
+	close(release)
+	if resp, _ := answerOn(t, waits); resp.StatusCode != http.StatusOK {
+		t.Errorf("who waited when there was room is told %s", resp.Status)
+	}
+	// Beyond all bounds connections are closed at once.
+	address, begun, release = crowded(t, most)
+	defer close(release)
+	surplus := int((&crowd{most: most}).surplus())
+	for range most {
+		ask(t, address, "/hold")
+		<-begun
+	}
+	for range surplus {
+		ask(t, address, "/hold")
+	}
+	if _, err := ask(t, address, "/hold").Read(make([]byte, 1)); err == nil {
+		t.Error("one connection too many is answered")
+	}
+}
+
+// TestAttacksBelowTheBoundDoNotDisturbAPull: connections that never finish their
+// headers, and readers that take nothing, leave a pull alone.
+func TestAttacksBelowTheBoundDoNotDisturbAPull(t *testing.T) {
+	t.Parallel()
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(1, 3_000_000)
+	hub.Push("library/alpine", "latest", image)
+	p := startProgram(t, hub)
+	client := newClient(t)
+	p.pull(t, client, "alpine", "latest", image)
+	address := strings.TrimPrefix(p.registry, "http://")
+	for i := range 200 {
+		if i%2 == 0 { // slow headers
+			conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+			fmt.Fprint(conn, "GET /v2/ HTTP/1.1\r\nHost: x\r\nX-")
+			continue
+		}
+		ask(t, address, "/v2/alpine/blobs/"+image.Blobs[1].Digest.String()) // and reads nothing
+	}
+	p.pull(t, client, "alpine", "latest", image)
+	other := ocitest.RandomImage(2, 3_000_000)
+	hub.Push("library/busybox", "latest", other)
+	p.pull(t, client, "busybox", "latest", other)
+}
