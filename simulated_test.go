@@ -1,0 +1,427 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"entrepot/cache"
+	"entrepot/internal/ocitest"
+	"entrepot/oci"
+	"entrepot/proxy"
+	"entrepot/store"
+	"entrepot/upstream"
+)
+
+// Days of outages and quotas, from a client's side: the stack as serve puts it
+// together, clients, and a fake Docker Hub, all on a network in memory and on a
+// clock that only waiting moves.
+
+// simulation is such a world.
+type simulation struct {
+	t      *testing.T
+	hub    *ocitest.Hub
+	net    *ocitest.Network
+	client *http.Client
+	url    string
+	cache  *cache.Cache
+	dials  atomic.Int64 // of the cache, to upstream
+	hole   atomic.Bool  // the cache's dials come to nothing
+}
+
+// simulated runs f with the settings in pairs.
+func simulated(t *testing.T, habits ocitest.Habits, pairs []string, f func(*simulation)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := &simulation{t: t, net: ocitest.NewNetwork()}
+		s.hub = ocitest.NewHub(t, ocitest.Config{Habits: habits, Network: s.net})
+		defer s.start(pairs)()
+		f(s)
+	})
+}
+
+// start puts the stack together and returns what takes it apart.
+func (s *simulation) start(pairs []string) (stop func()) {
+	t := s.t
+	cfg := mustLoad(t, append([]string{"ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_PREFETCH=off"}, pairs...)...)
+	u := cfg.UpstreamSettings()[0]
+	client, err := upstream.New(upstream.Config{
+		Name: u.Name, URL: s.hub.URL(), Credentials: u.Login.credentials(), Limits: cfg.limits(u), Dial: s.dial,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	upstreams := upstream.NewSet(client)
+	disk, err := store.Open(t.Context(), store.Config{Dir: t.TempDir(), Memory: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := cfg.cache(new(observer))
+	settings.Warn, settings.Login = nil, upstreams.Login
+	s.cache = cache.New(disk, upstreams, settings)
+	listener := s.net.Listen("cache")
+	s.url = "http://" + listener.Addr().String()
+	server := &http.Server{Handler: registryHandler(proxy.New(s.cache, proxy.Config{
+		Names: cfg.Names(), HeaderTimeout: time.Duration(cfg.HeaderTimeout), MayRefresh: func(*http.Request) bool { return true },
+	}))}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	transport := &http.Transport{DialContext: s.net.DialContext}
+	s.client = &http.Client{Transport: transport}
+	return func() {
+		transport.CloseIdleConnections()
+		if err := errors.Join(server.Close(), s.cache.Close(context.WithoutCancel(t.Context()))); err != nil {
+			t.Error(err)
+		}
+		upstreams.Close()
+		if err := disk.Close(); err != nil {
+			t.Error(err)
+		}
+		<-served
+	}
+}
+
+// dial is the line to upstream.
+func (s *simulation) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	s.dials.Add(1)
+	if s.hole.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.net.DialContext(ctx, network, addr)
+}
+
+// reply is what a client got, its headers after how long.
+type reply struct {
+	status int
+	mark   string
+	header http.Header
+	body   []byte
+	err    error // the body's
+	after  time.Duration
+}
+
+func (s *simulation) ask(method, uri string, header ...string) reply {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, s.url+uri, http.NoBody)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	began := time.Now()
+	resp, err := s.client.Do(req)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, uri, err)
+	}
+	defer resp.Body.Close()
+	r := reply{status: resp.StatusCode, mark: resp.Header.Get("X-Entrepot-Cache"), header: resp.Header, after: time.Since(began)}
+	r.body, r.err = io.ReadAll(resp.Body)
+	return r
+}
+
+// push pushes n images, 0 to n-1 of library/app, which are small.
+func (s *simulation) push(n int) {
+	for i := range n {
+		s.hub.Push("library/app", strconv.Itoa(i), ocitest.RandomImage(uint64(i), 10))
+	}
+}
+
+func tagged(i int) string { return "/v2/library/app/manifests/" + strconv.Itoa(i) }
+
+// mustGet gets a manifest.
+func (s *simulation) mustGet(uri string) reply {
+	s.t.Helper()
+	r := s.ask(http.MethodGet, uri)
+	if r.status != http.StatusOK {
+		s.t.Fatalf("%s: %d %s", uri, r.status, r.body)
+	}
+	return r
+}
+
+var checks = ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest, Method: http.MethodHead}
+
+func TestATagThatIsPulledAllDayCostsAHeadPerTTL(t *testing.T) {
+	simulated(t, ocitest.Habits{PullLimit: 100}, nil, func(s *simulation) {
+		s.push(1)
+		s.mustGet(tagged(0))
+		s.hub.Reset()
+		for range 24 * 60 * 6 { // every ten seconds, for a day
+			s.mustGet(tagged(0))
+			time.Sleep(10 * time.Second)
+		}
+		if got, most := s.hub.Count(checks), 24*12; got > most {
+			t.Errorf("%d checks in a day, want at most %d", got, most)
+		}
+		if n := s.hub.CountedPulls(); n > 0 {
+			t.Errorf("%d counted pulls", n)
+		}
+	})
+}
+
+// A limit that is spent is no reason not to serve what is held, of which there
+// may be more than the limit.
+func TestMoreHeldTagsThanTheQuotaAllows(t *testing.T) {
+	for name, effect := range map[string]*ocitest.Effect{
+		"HEAD still answered": nil, "HEAD refused too": new(ocitest.QuotaSpent()), "abuse": new(ocitest.AbuseLimit()),
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulated(t, ocitest.Habits{}, nil, func(s *simulation) {
+				s.push(101)
+				for i := range 101 {
+					s.mustGet(tagged(i))
+				}
+				s.hub.Set(func(h *ocitest.Habits) { h.PullLimit = 100 })
+				for i := range 100 { // somebody else spends it
+					s.hub.Push("library/other", strconv.Itoa(i), ocitest.RandomImage(uint64(1000+i), 10))
+					s.ask(http.MethodGet, "/v2/library/other/manifests/"+strconv.Itoa(i))
+				}
+				if effect != nil {
+					s.hub.Inject(&ocitest.Fault{Effect: *effect})
+				}
+				s.hub.Reset()
+				for range 3 {
+					time.Sleep(time.Hour)
+					for i := range 101 {
+						r := s.mustGet(tagged(i))
+						if want := map[bool]string{true: "hit", false: "stale"}[effect == nil]; r.mark != want {
+							t.Fatalf("tag %d is a %s, want %s: %s", i, r.mark, want, r.header.Get("Warning"))
+						}
+					}
+				}
+				if n := s.hub.CountedPulls(); n > 0 {
+					t.Errorf("%d counted pulls", n)
+				}
+			})
+		})
+	}
+}
+
+func TestTenThousandPullsInAnOutageCostAHandfulOfRequests(t *testing.T) {
+	for name, effect := range map[string]ocitest.Effect{
+		"500": ocitest.Answer(500), "503": ocitest.RetryLater(503, "60"), "reset": ocitest.Reset(), "silence": ocitest.Hang(), "page": ocitest.HTML(502), "abuse": ocitest.AbuseLimit(),
+	} {
+		rounds := 10
+		if name == "silence" { // the others are spared the time
+			rounds = 100
+		}
+		t.Run(name, func(t *testing.T) {
+			simulated(t, ocitest.Habits{}, nil, func(s *simulation) {
+				const tags = 100
+				s.push(tags)
+				for i := range tags {
+					s.mustGet(tagged(i))
+				}
+				time.Sleep(time.Hour)
+				s.hub.Reset()
+				s.hub.Inject(&ocitest.Fault{Effect: effect})
+				slow := 0
+				for range rounds {
+					for i := range tags {
+						if r := s.mustGet(tagged(i)); r.mark != "stale" || r.header.Get("Warning") == "" {
+							t.Fatalf("tag %d is a %s: %q", i, r.mark, r.header.Get("Warning"))
+						} else if r.after > 0 {
+							slow++
+						}
+					}
+				}
+				if n := len(s.hub.Requests()); n > 12 {
+					t.Errorf("%d pulls cost %d requests, want a handful: %q", rounds*tags, n, s.hub.Lines())
+				}
+				if slow > 10 {
+					t.Errorf("%d pulls had to wait", slow)
+				}
+			})
+		})
+	}
+}
+
+// Whoever forces checks does not have a wrong password tried more often.
+func TestAWrongPasswordForAnHourCostsFewTokens(t *testing.T) {
+	for _, header := range [][]string{nil, {"Cache-Control", "no-cache"}} {
+		simulated(t, ocitest.Habits{}, []string{"ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=wrong"}, func(s *simulation) {
+			s.hub.AddUser("me", "right")
+			s.push(3)
+			s.hub.Private("library/app", "me")
+			for i := range 3600 {
+				if r := s.ask(http.MethodGet, tagged(i%3), header...); r.status != http.StatusForbidden {
+					t.Fatalf("%d %s, want 403", r.status, r.body)
+				}
+				time.Sleep(time.Second)
+			}
+			if n := s.hub.Count(ocitest.Match{Role: ocitest.Token}); n < 5 || n > 60 {
+				t.Errorf("headers %q: %d token requests in an hour, want at most 60", header, n)
+			}
+		})
+	}
+}
+
+// A fleet whose images cost five times what the quota allows gets all of them in
+// five windows, told the truth about when to come again.
+func TestAFleetGetsAllItsImagesInAsFewWindowsAsThereCanBe(t *testing.T) {
+	const images, limit, nodes, window = 500, 100, 3, 6 * time.Hour
+	simulated(t, ocitest.Habits{PullLimit: limit}, []string{"ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_UPSTREAM_0_RATE=0"}, func(s *simulation) {
+		s.push(images)
+		ctx, cancel := context.WithCancel(s.t.Context())
+		var refills sync.WaitGroup
+		refills.Go(func() {
+			for {
+				select {
+				case <-time.After(window):
+					s.hub.RefillQuota()
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+		began := time.Now()
+		var fleet sync.WaitGroup
+		for node := range nodes {
+			fleet.Go(func() {
+				for i := range images {
+					s.getPatiently(tagged((i + node*images/nodes) % images))
+				}
+			})
+		}
+		fleet.Wait()
+		took := time.Since(began)
+		cancel()
+		refills.Wait()
+		counted := s.hub.CountedPulls()
+		if counted != images {
+			t.Errorf("%d counted pulls for %d images", counted, images)
+		}
+		if windows := (counted + limit - 1) / limit; took >= time.Duration(windows)*window {
+			t.Errorf("it took %v, want less than the %d windows that %d pulls need", took, windows, counted)
+		}
+	})
+}
+
+// getPatiently comes again when it is told to.
+func (s *simulation) getPatiently(uri string) {
+	for {
+		r := s.ask(http.MethodGet, uri)
+		if r.status == http.StatusOK {
+			return
+		}
+		seconds, err := strconv.Atoi(r.header.Get("Retry-After"))
+		if r.status != http.StatusTooManyRequests || err != nil || seconds < 1 {
+			s.t.Errorf("%s: %d, Retry-After %q: %s", uri, r.status, r.header.Get("Retry-After"), r.body)
+			return
+		}
+		time.Sleep(time.Duration(seconds) * time.Second)
+	}
+}
+
+// TestABlackHole: the first pull of a held tag takes as long as a check may, the
+// next ones no time, and nobody dials for them, for as long as it lasts. What is
+// held stays.
+func TestABlackHole(t *testing.T) {
+	simulated(t, ocitest.Habits{}, nil, func(s *simulation) {
+		const tags = 20
+		s.push(tags)
+		for i := range tags {
+			s.mustGet(tagged(i))
+		}
+		time.Sleep(time.Hour)
+		s.hole.Store(true)
+		s.hub.Close() // connections that are open end as well
+		if r := s.mustGet(tagged(0)); r.mark != "stale" || r.after > 2*time.Second {
+			t.Errorf("the first pull is a %s after %v, want stale within 2 s", r.mark, r.after)
+		}
+		time.Sleep(30 * time.Second) // the check goes on behind it, and fails
+		for day := range 7 {
+			synctest.Wait()
+			before := s.dials.Load()
+			for range 10 {
+				for i := range tags {
+					if r := s.mustGet(tagged(i)); r.mark != "stale" || r.after > 0 {
+						t.Fatalf("day %d: tag %d is a %s after %v, want stale at once", day, i, r.mark, r.after)
+					}
+				}
+			}
+			if n := s.dials.Load() - before; n > 0 {
+				t.Errorf("day %d: pulls of held tags dialled %d times", day, n)
+			}
+			for range 24 * 2 { // somebody is always there, or the host would be forgotten
+				time.Sleep(30 * time.Minute)
+				s.mustGet(tagged(0))
+			}
+		}
+	})
+}
+
+// No request stays without headers for longer than the bound, whatever is wrong
+// and whatever is asked for; trouble is not told as 404, and who is told to come
+// again is told when.
+func TestNobodyWaitsInSilence(t *testing.T) {
+	type fault struct {
+		name   string
+		match  ocitest.Match
+		effect ocitest.Effect
+		hole   bool
+	}
+	image := ocitest.RandomImage(1, 100_000)
+	questions := map[string]string{
+		"tag": tagged(1), "manifest": "/v2/library/app/manifests/" + image.Digest.String(), "blob": "/v2/library/app/blobs/" + image.Blobs[1].Digest.String(),
+		"tags": "/v2/library/app/tags/list", "referrers": "/v2/library/app/referrers/" + image.Digest.String(),
+	}
+	for _, f := range []fault{
+		{name: "dial", hole: true},
+		{name: "headers", match: ocitest.Match{Role: ocitest.Registry}, effect: ocitest.Hang()},
+		{name: "token", match: ocitest.Match{Role: ocitest.Token}, effect: ocitest.Hang()},
+		{name: "CDN", match: ocitest.Match{Role: ocitest.CDN}, effect: ocitest.Hang()},
+		{name: "first byte", effect: ocitest.Stall(0)},
+		{name: "stall", effect: ocitest.Stall(10)},
+		{name: "429 for long", effect: ocitest.RetryLater(429, "3600")},
+		{name: "429 for a while", effect: ocitest.RetryLater(429, "9")},
+		{name: "429 for ever", effect: ocitest.Answer(429)},
+		{name: "503", effect: ocitest.RetryLater(503, "600")},
+		{name: "500", effect: ocitest.Answer(500)},
+		{name: "reset", effect: ocitest.Reset()},
+		{name: "page", effect: ocitest.HTML(200)},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			for _, method := range []string{http.MethodGet, http.MethodHead} {
+				for what, uri := range questions {
+					simulated(t, ocitest.Habits{Referrers: true}, nil, func(s *simulation) {
+						s.hub.Push("library/app", "1", image)
+						s.hole.Store(f.hole)
+						if !f.hole {
+							s.hub.Inject(&ocitest.Fault{Match: f.match, Effect: f.effect})
+						}
+						for try := range 3 {
+							r := s.ask(method, uri)
+							name := fmt.Sprintf("%s of %s, try %d", method, what, try)
+							if r.after > 15*time.Second {
+								t.Errorf("%s: headers after %v", name, r.after)
+							}
+							retry := r.header.Get("Retry-After")
+							switch {
+							case r.status == http.StatusOK: // what the fault did not concern, or cut
+								if method == http.MethodGet && r.err == nil && strings.Contains(uri, "sha256:") && what != "referrers" && oci.Sum(r.body).String() != uri[strings.Index(uri, "sha256:"):] {
+									t.Errorf("%s: a wrong 200", name)
+								}
+							case r.status < 429 || r.status == http.StatusInternalServerError:
+								t.Errorf("%s: %d %s", name, r.status, r.body)
+							case (r.status == http.StatusTooManyRequests || r.status == http.StatusServiceUnavailable) && retry == "":
+								t.Errorf("%s: %d without Retry-After", name, r.status)
+							}
+						}
+					})
+				}
+			}
+		})
+	}
+}
