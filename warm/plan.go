@@ -51,9 +51,9 @@ func ask(refresh bool) oci.Ask {
 
 // plan is what an image consists of.
 type plan struct {
-	manifests []oci.Manifest // each behind those that it leads to
-	blobs     []blob         // each once
-	fetched   int64          // bytes of the manifests that were not held
+	manifests []oci.Descriptor // each behind those that it leads to
+	blobs     []blob           // each once
+	fetched   int64            // bytes of the manifests that were not held
 }
 
 // blob is a config or a layer.
@@ -63,10 +63,11 @@ type blob struct {
 }
 
 // The bounds of what one image may lead to. Indexes have some dozens of children,
-// and hold no other indexes as a rule.
+// and hold no other indexes as a rule; images have at most 127 layers.
 const (
 	maxManifests = 512
 	maxDepth     = 3
+	maxBlobs     = 10_000
 )
 
 // reading is a plan in the making.
@@ -114,9 +115,8 @@ func (r *reading) visit(ctx context.Context, d oci.Digest, depth int) error {
 			return err
 		}
 	}
-	r.manifests = append(r.manifests, m)
-	r.addBlobs(links)
-	return nil
+	r.manifests = append(r.manifests, m.Descriptor)
+	return r.addBlobs(links)
 }
 
 func (r *reading) manifest(ctx context.Context, d oci.Digest) (m oci.Manifest, err error) {
@@ -148,7 +148,7 @@ func (r *reading) children(links *oci.Links) (wanted []oci.Child, err error) {
 	return wanted, nil
 }
 
-func (r *reading) addBlobs(links *oci.Links) {
+func (r *reading) addBlobs(links *oci.Links) error {
 	add := func(b blob) {
 		if !r.seen[b.Digest] {
 			r.seen[b.Digest] = true
@@ -161,4 +161,8 @@ func (r *reading) addBlobs(links *oci.Links) {
 	for _, l := range links.Layers {
 		add(blob{l.Descriptor, len(l.URLs) > 0})
 	}
+	if len(r.blobs) > maxBlobs {
+		return oci.Errorf(oci.ManifestInvalid, "it leads to more than %d blobs", maxBlobs)
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package warm_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -251,11 +252,23 @@ func TestHostileIndexesEnd(t *testing.T) {
 	for range 6 {
 		deep = ocitest.Index(deep)
 	}
+	var wide strings.Builder
+	wide.WriteString(`{"schemaVersion":2,"layers":[{}`)
+	for i := range 10_001 {
+		fmt.Fprintf(&wide, `,{"digest":"sha256:%064x","size":1}`, i)
+	}
+	wide.WriteString(`]}`)
 	simulate(t, ocitest.Habits{}, func(w *world) {
 		w.hub.Push("library/alpine", "deep", deep)
-		_, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "deep"), warm.Platforms{}, 0, new(warm.Progress))
-		if oci.CodeOf(err) != oci.ManifestInvalid {
-			w.t.Errorf("error %v", err)
+		w.hub.PushManifest("library/alpine", "wide", ocitest.Bytes("application/vnd.oci.image.manifest.v1+json", []byte(wide.String())))
+		for _, tag := range []string{"deep", "wide"} {
+			_, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", tag), warm.Platforms{}, 0, new(warm.Progress))
+			if oci.CodeOf(err) != oci.ManifestInvalid {
+				w.t.Errorf("%s: error %v", tag, err)
+			}
+		}
+		if n := w.hub.Count(ocitest.Match{Kind: ocitest.BlobKind}); n != 0 {
+			w.t.Errorf("%d blobs were asked for", n)
 		}
 	})
 }
