@@ -33,6 +33,7 @@ func clientAt(t *testing.T, address string) *http.Client {
 
 // operatorOf asks the server p.
 func operatorOf(t *testing.T, p *program) operator {
+	t.Helper()
 	return operator{t, environ("ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))}
 }
 

@@ -174,7 +174,7 @@ type Report struct {
 }
 
 // Report sums up the last hours, the running one included, with so many lines
-// to each list at most.
+// of repositories and of clients at most.
 func (l *Ledger) Report(hours, most int) Report {
 	l.Settle()
 	now := time.Now()
@@ -202,7 +202,11 @@ func (l *Ledger) Report(hours, most int) Report {
 	l.mu.Unlock()
 	r.Total = totals[byUpstream]
 	for side, list := range [sides]*List{&r.Upstreams, &r.Accounts, &r.Repositories, &r.Clients} {
-		*list = heaviest(sums[side], totals[side], most)
+		lines := len(sums[side])
+		if side == byRepository || side == byClient {
+			lines = most
+		}
+		*list = heaviest(sums[side], totals[side], lines)
 	}
 	return r
 }

@@ -105,6 +105,9 @@ func TestOthersAreTheRest(t *testing.T) {
 	if want := []string{"client19", "client18", "client17"}; !slices.Equal(names, want) {
 		t.Errorf("the heaviest are %v, want %v", names, want)
 	}
+	if none := l.Report(1, 0); len(none.Clients.Lines) > 0 || len(none.Upstreams.Lines) != 1 || len(none.Accounts.Lines) != 1 {
+		t.Errorf("without clients and repositories: %+v", none)
+	}
 }
 
 // Ten thousand clients come by once each. Who spent more than one part in as many

@@ -1,0 +1,365 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"entrepot/ledger"
+	"entrepot/warm"
+)
+
+// The widths of the picture: where nobody knows that of the terminal, and at
+// most.
+const (
+	plainWidth = 80
+	maxWidth   = 120
+)
+
+// style is how a terminal shows text.
+type style string
+
+const (
+	plain  style = ""
+	bold   style = "1"
+	dim    style = "2"
+	red    style = "31"
+	green  style = "32"
+	yellow style = "33"
+)
+
+// ink is text in one style.
+type ink struct {
+	style style
+	text  string
+}
+
+// picture is the status as lines that fit the width.
+type picture struct {
+	width  int
+	colour bool
+	lines  []string
+}
+
+// line adds a line. What does not fit is cut.
+func (p *picture) line(inks ...ink) {
+	var b strings.Builder
+	left := p.width
+	for _, one := range inks {
+		text := []rune(printable(one.text))
+		text = text[:min(len(text), left)]
+		left -= len(text)
+		if p.colour && one.style != plain && len(text) > 0 {
+			fmt.Fprintf(&b, "\x1b[%sm%s\x1b[0m", one.style, string(text))
+		} else {
+			b.WriteString(string(text))
+		}
+	}
+	p.lines = append(p.lines, strings.TrimRight(b.String(), " "))
+}
+
+// left puts text at the start of a column, and cuts a longer one in its middle:
+// it is at the ends that names differ.
+func left(width int, text string) string {
+	runes := []rune(text)
+	if len(runes) > width {
+		head := (width - 1) / 2
+		runes = slices.Concat(runes[:head], []rune("…"), runes[len(runes)-(width-1-head):])
+	}
+	return string(runes) + strings.Repeat(" ", width-len(runes))
+}
+
+// right puts text at the end of a column.
+func right(width int, text string) string {
+	return strings.Repeat(" ", max(0, width-len([]rune(text)))) + text
+}
+
+// gauge shows a share.
+func gauge(width int, share float64, s style) []ink {
+	full := int(min(max(share, 0), 1)*float64(width) + 0.5)
+	return []ink{{s, strings.Repeat("█", full)}, {dim, strings.Repeat("░", width-full)}}
+}
+
+func (p *picture) draw(s statusJSON, where string) {
+	p.line(ink{bold, "Entrepôt " + s.Version}, ink{plain, "  up " + spanText(s.Now.Sub(s.Since)) + "  "}, ink{dim, strings.TrimSuffix(where, "/") + "  " + s.Data})
+	p.quotas(s)
+	p.hosts(s)
+	p.spent(s)
+	p.fills(s)
+	p.room(s)
+}
+
+func (p *picture) heading(inks ...ink) {
+	p.line()
+	p.line(inks...)
+}
+
+// nameWidth is the room for names: what the numbers leave.
+func (p *picture) nameWidth() int { return max(24, p.width-56) }
+
+func (p *picture) quotas(s statusJSON) {
+	if len(s.Quotas) == 0 {
+		return
+	}
+	name := p.nameWidth()
+	p.heading(ink{bold, left(name, "QUOTA")}, ink{dim, "  " + left(20, "") + right(12, "LEFT") + right(8, "KEPT") + right(14, "RESETS IN")})
+	for _, q := range s.Quotas {
+		account := q.Account
+		if account == "" {
+			account = "(our address)"
+		}
+		share, numbers, kept := 0.0, "?", "-"
+		switch {
+		case q.Limit > 0 && q.Left >= 0:
+			share, numbers = float64(q.Left)/float64(q.Limit), fmt.Sprintf("%d of %d", q.Left, q.Limit)
+		case q.Limit > 0:
+			numbers = "? of " + strconv.Itoa(q.Limit)
+		}
+		if q.Reserve > 0 {
+			kept = strconv.Itoa(q.Reserve)
+		}
+		inks := []ink{{plain, left(name, q.Upstream+" "+account) + "  "}}
+		inks = append(inks, gauge(20, share, quotaStyle(q))...)
+		p.line(append(inks, ink{plain, right(12, numbers) + right(8, kept) + right(14, resetsText(q, s.Now))})...)
+	}
+}
+
+// resetsText says when a quota will be there again; ≤ is at the latest.
+func resetsText(q quotaJSON, now time.Time) string {
+	switch {
+	case q.Paused.After(now):
+		return "paused " + spanText(q.Paused.Sub(now))
+	case q.Resets.After(now) && q.Exact:
+		return spanText(q.Resets.Sub(now))
+	case q.Resets.After(now):
+		return "≤ " + spanText(q.Resets.Sub(now))
+	}
+	return "-"
+}
+
+// quotaStyle warns before the end.
+func quotaStyle(q quotaJSON) style {
+	switch {
+	case q.Left <= q.Reserve:
+		return red
+	case q.Left*4 <= q.Limit:
+		return yellow
+	}
+	return green
+}
+
+// hosts lists those in trouble; that the others are well is one line.
+func (p *picture) hosts(s statusJSON) {
+	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b breakerJSON) bool { return b.State == "closed" && b.Failures == 0 })
+	well := len(s.Breakers) - len(troubled)
+	if len(troubled) == 0 {
+		p.heading(ink{bold, "HOSTS  "}, ink{green, fmt.Sprintf("all %d are well", well)})
+		return
+	}
+	p.heading(ink{bold, "HOSTS  "}, ink{red, fmt.Sprintf("%d in trouble", len(troubled))}, ink{plain, fmt.Sprintf(", %d well", well)})
+	for _, b := range troubled {
+		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, b.Host) + "  "}}, troubleOf(b, s.Now)...)...)
+		if b.Error != "" {
+			why := strings.TrimPrefix(strings.TrimPrefix(b.Error, "unavailable: "), b.Host+": ")
+			p.line(ink{dim, "    " + b.Upstream + ": " + why})
+		}
+	}
+}
+
+// troubleOf says how a host fares that is not well.
+func troubleOf(b breakerJSON, now time.Time) []ink {
+	if b.State == "closed" {
+		return []ink{{yellow, "shaky"}, {plain, fmt.Sprintf(" %d failed in a row", b.Failures)}}
+	}
+	text := " for " + spanText(now.Sub(b.Since))
+	if b.Refused > 0 {
+		text += ", " + count(b.Refused, "request") + " held back"
+	}
+	switch {
+	case b.State == "probing":
+		text += ", being probed"
+	case b.Next.After(now):
+		text += ", probe in " + spanText(b.Next.Sub(now))
+	}
+	return []ink{{red, "down"}, {plain, text}}
+}
+
+// spent shows what was spent: in all, and by whom on what.
+func (p *picture) spent(s statusJSON) {
+	title := "LAST " + strings.ToUpper(count(s.Spent.Hours, "hour"))
+	p.heading(ink{bold, left(p.nameWidth(), title)}, ink{dim, sumColumns("REQUESTS", "HELD", "SERVED", "SAVED", "PULLS", "HEADS", "FETCHED")})
+	lines := s.Spent.Upstreams.Lines
+	for _, line := range lines {
+		p.sum(line.Upstream, plain, line.Sum)
+	}
+	if others := s.Spent.Upstreams.Others; isVisible(others) {
+		p.sum("others", dim, others)
+	}
+	if len(lines) != 1 {
+		p.sum("all", bold, s.Spent.Total)
+	}
+	p.list("ACCOUNTS", s.Spent.Accounts, "(our address)", 2)
+	p.list("CLIENTS", s.Spent.Clients, "(itself)", 1)
+	p.list("REPOSITORIES", s.Spent.Repositories, "(none)", 1)
+}
+
+// sumColumns are 56 characters wide.
+func sumColumns(requests, held, served, saved, pulls, heads, fetched string) string {
+	return right(9, requests) + right(7, held) + right(10, served) + right(7, saved) + right(7, pulls) + right(7, heads) + right(9, fetched)
+}
+
+func (p *picture) sum(name string, s style, sum ledger.Sum) {
+	p.line(ink{s, left(p.nameWidth(), name)}, ink{plain, sumColumns(
+		numberText(sum.Requests), percent(sum.Held, sum.Requests), sizeText(sum.Served), percent(sum.Saved, sum.Served),
+		numberText(sum.Pulls), numberText(sum.Heads), sizeText(sum.Fetched),
+	)})
+}
+
+// isVisible reports whether a sum has anything in these columns.
+func isVisible(sum ledger.Sum) bool {
+	sum.Calls = 0
+	return sum != (ledger.Sum{})
+}
+
+// list shows the top of a list, unless it has fewer lines than say more than the
+// sums do.
+func (p *picture) list(title string, list listJSON, nobody string, least int) {
+	list.Lines = slices.DeleteFunc(slices.Clone(list.Lines), func(l lineJSON) bool { return !isVisible(l.Sum) })
+	if len(list.Lines) < least {
+		return
+	}
+	p.heading(ink{bold, title})
+	for _, line := range list.Lines {
+		name := line.Name
+		if name == "" {
+			name = nobody
+		}
+		if title == "REPOSITORIES" {
+			name = line.Upstream + "/" + name
+		} else {
+			name = withUpstream(p.nameWidth(), name, line.Upstream)
+		}
+		p.sum(name, plain, line.Sum)
+	}
+	if isVisible(list.Others) {
+		p.sum("others", dim, list.Others)
+	}
+}
+
+// withUpstream puts an upstream behind a name, which is cut where both do not
+// fit.
+func withUpstream(width int, name, upstream string) string {
+	room := max(width-1-len(upstream), 8)
+	if len([]rune(name)) > room {
+		name = left(room, name)
+	}
+	return name + " " + upstream
+}
+
+// maxFills is how many fills are shown.
+const maxFills = 10
+
+func (p *picture) fills(s statusJSON) {
+	if len(s.Fills) == 0 {
+		p.heading(ink{bold, "ON THEIR WAY  "}, ink{dim, "nothing"})
+		return
+	}
+	name := p.nameWidth()
+	p.heading(ink{bold, left(name, "ON THEIR WAY")}, ink{dim, "  " + left(7, "DIGEST") + right(21, "SIZE") + right(10, "RATE") + right(8, "READERS") + right(8, "STREAMS")})
+	for _, f := range s.Fills[:min(len(s.Fills), maxFills)] {
+		size, share := "≥ "+bytesText(f.Landed), 0.0
+		if f.Size >= 0 {
+			size, share = bytesText(f.Size), float64(f.Landed)/float64(max(1, f.Size))
+		}
+		inks := []ink{{plain, left(name, f.Repository) + "  "}, {dim, f.Digest.Hex()[:6] + " "}}
+		inks = append(inks, gauge(7, share, green)...)
+		p.line(append(inks, ink{plain, right(6, percent(f.Landed, f.Size)) + right(8, size) + right(10, bytesText(f.BytesPerSecond)+"/s") +
+			right(8, strconv.Itoa(f.Readers)) + right(8, strconv.Itoa(f.Streams))})...)
+	}
+	if more := len(s.Fills) - maxFills; more > 0 {
+		p.line(ink{dim, fmt.Sprintf("and %d more", more)})
+	}
+}
+
+func (p *picture) room(s statusJSON) {
+	p.line()
+	share, text := 0.0, bytesText(s.Disk.Held)+" held, no cap"
+	if s.Disk.Budget > 0 {
+		share, text = float64(s.Disk.Held)/float64(s.Disk.Budget), bytesText(s.Disk.Held)+" of "+bytesText(s.Disk.Budget)+" held"
+	} else if all := s.Disk.Held + s.Disk.Free; all > 0 {
+		share = float64(s.Disk.Held) / float64(all)
+	}
+	p.line(slices.Concat([]ink{{bold, "DISK    "}}, gauge(20, share, plain), []ink{{plain, "  " + text + ", " + bytesText(s.Disk.Free) + " free"}})...)
+	share = float64(s.Memory.Held) / float64(max(1, s.Memory.Budget))
+	text = bytesText(s.Memory.Held) + " of " + bytesText(s.Memory.Budget) + " for what is small; in all " + bytesText(s.Memory.Process)
+	p.line(slices.Concat([]ink{{bold, "MEMORY  "}}, gauge(20, share, plain), []ink{{plain, "  " + text}})...)
+	p.warm(s)
+}
+
+// warm is a line about the images that are kept warm, if there are any.
+func (p *picture) warm(s statusJSON) {
+	all, others := 0, []string{}
+	for _, state := range slices.Sorted(maps.Keys(s.Warm)) {
+		if all += s.Warm[state]; state != string(warm.Warm) {
+			others = append(others, strconv.Itoa(s.Warm[state])+" "+state)
+		}
+	}
+	if all == 0 {
+		return
+	}
+	good, colour := s.Warm[string(warm.Warm)], plain
+	if s.Warm[string(warm.Missing)]+s.Warm[string(warm.Stale)] > 0 {
+		colour = yellow
+	}
+	text := strings.Join(append([]string{fmt.Sprintf("%d of %s are here", good, count(all, "image"))}, others...), ", ")
+	p.line(slices.Concat([]ink{{bold, "WARM    "}}, gauge(20, float64(good)/float64(all), plain), []ink{{colour, "  " + text}})...)
+}
+
+// percent is a share in per cent, to a tenth where that tells something.
+func percent(part, whole int64) string {
+	if whole <= 0 {
+		return "-"
+	}
+	share := 100 * float64(part) / float64(whole)
+	if share > 99.9 && part < whole {
+		return ">99.9%"
+	}
+	return strings.TrimSuffix(strconv.FormatFloat(share, 'f', 1, 64), ".0") + "%"
+}
+
+// sizeText is a size, of which nothing is not worth a number.
+func sizeText(n int64) string {
+	if n == 0 {
+		return "-"
+	}
+	return bytesText(n)
+}
+
+// numberText is a count in six characters at most.
+func numberText(n int64) string {
+	switch {
+	case n == 0:
+		return "-"
+	case n < 100_000:
+		return strconv.FormatInt(n, 10)
+	case n < 10_000_000:
+		return strconv.FormatInt(n/1000, 10) + "k"
+	}
+	return strconv.FormatInt(n/1_000_000, 10) + "M"
+}
+
+// spanText is a duration in its two largest units.
+func spanText(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return strconv.Itoa(int(max(0, d.Round(time.Second))/time.Second)) + "s"
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return strconv.Itoa(int(d/(24*time.Hour))) + " days"
+}
