@@ -233,16 +233,20 @@ func TestTenClientsAtOnceCostOneGetEach(t *testing.T) {
 // every byte or a cut connection.
 func TestFaultsInTheMiddle(t *testing.T) {
 	layer := ocitest.Match{Role: ocitest.CDN, Kind: ocitest.BlobKind}
+	brief := upstream.Timeouts{FirstByte: time.Second, Stall: time.Second}
 	for _, row := range []struct {
 		name   string
 		fault  *ocitest.Fault
 		habits ocitest.Habits
+		waits  upstream.Timeouts
 		fails  bool
 		either bool // the content may be proven before or after the fault is noticed: both are right
 	}{
 		{name: "cut once", fault: &ocitest.Fault{Effect: ocitest.Cut(1_000_000), Times: 1}},
 		{name: "cut five times", fault: &ocitest.Fault{Effect: ocitest.Cut(400_000), Times: 5}},
 		{name: "cut, no ranges", fault: &ocitest.Fault{Effect: ocitest.Cut(1_000_000), Times: 1}, habits: ocitest.Habits{IgnoreRange: true}},
+		{name: "stalled once", fault: &ocitest.Fault{Effect: ocitest.Stall(700_000), Times: 1}, waits: brief},
+		{name: "never begun once", fault: &ocitest.Fault{Effect: ocitest.Stall(0), Times: 1}, waits: brief},
 		{name: "503 once", fault: &ocitest.Fault{Effect: ocitest.Answer(503), Times: 1}},
 		{name: "reset once", fault: &ocitest.Fault{Effect: ocitest.Reset(), Times: 1}},
 		{name: "html 502 once", fault: &ocitest.Fault{Effect: ocitest.HTML(502), Times: 1}},
@@ -264,7 +268,7 @@ func TestFaultsInTheMiddle(t *testing.T) {
 			hub := ocitest.NewHub(t, ocitest.Config{Habits: row.habits})
 			image := ocitest.RandomImage(4, 2_000_000)
 			hub.Push("library/alpine", "latest", image)
-			s := newStack(t, hub, stackConfig{})
+			s := newStack(t, hub, stackConfig{upstream: upstream.Config{Timeouts: row.waits}})
 			if row.fault != nil {
 				row.fault.Match = layer
 				row.fault.Reference = image.Blobs[1].Digest.String()
