@@ -35,9 +35,12 @@ func healthcheck(ctx context.Context, in invocation) error {
 	if port == "0" {
 		return fmt.Errorf("healthcheck: ENTREPOT_LISTEN=%s leaves the port open, so there is none to ask", c.Listen)
 	}
-	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
-	defer cancel()
-	address := net.JoinHostPort(host, port)
+	return askRegistry(ctx, c, net.JoinHostPort(host, port))
+}
+
+// askRegistry asks the registry's listener, in the way that c says, whether it is
+// well.
+func askRegistry(ctx context.Context, c *Config, address string) error {
 	if c.TLSClientAuth == "required" {
 		return shakeHands(ctx, address)
 	}
@@ -55,6 +58,8 @@ func anyCertificate() *tls.Config { return &tls.Config{InsecureSkipVerify: true}
 // shakeHands is all that can be done without a client's certificate: the server
 // answers.
 func shakeHands(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
+	defer cancel()
 	conn, err := (&tls.Dialer{Config: anyCertificate()}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("healthcheck: %w", err)
@@ -63,6 +68,8 @@ func shakeHands(ctx context.Context, address string) error {
 }
 
 func askHealth(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, healthcheckTimeout)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err

@@ -78,6 +78,7 @@ func commands() []command {
 		{"verify", "compare all that is held with its digests", verifyHelp, verify},
 		{"df", "show what the data directory takes, and what would go next", dfHelp, usage},
 		{"client", "print what makes docker, containerd, podman and others use this server", clientHelp, printClient},
+		{"doctor", "look at all that a server needs, and say what to mend", doctorHelp, doctor},
 		{"config", "show the effective configuration, and where each value came from", configHelp, showConfig},
 		{"healthcheck", "ask the running server whether it is well; the exit code tells", healthcheckHelp, healthcheck},
 		{"version", "show the version", "", showVersion},

@@ -108,6 +108,11 @@ func (o *observer) loginFailed(client, user string, err error) {
 	e.Msg("a login failed")
 }
 
+// ofUpstreams are the fields of an upstream's configuration by which o hears.
+func (o *observer) ofUpstreams() upstream.Config {
+	return upstream.Config{Observe: o.call, Received: o.received, Warn: o.upstreamWarning}
+}
+
 // call hears of every request to an upstream.
 func (o *observer) call(c upstream.Call) {
 	o.metrics.call(c)

@@ -93,7 +93,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	defer func() { err = errors.Join(err, disk.Close()) }()
 	defer keepLedger(spent, disk, watcher)()
 
-	upstreams, err := openUpstreams(ctx, cfg, about, watcher)
+	upstreams, err := openUpstreams(ctx, cfg, about, watcher.ofUpstreams(), logger)
 	if err != nil {
 		return err
 	}
@@ -202,25 +202,28 @@ func (f *front) stop(timeout time.Duration, logger zerolog.Logger) {
 type lines struct{ registry, plain, admin, metrics net.Listener }
 
 func listenAll(ctx context.Context, cfg *Config) (l lines, err error) {
-	for _, one := range []struct {
-		variable string
-		address  Address
-		listener *net.Listener
-	}{
-		{"ENTREPOT_LISTEN", cfg.Listen, &l.registry},
-		{plainVar, cfg.PlainListen, &l.plain},
-		{"ENTREPOT_ADMIN_LISTEN", cfg.AdminListen, &l.admin},
-		{"ENTREPOT_METRICS_LISTEN", cfg.MetricsListen, &l.metrics},
-	} {
-		if one.address == "" {
-			continue
-		}
-		if *one.listener, err = listen(ctx, one.variable, one.address); err != nil {
+	into := map[string]*net.Listener{
+		"ENTREPOT_LISTEN": &l.registry, plainVar: &l.plain, "ENTREPOT_ADMIN_LISTEN": &l.admin, "ENTREPOT_METRICS_LISTEN": &l.metrics,
+	}
+	for _, one := range cfg.listeners() {
+		if *into[one.variable], err = listen(ctx, one.variable, one.address); err != nil {
 			l.close()
 			return lines{}, err
 		}
 	}
 	return l, nil
+}
+
+// listenSetting is an address that is to be listened on.
+type listenSetting struct {
+	variable string
+	address  Address
+}
+
+func (c *Config) listeners() []listenSetting {
+	return slices.DeleteFunc([]listenSetting{
+		{"ENTREPOT_LISTEN", c.Listen}, {plainVar, c.PlainListen}, {"ENTREPOT_ADMIN_LISTEN", c.AdminListen}, {"ENTREPOT_METRICS_LISTEN", c.MetricsListen},
+	}, func(one listenSetting) bool { return one.address == "" })
 }
 
 func (l lines) close() {
@@ -354,16 +357,18 @@ func (c *Config) shares() map[string]float64 {
 	return shares
 }
 
-func openUpstreams(ctx context.Context, cfg *Config, about build, watcher *observer) (*upstream.Set, error) {
+// openUpstreams makes a client for each upstream. told are those fields of their
+// configuration that say who hears of what they do.
+func openUpstreams(ctx context.Context, cfg *Config, about build, told upstream.Config, logger zerolog.Logger) (*upstream.Set, error) {
 	settings := cfg.UpstreamSettings()
-	logins := findLogins(ctx, cfg, settings, watcher.log)
+	logins := findLogins(ctx, cfg, settings, logger)
 	var clients []*upstream.Client
 	for i, u := range settings {
 		client, err := upstream.New(upstream.Config{
 			Name: u.Name, URL: u.URL, CA: u.CA, AllowPrivate: u.AllowPrivate,
 			Credentials: logins[i], Mirrors: u.mirrors(), ForeignHosts: cfg.ForeignHosts, Limits: cfg.limits(u),
 			Proxy: cfg.Proxy(), UserAgent: about.userAgent(),
-			Observe: watcher.call, Received: watcher.received, Warn: watcher.upstreamWarning,
+			Observe: told.Observe, Received: told.Received, Warn: told.Warn,
 		})
 		if err != nil {
 			upstream.NewSet(clients...).Close()

@@ -142,7 +142,7 @@ func Open(ctx context.Context, cfg Config) (*Disk, error) {
 		d.warn = func(string, error) {}
 	}
 	if cfg.space == nil {
-		cfg.space = func() (total, free int64, err error) { return spaceOf(cfg.Dir) }
+		cfg.space = func() (total, free int64, err error) { return Space(cfg.Dir) }
 	}
 	if err := d.open(ctx, cfg); err != nil {
 		_ = d.release()

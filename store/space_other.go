@@ -4,9 +4,9 @@ package store
 
 import "golang.org/x/sys/unix"
 
-// spaceOf tells how large the file system of dir is, and what it has left for
+// Space tells how large the file system of dir is, and what it has left for
 // us.
-func spaceOf(dir string) (total, free int64, err error) {
+func Space(dir string) (total, free int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, 0, err
