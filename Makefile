@@ -2,6 +2,8 @@
 GO ?= go
 TOOL = $(GO) tool -modfile=tools.mod
 BENCHTOOL = $(GO) tool -modfile=../tools.mod
+# Where the product raises a version, the module of its benchmarks follows.
+BENCHMOD = -mod=mod
 FUZZTIME ?= 10s
 CLIENTS = bin/crane bin/helm bin/buildkitd bin/buildctl bin/kubecheck
 
@@ -9,7 +11,7 @@ run:
 	$(GO) run .
 test:
 	$(GO) test -race ./...
-	cd bench && $(GO) test -race ./...
+	cd bench && $(GO) test $(BENCHMOD) -race ./...
 check: lint test
 microbench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
@@ -21,7 +23,7 @@ gofumpt: # lists what it would change
 	! $(TOOL) gofumpt -l . | grep .
 vet:
 	$(GO) vet -tags e2e,soak ./...
-	cd bench && $(GO) vet ./...
+	cd bench && $(GO) vet $(BENCHMOD) ./...
 staticcheck:
 	$(TOOL) staticcheck -tags e2e,soak ./...
 	cd bench && $(BENCHTOOL) staticcheck ./...
@@ -51,7 +53,7 @@ bench-check: bench/bin/bench
 	cd bench && bin/bench -check results/performance.json -rivals direct,nginx-files,bare -run cold-pull,herd,warm,cold-ranges,trace,far $(BENCHFLAGS)
 .PHONY: bench/bin/bench
 bench/bin/bench:
-	cd bench && $(GO) build -o bin/bench .
+	cd bench && $(GO) build $(BENCHMOD) -o bin/bench .
 bench/bin/registry: bench/tools.mod
 	$(GO) build -modfile=bench/tools.mod -o bench/bin/registry github.com/distribution/distribution/v3/cmd/registry
 	touch bench/bin/registry

@@ -24,7 +24,7 @@ func watched(ctx context.Context, b *bench, s *server, f func() (measures, int64
 		}
 	}
 	if s.roles&(caches|direct) != 0 {
-		c, countErr := b.hub.settled(ctx)
+		c, countErr := b.hub.settled(context.WithoutCancel(ctx)) // also of a round that ran out of time
 		if countErr != nil {
 			return m, errors.Join(err, countErr)
 		}

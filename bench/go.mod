@@ -4,7 +4,7 @@ go 1.26.0
 
 require (
 	entrepot v0.0.0
-	golang.org/x/sys v0.49.0
+	golang.org/x/sys v0.50.0
 	gonum.org/v1/plot v0.17.0
 )
 
@@ -18,7 +18,7 @@ require (
 	github.com/google/go-containerregistry v0.22.1 // indirect
 	go.uber.org/goleak v1.3.0 // indirect
 	golang.org/x/image v0.30.0 // indirect
-	golang.org/x/text v0.43.0 // indirect
+	golang.org/x/text v0.44.0 // indirect
 )
 
 replace entrepot => ..
