@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -24,7 +25,7 @@ func served(l *ledger.Ledger, r *proxy.Record) {
 		return
 	}
 	held := r.Outcome.Cache == oci.Hit || r.Outcome.Cache == oci.Stale || r.Outcome.Cache == oci.Joined
-	l.Served(r.Repository.Host, r.Repository.Path, r.Client, r.Bytes, held)
+	l.Served(r.Repository.Host, r.Repository.Path, cmp.Or(r.User, r.Client), r.Bytes, held)
 }
 
 // spentBy tells the ledger of a request to an upstream. A redirect and a 401 only

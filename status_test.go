@@ -410,3 +410,20 @@ func TestColourIsForThoseWhoWantIt(t *testing.T) {
 		}
 	}
 }
+
+// Who logs in spends under a name, at whatever address, of what upstreams sent as
+// well as of what was served.
+func TestUsersSpendByName(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(1, 3000, 300)
+	hub.Push("library/app", "1", image)
+	users := filepath.Join(t.TempDir(), "users")
+	replaceFile(t, users, usersFile(t, map[string]string{"alice": "wonderland"}))
+	p := startProgram(t, hub, "ENTREPOT_USERS_FILE="+users)
+	p.pull(t, asUser(t, "alice", "wonderland"), "app", "1", image)
+	s := operatorOf(t, p).statusAfter(int64(1 + len(image.Blobs)))
+	clients := s.Spent.Clients.Lines
+	if len(clients) != 1 || clients[0].Name != "alice" || clients[0].Pulls != 1 || clients[0].Heads != 1 || clients[0].Requests != int64(1+len(image.Blobs)) {
+		t.Errorf("clients: %+v", clients)
+	}
+}

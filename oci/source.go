@@ -77,7 +77,7 @@ type Ask struct {
 	Refresh    bool   // check with upstream now, however fresh what we hold
 	Manifest   bool   // of a tag: its manifest is wanted too, so that one which cannot be had is no answer
 	Background bool   // nobody waits: give way to those who do
-	Client     string // who asks, for accounting
+	Client     string // who asks, a user or else an address, for accounting
 }
 
 // Outcome says where an answer came from.

@@ -22,7 +22,7 @@ var (
 func (x *exchange) blob() error {
 	d := x.req.Digest
 	if !x.mute && x.h.cfg.Clients != nil {
-		end, err := x.h.cfg.Clients.Transfer(&x.ctx, x.client())
+		end, err := x.h.cfg.Clients.Transfer(&x.ctx, x.ask.Client)
 		if err != nil {
 			return err
 		}

@@ -190,12 +190,10 @@ func (x *exchange) admit() (err error) {
 		if x.pass, err = x.h.cfg.Admit(x.r, x.req.Kind); err != nil {
 			return err
 		}
+		x.ask.Client = cmp.Or(x.pass.User, x.ask.Client)
 	}
-	return x.h.cfg.Clients.Admit(&x.ctx, x.client(), x.start)
+	return x.h.cfg.Clients.Admit(&x.ctx, x.ask.Client, x.start)
 }
-
-// client is who is bound by what one client may do.
-func (x *exchange) client() string { return cmp.Or(x.pass.User, x.ask.Client) }
 
 // route finds who answers. The order matters to clients: no such route, then a
 // method that the route does not have, then what is wrong with the name.
