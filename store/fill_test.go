@@ -389,7 +389,9 @@ func TestWhatLandedIsRecordedThoughNothingFollows(t *testing.T) {
 			t.Errorf("on record: %+v, %v", rec.Spans, err)
 		}
 		cancel()
-		<-followed
+		if err := <-followed; !errors.Is(err, context.Canceled) {
+			t.Errorf("follow: %v", err)
+		}
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}
