@@ -19,7 +19,7 @@ type answer struct {
 	w       http.ResponseWriter
 	control http.ResponseController
 	stall   time.Duration
-	line    *line // of a large answer, where there is one
+	line    *line // nil where the connection is not a bare one
 	mute    bool  // HEAD: headers only
 	streams bool  // HTTP/2: a deadline that passes resets the stream, even if nothing is being written
 
@@ -34,6 +34,9 @@ func (a *answer) init(w http.ResponseWriter, r *http.Request, stall time.Duratio
 	a.w, a.control, a.stall = w, *http.NewResponseController(w), stall
 	a.mute = r.Method == http.MethodHead
 	a.streams = r.ProtoMajor >= 2
+	if !a.streams { // which share a connection
+		a.line = lineOf(r.Context())
+	}
 	a.left = math.MaxInt64
 }
 
@@ -218,8 +221,15 @@ func (a *answer) took(n int64, err error) {
 // expectProgress gives the client time for the next write. A writer without
 // deadlines, as in a test, is asked once.
 func (a *answer) expectProgress() {
-	if a.stall > 0 && a.control.SetWriteDeadline(time.Now().Add(a.stall)) != nil {
+	now := time.Now()
+	if a.stall <= 0 || a.line.patient(now, a.stall) {
+		return
+	}
+	until := now.Add(a.stall)
+	if a.control.SetWriteDeadline(until) != nil {
 		a.stall = 0
+	} else if a.line != nil {
+		a.line.until = until
 	}
 }
 

@@ -265,7 +265,7 @@ func (x *exchange) copyPart(rd oci.Reader, p part) (err error) {
 		}
 	}
 	if p.length < 0 || p.length >= corkFrom {
-		x.line = lineOf(x.r.Context())
+		x.line.widen()
 	}
 	x.left = p.length
 	if p.length < 0 {

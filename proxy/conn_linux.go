@@ -63,40 +63,15 @@ func boundUnsent(fd uintptr) {
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLowWater)
 }
 
-// A line is a bare TCP connection, and the context of what is asked on it. One
-// answer at a time goes out on it, so it needs no lock.
-type line struct {
-	context.Context //nolint:containedctx // a line is a context
-	conn            *net.TCPConn
-	raw             syscall.RawConn // nil until a large answer goes out
-	near            bool            // its send buffer is fixed, for good
-}
-
-type lineKey struct{}
-
-func (l *line) Value(key any) any {
-	if key == (lineKey{}) {
-		return l
+// widen readies the connection for a large answer.
+func (l *line) widen() {
+	if l == nil || l.raw != nil {
+		return
 	}
-	return l.Context.Value(key)
-}
-
-// lineOf is the line of a request's context, ready for a large answer; nil if
-// the request did not come over one.
-func lineOf(ctx context.Context) *line {
-	l, ok := ctx.Value(lineKey{}).(*line)
-	if !ok {
-		return nil
-	}
-	if l.raw == nil {
-		raw, err := l.conn.SyscallConn()
-		if err != nil {
-			return nil
-		}
+	if raw, err := l.conn.SyscallConn(); err == nil {
 		l.raw = raw
 		_ = raw.Control(boundUnsent)
 	}
-	return l
 }
 
 // What makes sendfile cheap is full segments into a send buffer that fits the
@@ -114,10 +89,10 @@ const (
 	nearRoundTrip = 100 * time.Microsecond
 )
 
-// cork holds partial segments back until uncork, towards a client that is near.
-// It reports whether it did.
+// cork holds partial segments back until uncork, towards a client that is near,
+// on a connection that was widened. It reports whether it did.
 func (l *line) cork() (corked bool) {
-	if l == nil {
+	if l == nil || l.raw == nil {
 		return false
 	}
 	err := l.raw.Control(func(fd uintptr) {

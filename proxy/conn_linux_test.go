@@ -282,3 +282,18 @@ func TestClientThatStopsReadingIsCutOverTCP(t *testing.T) {
 		t.Errorf("got %d bytes, %v", n, err)
 	}
 }
+
+// The deadline of one answer serves those that follow it closely, and none
+// begins with less than seven eighths of its time.
+func TestWriteDeadlinesLeaveNearlyAllOfTheTime(t *testing.T) {
+	const stall = 80 * time.Second
+	now := time.Now()
+	for left, want := range map[time.Duration]bool{-stall: false, 0: false, 70 * time.Second: false, 71 * time.Second: true, stall: true} {
+		if got := (&line{until: now.Add(left)}).patient(now, stall); got != want {
+			t.Errorf("%v left: got %v", left, got)
+		}
+	}
+	if (&line{}).patient(now, stall) || (*line)(nil).patient(now, stall) {
+		t.Error("a deadline that was never set counts")
+	}
+}

@@ -10,13 +10,18 @@ import (
 // ListenConfig makes the listeners that clients connect to.
 func ListenConfig() net.ListenConfig { return net.ListenConfig{} }
 
-// ConnContext is for http.Server.ConnContext. It does something on Linux only.
-func ConnContext(ctx context.Context, _ net.Conn) context.Context { return ctx }
+// ConnContext lets answers know the connection that they go out on. It is for
+// http.Server.ConnContext.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		return &line{Context: ctx, conn: tcp}
+	}
+	return ctx
+}
 
-// A line is a connection whose way of sending can be chosen: none here.
-type line struct{}
+// How a large answer is sent can be chosen on Linux only.
 
-func lineOf(context.Context) *line { return nil }
+func (*line) widen() {}
 
 func (*line) cork() bool { return false }
 

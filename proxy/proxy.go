@@ -52,9 +52,9 @@ type Config struct {
 	// mirror and do not fall back.
 	HeaderTimeout time.Duration
 	// StallTimeout is how long a client may take no bytes of an answer before
-	// its connection is cut. 0 means 60 s. Progress shows in steps: 256 KiB of a
-	// file, and what the kernel takes into its own buffer, which ConnContext
-	// keeps small.
+	// its connection is cut, or an eighth less. 0 means 60 s. Progress shows in
+	// steps: 256 KiB of a file, and what the kernel takes into its own buffer,
+	// which ConnContext keeps small.
 	StallTimeout time.Duration
 }
 
@@ -124,6 +124,7 @@ type exchange struct {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := h.exchanges.Get().(*exchange)
 	x.h, x.r, x.start, x.kind = h, r, time.Now(), "none"
+	x.ask.Client = clientAddress(r)
 	x.pass = Pass{Source: h.src, Catalog: h.cfg.Catalog}
 	x.answer.init(w, r, h.cfg.StallTimeout)
 	x.ctx.init(r.Context(), x.start.Add(h.cfg.HeaderTimeout))
@@ -185,7 +186,6 @@ func (x *exchange) serve() error {
 // admit finds out who asks, and waits for their turn. That comes before names are
 // looked at: what there is says nothing to strangers.
 func (x *exchange) admit() (err error) {
-	x.ask.Client = clientAddress(x.r)
 	if x.h.cfg.Admit != nil {
 		if x.pass, err = x.h.cfg.Admit(x.r, x.req.Kind); err != nil {
 			return err

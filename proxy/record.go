@@ -145,7 +145,7 @@ func (x *exchange) record() Record {
 	return Record{
 		Method:     clip(x.r.Method, 20),
 		Kind:       x.kind,
-		Client:     clientAddress(x.r),
+		Client:     x.ask.Client,
 		User:       x.pass.User,
 		UserAgent:  clip(x.r.UserAgent(), 200),
 		Repository: x.repo,

@@ -1,0 +1,41 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"syscall"
+	"time"
+)
+
+// A line is a client's bare TCP connection, and the context of what is asked on
+// it. One answer at a time goes out on it, so it needs no lock.
+type line struct {
+	context.Context //nolint:containedctx // a line is a context
+	conn            *net.TCPConn
+	until           time.Time       // its write deadline, as we last set it
+	raw             syscall.RawConn // nil until a large answer goes out
+	near            bool            // its send buffer is fixed, for good
+}
+
+type lineKey struct{}
+
+func (l *line) Value(key any) any {
+	if key == (lineKey{}) {
+		return l
+	}
+	return l.Context.Value(key)
+}
+
+// lineOf is the line of a request's context; nil if the request did not come
+// over one.
+func lineOf(ctx context.Context) *line {
+	l, _ := ctx.Value(lineKey{}).(*line)
+	return l
+}
+
+// patient reports whether the write deadline leaves an answer nearly all of the
+// time that it may take: setting one for each answer would cost a manifest more
+// than finding it.
+func (l *line) patient(now time.Time, stall time.Duration) bool {
+	return l != nil && l.until.Sub(now) > stall-stall/8
+}
