@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"entrepot/access"
 	"entrepot/cache"
 	"entrepot/oci"
 	"entrepot/policy"
@@ -96,7 +97,7 @@ func (x *adminExchange) explain() error {
 		return err
 	}
 	out.Upstream, out.Repository = repo.Host, repo.String()
-	out.Who = "everybody who reaches the port"
+	out.Who = x.api.cfg.whoMay(repo)
 	out.Policy = x.policyVerdict(repo, out.Reference)
 	out.Account = x.api.cfg.accountFor(x.r.Context(), repo)
 	out.Digest, out.Held, out.Fresh, out.Retry = found.Digest, found.Held, freshText(found), found.Retry
@@ -185,6 +186,28 @@ func (c *Config) accountFor(ctx context.Context, repo oci.Repository) string {
 		}
 	}
 	return ""
+}
+
+// whoMay says who may read a repository, as the files say now.
+func (c *Config) whoMay(repo oci.Repository) string {
+	switch {
+	case !c.hasAccess():
+		return "everybody who reaches the port"
+	case c.AccessFile == "":
+		return "every user of " + usersVar
+	}
+	content, err := readSmallFile(string(c.AccessFile))
+	if err != nil {
+		return fmt.Sprintf("%s cannot be read: %v", accessVar, err)
+	}
+	who, err := access.Readers(content, c.Names(), repo)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("%s cannot be used: %v", accessVar, err)
+	case len(who) == 0:
+		return "nobody"
+	}
+	return strings.Join(who, ", ")
 }
 
 func freshText(x cache.Explanation) string {

@@ -107,3 +107,20 @@ func TestRulesAreShown(t *testing.T) {
 	}
 	wantRequests(t, hub)
 }
+
+// TestExplainTellsWhoMay, in the words of the access file, of what a rule leads to.
+func TestExplainTellsWhoMay(t *testing.T) {
+	users := writeFile(t, "alice:$2a$04$WQGSb2bUdBNOXgbLVlL2ZeGs0tNRdV0fPJbXwWTmWEXGzJDkHhcJi\n")
+	rights := writeFile(t, "groups: {builders: [alice]}\nrules:\n- {who: [anonymous], repositories: [docker.io/library/*]}\n- {who: [\"group:builders\", carol], repositories: [docker.io/team/**]}\n- {who: [bob], repositories: [docker.io/team/app], actions: [metadata/read]}\n")
+	dir := t.TempDir()
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	stopProgram(t, startProgram(t, hub, "ENTREPOT_DATA="+dir)) // makes the data directory
+	at := func(pairs ...string) operator {
+		return operator{t, environ(append(pairs, "ENTREPOT_DATA="+dir, "ENTREPOT_ADMIN_LISTEN=", "ENTREPOT_RULE_0_TARGET=ours/*", "ENTREPOT_RULE_0_SOURCE=docker.io/team/*")...)}
+	}
+	wantLines(t, at("ENTREPOT_USERS_FILE="+users).must("explain", "--table", "alpine"), `who may +every user of ENTREPOT_USERS_FILE`)
+	o := at("ENTREPOT_USERS_FILE="+users, "ENTREPOT_ACCESS_FILE="+rights)
+	wantLines(t, o.must("explain", "--table", "alpine"), `who may +anonymous`)
+	wantLines(t, o.must("explain", "--table", "ours/app"), `who may +group:builders, carol`)
+	wantLines(t, o.must("explain", "--table", "grafana/grafana"), `who may +nobody`)
+}

@@ -380,3 +380,13 @@ func CheckRules(content []byte, names *oci.Names) error {
 	_, err := parseRules(content, names)
 	return err
 }
+
+// Readers are those who may read what a repository has, in the words of an access
+// file: users, group:NAME, anonymous for everybody, authenticated for all users.
+func Readers(content []byte, names *oci.Names, repo oci.Repository) ([]string, error) {
+	r, err := parseRules(content, names)
+	if err != nil {
+		return nil, err
+	}
+	return r.readers(repo), nil
+}

@@ -54,7 +54,8 @@ type rules struct {
 }
 
 type rule struct {
-	everybody     bool // also who has not said who they are
+	who           []string // as the file has it
+	everybody     bool     // also who has not said who they are
 	authenticated bool
 	users         map[string]bool // members of the file's groups among them
 	groups        []string
@@ -116,7 +117,7 @@ func (e *ruleEntry) compile(groups map[string][]string, names *oci.Names) (r rul
 	if len(e.Who) == 0 || len(e.Repositories) == 0 {
 		return rule{}, errors.New("who and repositories must both be there, and not empty")
 	}
-	r.users = map[string]bool{}
+	r.who, r.users = e.Who, map[string]bool{}
 	for _, who := range e.Who {
 		group, isGroup := strings.CutPrefix(who, groupPrefix)
 		switch {
@@ -210,6 +211,21 @@ func checkGlob(glob string, names *oci.Names) error {
 		return fmt.Errorf("pattern %q: %s is called %s here", clip(glob, 100), host, oci.FoldHost(host))
 	}
 	return nil
+}
+
+// readers are those who may read what a repository has, in the words of the file.
+func (r *rules) readers(repo oci.Repository) (all []string) {
+	for _, one := range r.list {
+		if one.actions&readContent == 0 || !one.repositories.MatchString(repo.String()) {
+			continue
+		}
+		for _, who := range one.who {
+			if !slices.Contains(all, who) {
+				all = append(all, who)
+			}
+		}
+	}
+	return all
 }
 
 // forAnonymous reports whether there is anything to see for those who have not
