@@ -411,7 +411,7 @@ func TestNobodyWaitsInSilence(t *testing.T) {
 							switch {
 							case r.status == http.StatusOK: // what the fault did not concern, or cut
 								if method == http.MethodGet && r.err == nil && strings.Contains(uri, "sha256:") && what != "referrers" && oci.Sum(r.body).String() != uri[strings.Index(uri, "sha256:"):] {
-									t.Errorf("%s: a wrong 200", name)
+									t.Errorf("%s: a wrong 200: %d bytes, %v", name, len(r.body), r.header)
 								}
 							case r.status < 429 || r.status == http.StatusInternalServerError:
 								t.Errorf("%s: %d %s", name, r.status, r.body)

@@ -458,6 +458,9 @@ func (f *Fill) Reset() error {
 // Fail ends the fill: readers are cut with err. What landed stays on disk for
 // the next one.
 func (f *Fill) Fail(err error) {
+	if errors.Is(err, io.EOF) {
+		err = notTheEnd{err}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.proven && f.err == nil {
@@ -465,6 +468,14 @@ func (f *Fill) Fail(err error) {
 		f.wakeLocked()
 	}
 }
+
+// notTheEnd is an error that came of an io.EOF, as that of a connection does
+// which was closed instead of answered. To a reader, who would take it for the
+// end of the blob, it is none.
+type notTheEnd struct{ error }
+
+func (e notTheEnd) Is(target error) bool { return target != io.EOF && errors.Is(e.error, target) }
+func (e notTheEnd) As(target any) bool   { return errors.As(e.error, target) }
 
 // Close gives the fill up, and fails it if it is not proven. Unless it was kept,
 // its spans are recorded so that another Fill can go on from them; without any

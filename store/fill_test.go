@@ -151,6 +151,30 @@ func TestMismatchDropsEveryByte(t *testing.T) {
 	}
 }
 
+// An upstream that closes the connection instead of answering fails with what
+// comes of io.EOF. No reader may take that for the blob's end.
+func TestAFailureIsNeverTheEnd(t *testing.T) {
+	d := openDisk(t, t.TempDir(), nil)
+	f, err := d.Fill(oci.Sum([]byte("never comes")), busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cause := &oci.Error{Code: oci.Unavailable, Err: io.EOF}
+	f.Fail(fmt.Errorf("closed: %w", cause))
+	for name, read := range map[string]func(*FillReader) error{
+		"Wait":    func(r *FillReader) error { return r.Wait() },
+		"Read":    func(r *FillReader) error { _, err := r.Read(make([]byte, 1)); return err },
+		"WriteTo": func(r *FillReader) error { _, err := r.WriteTo(io.Discard); return err },
+	} {
+		r := f.Open(t.Context(), 0, -1)
+		if err := read(r); err == nil || errors.Is(err, io.EOF) || oci.CodeOf(err) != oci.Unavailable {
+			t.Errorf("%s: %v (code %s), want why it failed, and no end", name, err, oci.CodeOf(err))
+		}
+		r.Close()
+	}
+}
+
 func TestSurplusAndChangedSizeAreRefused(t *testing.T) {
 	d := openDisk(t, t.TempDir(), nil)
 	f, err := d.Fill(oci.Sum(nil), busybox)

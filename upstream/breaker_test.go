@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -64,6 +65,26 @@ func timed(f func() error) (time.Duration, error) {
 	start := time.Now()
 	err := f()
 	return time.Since(start), err
+}
+
+// A connection that is closed instead of an answer is not the end of anything.
+func TestAClosedConnectionIsNoEnd(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		mustResolve(t, c)
+		hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()})
+		if err := resolve(t, c); err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("got %v, want an error that is not io.EOF", err)
+		}
+		b, err := c.Blob(t.Context(), alpine, ocitest.RandomImage(1, 100).Blobs[0].Digest, oci.Ask{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Open(t.Context(), 0, -1); err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("got %v, want an error that is not io.EOF", err)
+		}
+	})
 }
 
 // Whatever way a host fails, ten thousand requests cost it a handful, and none

@@ -24,7 +24,9 @@ var (
 // read. ctx is the caller's, cause what one of our timers left behind. No URL
 // gets into it: a signed one is a credential.
 func failure(ctx context.Context, host string, err, cause error) error {
-	err = withoutURL(err)
+	if err = withoutURL(err); errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF // a connection that was closed is nobody's regular end
+	}
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return context.Canceled
