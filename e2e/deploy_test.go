@@ -99,3 +99,10 @@ func TestSystemdUnit(t *testing.T) {
 func TestComposeFile(t *testing.T) {
 	run(t, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tempDir(t)}, "docker-compose", "--file", "../deploy/compose/compose.yaml", "config", "--quiet")
 }
+
+// Each alert fires when it should, and not on a quiet day.
+func TestAlerts(t *testing.T) {
+	env := []string{"PATH=" + os.Getenv("PATH")}
+	run(t, env, "promtool", "check", "rules", "../deploy/helm/entrepot/alerts.yaml")
+	run(t, env, "promtool", "test", "rules", "../deploy/prometheus/alerts_test.yaml")
+}
