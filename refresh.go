@@ -180,15 +180,12 @@ func (o *operation) showRefreshed(t targetJSON, r refreshedJSON, raw json.RawMes
 	if o.json {
 		return o.writeLine(raw)
 	}
-	text := ""
+	var err error
 	switch r.Outcome {
 	case unchanged, isNew:
-		text = " " + r.Outcome + ", " + short(r.After)
+		_, err = fmt.Fprintf(o.in.stdout, "%s %s, %s\n", t, r.Outcome, short(r.After))
 	case moved:
-		text = " moved from " + short(r.Before) + " to " + short(r.After)
-	default:
-		return nil
+		_, err = fmt.Fprintf(o.in.stdout, "%s moved from %s to %s\n", t, short(r.Before), short(r.After))
 	}
-	_, err := fmt.Fprintf(o.in.stdout, "%s%s\n", t, text)
 	return err
 }

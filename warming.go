@@ -15,6 +15,7 @@ import (
 	"entrepot/warm"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
 )
 
 // Fetching images before anybody asks for them: the list that the server keeps
@@ -101,28 +102,31 @@ func (w *warming) keep(ctx context.Context, cfg *Config) (end func()) {
 
 // warmed hears of what happens to the images that are kept warm.
 func (o *observer) warmed(e warm.Event) {
-	line := o.log.Info()
-	if e.Err != nil {
-		line = o.log.Warn().Str("error", causeText(e.Err))
-	}
+	level, text := zerolog.InfoLevel, ""
 	switch e.Kind {
 	case warm.ListRead:
-		line.Int("images", e.Images).Msg("warm list: read")
-		return
+		text = "warm list: read"
 	case warm.ListFailed:
-		line.Int("images", e.Images).Msg("warm list: it cannot be read, so the last one counts")
-		return
-	}
-	line = line.Str("upstream", e.Image.Repository.Host).Str("repository", e.Image.Repository.Path).Str("reference", e.Image.Reference).
-		Int64("bytes", e.Result.Bytes).Int64("fetched", e.Result.Fetched).Float64("duration_seconds", e.Took.Seconds())
-	switch e.Kind {
+		level, text = zerolog.WarnLevel, "warm list: it cannot be read, so the last one counts"
 	case warm.Fetched:
-		line.Str("digest", e.Result.Digest.String()).Msg("warm list: fetched")
+		text = "warm list: fetched"
 	case warm.Failed:
-		line.Msg("warm list: not fetched or not confirmed; it is tried again")
+		level, text = zerolog.WarnLevel, "warm list: not fetched or not confirmed; it is tried again"
 	case warm.Recovered:
-		line.Msg("warm list: confirmed again")
+		text = "warm list: confirmed again"
 	}
+	line := o.log.WithLevel(level)
+	if e.Err != nil {
+		line.Str("error", causeText(e.Err))
+	}
+	if e.Image == (warm.Image{}) {
+		line.Int("images", e.Images)
+	} else {
+		line.Str("upstream", e.Image.Repository.Host).Str("repository", e.Image.Repository.Path).Str("reference", e.Image.Reference).
+			Str("digest", e.Result.Digest.String()).Int64("bytes", e.Result.Bytes).Int64("fetched", e.Result.Fetched).
+			Float64("duration_seconds", e.Took.Seconds())
+	}
+	line.Msg(text)
 }
 
 // watchWarm adds what is read of the list when it is scraped.
