@@ -2,8 +2,10 @@ package main
 
 import (
 	"os"
+	"os/signal"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -42,8 +44,12 @@ func (r *reloader) add(what string, load func() error, paths ...string) {
 	r.all = append(r.all, &reloadable{what: what, paths: paths, load: load, seen: look(paths)})
 }
 
+// start looks at the files each second, and reads them all at SIGHUP.
 func (r *reloader) start() {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
 	r.work.Go(func() {
+		defer signal.Stop(hangups)
 		ticks := time.NewTicker(reloadEvery)
 		defer ticks.Stop()
 		for {
@@ -52,6 +58,8 @@ func (r *reloader) start() {
 				return
 			case now := <-ticks.C:
 				r.round(now)
+			case <-hangups:
+				r.readAll()
 			}
 		}
 	})
@@ -71,22 +79,36 @@ func (r *reloader) round(now time.Time) {
 	}
 }
 
+// readAll reads also what looks unchanged, as somebody wants who asks for it, and
+// tells so. Secrets and the warm list are read when they are used.
+func (r *reloader) readAll() {
+	r.log.Info().Int("things", len(r.all)).Msg("SIGHUP: reading files again; settings are environment variables, and take a restart")
+	for _, one := range r.all {
+		one.told = ""
+		one.read(r.log, look(one.paths))
+	}
+}
+
 // refresh looks before it reads: a change that comes while it reads is then
 // seen the next time.
 func (one *reloadable) refresh(log zerolog.Logger) {
 	seen := look(one.paths)
-	if one.told == "" && slices.EqualFunc(seen, one.seen, sameFile) {
-		return
+	if one.told != "" || !slices.EqualFunc(seen, one.seen, sameFile) {
+		one.read(log, seen)
 	}
+}
+
+func (one *reloadable) read(log zerolog.Logger, seen []os.FileInfo) {
+	changed := !slices.EqualFunc(seen, one.seen, sameFile)
 	err := one.load()
 	one.seen = seen
 	switch {
 	case err == nil:
 		one.told = ""
-		log.Info().Str("what", one.what).Strs("files", one.paths).Msg("read again after a change")
+		log.Info().Str("what", one.what).Strs("files", one.paths).Bool("changed", changed).Msg("read again")
 	case err.Error() != one.told:
 		one.told = err.Error()
-		log.Warn().Str("what", one.what).Err(err).Msg("cannot be read after a change: what was read before stays")
+		log.Warn().Str("what", one.what).Err(err).Msg("cannot be read: what was read before stays")
 	}
 }
 

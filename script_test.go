@@ -30,6 +30,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":     scriptExits,
 			"start":     scriptStart,
+			"hangup":    scriptHangup,
 			"terminate": scriptTerminate,
 			"get":       scriptGet,
 			"occupy":    scriptOccupy,
@@ -134,6 +135,20 @@ func scriptTerminate(ts *testscript.TestScript, _ bool, _ []string) {
 	r := ts.Value(runningKey{}).(*running)
 	ts.Check(r.cmd.Process.Signal(syscall.SIGTERM))
 	ts.Check(r.wait(ts))
+}
+
+// scriptHangup ("hangup text") sends SIGHUP to the server and waits until a line
+// of its log has the text.
+func scriptHangup(ts *testscript.TestScript, _ bool, args []string) {
+	r := ts.Value(runningKey{}).(*running)
+	ts.Check(r.cmd.Process.Signal(syscall.SIGHUP))
+	for line := range r.log {
+		ts.Logf("%s", line)
+		if strings.Contains(line, args[0]) {
+			return
+		}
+	}
+	ts.Fatalf("the server ended")
 }
 
 // scriptGet ("get URL status") expects a status and prints the body.
