@@ -75,7 +75,8 @@ func startProtected(t *testing.T, pairs ...string) *protected {
 	replaceFile(t, rules, []byte(testRules))
 	p.pairs = append([]string{
 		"ENTREPOT_UPSTREAMS=docker.io,ghcr.io", "ENTREPOT_UPSTREAM_1_NAME=ghcr.io", "ENTREPOT_UPSTREAM_1_URL=" + p.other.URL(),
-		"ENTREPOT_USERS_FILE=" + users, "ENTREPOT_ACCESS_FILE=" + rules}, pairs...)
+		"ENTREPOT_USERS_FILE=" + users, "ENTREPOT_ACCESS_FILE=" + rules,
+	}, pairs...)
 	if !slices.ContainsFunc(pairs, func(pair string) bool { return strings.HasPrefix(pair, "ENTREPOT_TOKEN_KEY") }) {
 		p.pairs = append(p.pairs, "ENTREPOT_TOKEN_KEY="+testTokenKey)
 	}

@@ -33,6 +33,10 @@ type Config struct {
 	TLSKeyFile        File             `env:"ENTREPOT_TLS_KEY_FILE" doc:"PEM file of its key"`
 	TLSPFXFile        File             `env:"ENTREPOT_TLS_PFX_FILE" doc:"PKCS#12 file of both instead"`
 	TLSPFXPassword    Secret           `env:"ENTREPOT_TLS_PFX_PASSWORD" doc:"Its password"`
+	TLSACMEDomains    HostNames        `env:"ENTREPOT_TLS_ACME_DOMAINS" doc:"Names to get a certificate for by ACME instead, by which its terms are agreed to; the authority must reach port 443 here, or port 80 at ENTREPOT_PLAIN_LISTEN"`
+	TLSACMEEmail      EmailAddress     `env:"ENTREPOT_TLS_ACME_EMAIL" doc:"Where its authority may write to"`
+	TLSACMEDirectory  SecureURL        `env:"ENTREPOT_TLS_ACME_DIRECTORY" doc:"Its authority's directory, if not Let's Encrypt's"`
+	TLSACMECAFile     File             `env:"ENTREPOT_TLS_ACME_CA_FILE" doc:"PEM file of authorities to trust there instead of the system's"`
 	TLSClientCAFile   File             `env:"ENTREPOT_TLS_CLIENT_CA_FILE" doc:"PEM file of the authorities whose certificates tell who a client is: the common name is the user, organizations are groups"`
 	TLSClientAuth     ClientAuth       `env:"ENTREPOT_TLS_CLIENT_AUTH" envDefault:"optional" doc:"required: no connection without such a certificate"`
 	UsersFile         File             `env:"ENTREPOT_USERS_FILE" doc:"htpasswd file, bcrypt alone (htpasswd -B), of those who may log in; read again when it changes. Without it and ENTREPOT_ACCESS_FILE nobody has to"`

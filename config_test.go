@@ -414,6 +414,13 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"short key", []string{"ENTREPOT_ACCESS_FILE=" + rights, "ENTREPOT_TOKEN_KEY=hunter2"}, []problem{{"ENTREPOT_TOKEN_KEY", "is too short"}}},
 		{"key of no tokens", []string{"ENTREPOT_TOKEN_KEY=0123456789abcdef0123456789abcdef"}, []problem{{"ENTREPOT_TOKEN_KEY", "no meaning without ENTREPOT_ACCESS_FILE"}}},
 		{"own URL with a path", []string{"ENTREPOT_URL=https://cache.test/x"}, []problem{{"ENTREPOT_URL", "has a path"}}},
+		{"ACME and a file", []string{"ENTREPOT_TLS_ACME_DOMAINS=cache.test", "ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key}, []problem{{"ENTREPOT_TLS_ACME_DOMAINS", "want one of them"}}},
+		{"ACME for an address", []string{"ENTREPOT_TLS_ACME_DOMAINS=192.0.2.1"}, []problem{{"ENTREPOT_TLS_ACME_DOMAINS", "no name that an authority knows"}}},
+		{"ACME for a port", []string{"ENTREPOT_TLS_ACME_DOMAINS=cache.test:5000"}, []problem{{"ENTREPOT_TLS_ACME_DOMAINS", "without a port"}}},
+		{"ACME for nothing", []string{"ENTREPOT_TLS_ACME_EMAIL=me@cache.test"}, []problem{{"ENTREPOT_TLS_ACME_DOMAINS", "is not set, but others"}}},
+		{"ACME without TLS", []string{"ENTREPOT_TLS_ACME_DOMAINS=cache.test", "ENTREPOT_TLS_ACME_DIRECTORY=http://x"}, []problem{{"ENTREPOT_TLS_ACME_DIRECTORY", "https://"}}},
+		{"mail to nobody", []string{"ENTREPOT_TLS_ACME_DOMAINS=cache.test", "ENTREPOT_TLS_ACME_EMAIL=me"}, []problem{{"ENTREPOT_TLS_ACME_EMAIL", "name@host"}}},
+		{"ACME with authorities that are none", []string{"ENTREPOT_TLS_ACME_DOMAINS=cache.test", "ENTREPOT_TLS_ACME_CA_FILE=" + text}, []problem{{"ENTREPOT_TLS_ACME_DOMAINS", "holds no certificate"}}},
 		{"empty certificate", []string{"ENTREPOT_TLS_CERT_FILE=" + writeFile(t, "")}, []problem{{"ENTREPOT_TLS_CERT_FILE", "is empty"}}},
 
 		{"proxy with password", []string{"HTTPS_PROXY=ftp://u:hunter2@proxy:3128"}, []problem{{"HTTPS_PROXY", "this is not a proxy: want http://"}}},

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"net/netip"
+	"path/filepath"
+	"strings"
+
 	"entrepot/certs"
 )
 
@@ -11,15 +15,30 @@ const (
 	tlsPFXVar      = "ENTREPOT_TLS_PFX_FILE"
 	tlsPasswordVar = "ENTREPOT_TLS_PFX_PASSWORD"
 	tlsClientsVar  = "ENTREPOT_TLS_CLIENT_CA_FILE"
+	tlsACMEVar     = "ENTREPOT_TLS_ACME_DOMAINS"
 	plainVar       = "ENTREPOT_PLAIN_LISTEN"
 )
 
 // hasTLS reports whether the registry's listener speaks TLS.
-func (c *Config) hasTLS() bool { return c.TLSCertFile != "" || c.TLSPFXFile != "" }
+func (c *Config) hasTLS() bool {
+	return c.TLSCertFile != "" || c.TLSPFXFile != "" || len(c.TLSACMEDomains) > 0
+}
 
-// certificates are the files of the server's certificate.
-func (c *Config) certificates() certs.Files {
+// acmeDir keeps what an authority gave us, below the data directory.
+const acmeDir = "state/acme"
+
+// certificates says where the server's certificate comes from. warn hears what
+// goes wrong with an authority.
+func (c *Config) certificates(warn func(error)) certs.Files {
+	var authority *certs.ACME
+	if len(c.TLSACMEDomains) > 0 {
+		authority = &certs.ACME{
+			Domains: c.TLSACMEDomains, Email: string(c.TLSACMEEmail), Directory: string(c.TLSACMEDirectory), CAs: string(c.TLSACMECAFile),
+			Dir: filepath.Join(string(c.Data), acmeDir), Proxy: c.Proxy(), Warn: warn,
+		}
+	}
 	return certs.Files{
+		ACME: authority,
 		Cert: string(c.TLSCertFile), Key: string(c.TLSKeyFile), PFX: string(c.TLSPFXFile), PFXPassword: c.TLSPFXPassword.Value,
 		ClientCAs: string(c.TLSClientCAFile), RequireClient: c.TLSClientAuth == "required",
 		ReadFile: readSmallFile,
@@ -41,6 +60,17 @@ func (c *Config) checkTLS(found *problems) {
 	if c.TLSPFXFile != "" && c.TLSCertFile != "" {
 		found.add(tlsPFXVar, "is set, and %s as well: want one of them", tlsCertVar)
 	}
+	if len(c.TLSACMEDomains) > 0 && (c.TLSPFXFile != "" || c.TLSCertFile != "") {
+		found.add(tlsACMEVar, "is set, and a file of a certificate as well: want one of them")
+	}
+	for _, domain := range c.TLSACMEDomains {
+		if _, err := netip.ParseAddr(domain); err == nil || strings.Contains(domain, ":") || !strings.Contains(domain, ".") {
+			found.add(tlsACMEVar, "%s is no name that an authority knows: want names with a dot and without a port, such as cache.example", domain)
+		}
+	}
+	if len(c.TLSACMEDomains) == 0 && (c.TLSACMEEmail != "" || c.TLSACMEDirectory != "" || c.TLSACMECAFile != "") {
+		found.add(tlsACMEVar, "is not set, but others of ENTREPOT_TLS_ACME_ are: want the names to get a certificate for")
+	}
 	if c.TLSPFXPassword.IsSet() && c.TLSPFXFile == "" {
 		found.add(tlsPasswordVar, "is set without %s: want both", tlsPFXVar)
 	}
@@ -49,7 +79,7 @@ func (c *Config) checkTLS(found *problems) {
 	}
 	if !c.hasTLS() && len(*found) == before {
 		if c.TLSClientCAFile != "" {
-			found.add(tlsClientsVar, "has no meaning without TLS: want %s and %s, or %s", tlsCertVar, tlsKeyVar, tlsPFXVar)
+			found.add(tlsClientsVar, "has no meaning without TLS: want %s and %s, %s or %s", tlsCertVar, tlsKeyVar, tlsPFXVar, tlsACMEVar)
 		}
 		if c.PlainListen != "" {
 			found.add(plainVar, "is for a registry that speaks TLS on ENTREPOT_LISTEN, which this one does not: want a certificate, or that address alone")
@@ -58,10 +88,13 @@ func (c *Config) checkTLS(found *problems) {
 	if len(*found) > before || !c.hasTLS() {
 		return
 	}
-	if _, err := certs.Open(c.certificates()); err != nil {
+	if _, err := certs.Open(c.certificates(nil)); err != nil {
 		variable := tlsCertVar
-		if c.TLSPFXFile != "" {
+		switch {
+		case c.TLSPFXFile != "":
 			variable = tlsPFXVar
+		case len(c.TLSACMEDomains) > 0:
+			variable = tlsACMEVar
 		}
 		found.add(variable, "%v", err)
 	}

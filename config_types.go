@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/mail"
 	"net/netip"
 	"net/url"
 	"os"
@@ -598,6 +599,29 @@ func (f *File) UnmarshalText(text []byte) error {
 		return fmt.Errorf("file %s is empty", quote(string(text)))
 	}
 	*f = File(text)
+	return nil
+}
+
+// EmailAddress is where somebody can be written to.
+type EmailAddress string
+
+func (e *EmailAddress) UnmarshalText(text []byte) error {
+	if a, err := mail.ParseAddress(string(text)); err != nil || a.Address != string(text) {
+		return fmt.Errorf("%s is not an address for mail: want name@host", quote(string(text)))
+	}
+	*e = EmailAddress(text)
+	return nil
+}
+
+// SecureURL is an https:// URL.
+type SecureURL string
+
+func (s *SecureURL) UnmarshalText(text []byte) error {
+	u, err := url.Parse(string(text))
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return errors.New("this is not an https:// URL without a user name in it")
+	}
+	*s = SecureURL(text)
 	return nil
 }
 

@@ -227,11 +227,14 @@ func examineAddress(ctx context.Context, cfg *Config, one listenSetting) finding
 // examineCertificate looks at when the server's certificate ends.
 func examineCertificate(cfg *Config, now time.Time) finding {
 	const remedy = "renew it: a running server reads the new files by itself"
-	kept, err := certs.Open(cfg.certificates())
+	kept, err := certs.Open(cfg.certificates(nil))
 	if err != nil {
 		return failed(badTLS, "certificate", err.Error(), remedy)
 	}
 	ends := kept.Ends()
+	if ends.IsZero() {
+		return well("certificate", "for %s, by ACME: asked for when a client comes", strings.Join(kept.Names(), ", "))
+	}
 	detail := fmt.Sprintf("for %s, until %s", strings.Join(kept.Names(), ", "), ends.Format(time.DateOnly))
 	switch {
 	case now.After(ends):

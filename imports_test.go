@@ -47,6 +47,7 @@ var owners = map[string]string{
 	"github.com/coreos/go-oidc":                           "access",
 	"github.com/go-jose/go-jose":                          "access",
 	"go.yaml.in/yaml":                                     "access",
+	"golang.org/x/crypto/acme":                            "certs",
 	"golang.org/x/crypto/bcrypt":                          "access",
 	"golang.org/x/sync/singleflight":                      "access",
 	"software.sslmate.com/src/go-pkcs12":                  "certs",

@@ -268,7 +268,12 @@ func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
 
 // watchCertificate adds when the certificate that clients are shown ends.
 func (m *metrics) watchCertificate(ends func() time.Time) {
-	m.gauge("tls_certificate_end_timestamp_seconds", "When the TLS certificate that clients are shown ends, or one of its chain.", func() float64 { return float64(ends().Unix()) })
+	m.gauge("tls_certificate_end_timestamp_seconds", "When the TLS certificate that clients are shown ends, or one of its chain; 0 while there is none.", func() float64 {
+		if end := ends(); !end.IsZero() {
+			return float64(end.Unix())
+		}
+		return 0
+	})
 }
 
 // watchClients adds what is read of the limits on clients when it is scraped.

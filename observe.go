@@ -95,6 +95,19 @@ func (o *observer) logRequest(level zerolog.Level, r *proxy.Record) {
 	e.Msg("request")
 }
 
+// certificateTrouble hears of a certificate that an authority did not give.
+func (o *observer) certificateTrouble(err error) {
+	held, ok := o.throttle.pass("certificate")
+	if !ok {
+		return
+	}
+	e := o.log.Warn().Str("error", err.Error())
+	if held > 0 {
+		e.Int("held_back", held)
+	}
+	e.Msg("no TLS certificate by ACME")
+}
+
 // loginFailed hears of every login that failed.
 func (o *observer) loginFailed(client, user string, err error) {
 	held, ok := o.throttle.pass("login")

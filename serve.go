@@ -68,7 +68,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	watcher := newObserver(logger, counts, spent)
 
 	reloads := newReloader(logger)
-	shown, err := openCertificates(cfg, counts, reloads)
+	shown, err := openCertificates(cfg, watcher, reloads)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func startFront(l lines, shown *certs.Keeper, most Bound, scrape http.Handler, l
 	}
 	f.registry = append(f.registry, startServer("registry", l.registry, registryHandler(&f.api), secure, most, logger, fail))
 	if l.plain != nil {
-		f.registry = append(f.registry, startServer("plain registry", l.plain, registryHandler(&f.api), nil, most, logger, fail))
+		f.registry = append(f.registry, startServer("plain registry", l.plain, shown.Challenges(registryHandler(&f.api)), nil, most, logger, fail))
 	}
 	if l.admin != nil {
 		f.others = append(f.others, startServer("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators), nil, 0, logger, fail))
@@ -236,18 +236,20 @@ func (l lines) close() {
 
 // openCertificates reads what the registry's listener shows; nil for a listener
 // without TLS.
-func openCertificates(cfg *Config, counts *metrics, reloads *reloader) (*certs.Keeper, error) {
+func openCertificates(cfg *Config, watcher *observer, reloads *reloader) (*certs.Keeper, error) {
 	if !cfg.hasTLS() {
 		return nil, nil
 	}
-	shown, err := certs.Open(cfg.certificates())
+	shown, err := certs.Open(cfg.certificates(watcher.certificateTrouble))
 	if err != nil {
 		return nil, err
 	}
-	counts.watchCertificate(shown.Ends)
+	watcher.metrics.watchCertificate(shown.Ends)
 	warn := expiryWarning(reloads.log, shown.Ends)
 	warn(time.Now())
-	reloads.add("TLS certificate", shown.Reload, shown.Paths()...)
+	if paths := shown.Paths(); len(paths) > 0 {
+		reloads.add("TLS certificate", shown.Reload, paths...)
+	}
 	reloads.also = append(reloads.also, warn)
 	return shown, nil
 }

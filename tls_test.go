@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -272,4 +274,30 @@ func TestStopWaitsForStreams(t *testing.T) {
 	}
 	close(release)
 	<-stopped
+}
+
+// While an authority gives no certificate the log says why, and clients without
+// TLS are served.
+func TestAnACMEAuthorityInTrouble(t *testing.T) {
+	asked := make(chan struct{}, 100)
+	authority := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		w.WriteHeader(http.StatusForbidden)
+	}))
+	defer authority.Close()
+	ca := writeFile(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority.Certificate().Raw})))
+	p := startProgram(t, ocitest.NewHub(t, ocitest.Config{}), "ENTREPOT_TLS_ACME_DOMAINS=cache.example", "ENTREPOT_TLS_ACME_DIRECTORY="+authority.URL,
+		"ENTREPOT_TLS_ACME_CA_FILE="+ca, "ENTREPOT_PLAIN_LISTEN=127.0.0.1:0")
+	if status, body, _ := get(t, newClient(t), p.plain+"/v2/"); status != http.StatusOK {
+		t.Errorf("without TLS: %d %s", status, body)
+	}
+	if resp, err := tlsClient(t, ocitest.NewCA(), true).Get(p.registry + "/v2/"); err == nil {
+		resp.Body.Close()
+		t.Errorf("over TLS: %s", resp.Status)
+	}
+	<-asked
+	p.log.await(t, "no TLS certificate by ACME")
+	if _, scrape, _ := get(t, newClient(t), p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_tls_certificate_end_timestamp_seconds 0\n") {
+		t.Error("the metric tells of a certificate")
+	}
 }

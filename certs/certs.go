@@ -1,5 +1,5 @@
 // Package certs keeps what TLS shows and trusts: the server's certificate, from
-// PEM files or a PKCS#12 file, and the authorities of clients' certificates. It
+// PEM files, a PKCS#12 file or an ACME authority, and the authorities of clients' certificates. It
 // reads the files again when it is told to, and knows no requests.
 //
 // Start with Keeper.
@@ -20,13 +20,15 @@ import (
 	"software.sslmate.com/src/go-pkcs12"
 )
 
-// Files says where everything stands. Either Cert and Key are set, or PFX.
+// Files says where everything stands. Either Cert and Key are set, or PFX, or
+// ACME.
 type Files struct {
 	Cert, Key     string                 // PEM: the chain, the server's own first, and its key; may be one file
 	PFX           string                 // PKCS#12: both
 	PFXPassword   func() (string, error) // nil: none
-	ClientCAs     string                 // PEM: who may issue clients' certificates; empty: clients need none
-	RequireClient bool                   // a client without one is refused in the handshake
+	ACME          *ACME
+	ClientCAs     string // PEM: who may issue clients' certificates; empty: clients need none
+	RequireClient bool   // a client without one is refused in the handshake
 
 	// ReadFile reads a small file. Required.
 	ReadFile func(path string) ([]byte, error)
@@ -40,6 +42,7 @@ func (f *Files) paths() []string {
 // Keeper has what is shown and trusted now.
 type Keeper struct {
 	files   Files
+	issued  *issued // nil unless certificates come from an authority
 	current atomic.Pointer[state]
 }
 
@@ -53,6 +56,12 @@ type state struct {
 // Open reads the files. Its errors name the file, the reason and the remedy.
 func Open(files Files) (*Keeper, error) {
 	k := &Keeper{files: files}
+	if files.ACME != nil {
+		var err error
+		if k.issued, err = newIssued(files.ACME, files.ReadFile); err != nil {
+			return nil, err
+		}
+	}
 	return k, k.Reload()
 }
 
@@ -63,17 +72,12 @@ func (k *Keeper) Paths() []string { return k.files.paths() }
 // Connections that stand are not touched: what was read is for handshakes to
 // come.
 func (k *Keeper) Reload() error {
-	pair, err := k.files.readCertificate()
+	s, err := k.readState()
 	if err != nil {
 		return err
 	}
-	s := &state{leaf: pair.Leaf, config: newConfig()}
-	s.config.Certificates = []tls.Certificate{pair}
-	if s.ends, err = chainEnd(pair.Certificate); err != nil {
-		return err
-	}
 	if k.files.ClientCAs != "" {
-		if s.config.ClientCAs, err = k.files.readClientCAs(); err != nil {
+		if s.config.ClientCAs, err = readPool(k.files.ReadFile, k.files.ClientCAs); err != nil {
 			return err
 		}
 		s.config.ClientAuth = tls.VerifyClientCertIfGiven
@@ -85,6 +89,20 @@ func (k *Keeper) Reload() error {
 	return nil
 }
 
+func (k *Keeper) readState() (*state, error) {
+	if k.issued != nil {
+		return k.issued.state(), nil
+	}
+	pair, err := k.files.readCertificate()
+	if err != nil {
+		return nil, err
+	}
+	s := &state{leaf: pair.Leaf, config: newConfig()}
+	s.config.Certificates = []tls.Certificate{pair}
+	s.ends, err = chainEnd(pair.Certificate)
+	return s, err
+}
+
 // newConfig has what does not come from files. What is not set here is as
 // crypto/tls thinks best; it prefers what is safest.
 func newConfig() *tls.Config {
@@ -94,15 +112,31 @@ func newConfig() *tls.Config {
 // Config is for a server: each handshake uses what is current then.
 func (k *Keeper) Config() *tls.Config {
 	config := newConfig()
-	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return k.current.Load().config, nil }
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if k.issued != nil && isChallenge(hello) {
+			challenge := newConfig() // the authority has no certificate of a client's
+			challenge.NextProtos, challenge.GetCertificate = hello.SupportedProtos, k.issued.certificate
+			return challenge, nil
+		}
+		return k.current.Load().config, nil
+	}
 	return config
 }
 
 // Ends is when a certificate of the chain that is shown ends, the first of them.
-func (k *Keeper) Ends() time.Time { return k.current.Load().ends }
+// It is zero while an authority has not given any.
+func (k *Keeper) Ends() time.Time {
+	if k.issued != nil {
+		return k.issued.end()
+	}
+	return k.current.Load().ends
+}
 
 // Names are the names that the server's certificate is for, as it lists them.
 func (k *Keeper) Names() []string {
+	if k.issued != nil {
+		return k.files.ACME.Domains
+	}
 	leaf := k.current.Load().leaf
 	names := slices.Clone(leaf.DNSNames)
 	for _, ip := range leaf.IPAddresses {
@@ -176,16 +210,8 @@ func samePublicKey(a, b any) bool {
 	return ok && key.Equal(b)
 }
 
-func (f *Files) readClientCAs() (*x509.CertPool, error) {
-	content, err := f.ReadFile(f.ClientCAs)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(content) {
-		return nil, fmt.Errorf("%q holds no certificate: want PEM, -----BEGIN CERTIFICATE-----", f.ClientCAs)
-	}
-	return pool, nil
+func noCertificateError(path string) error {
+	return fmt.Errorf("%q holds no certificate: want PEM, -----BEGIN CERTIFICATE-----", path)
 }
 
 // chainEnd is when the first certificate of a chain ends.

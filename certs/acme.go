@@ -1,0 +1,133 @@
+package certs
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/acme"
+	"golang.org/x/crypto/acme/autocert"
+)
+
+// ACME says which authority to ask for certificates (RFC 8555), and for which
+// names. Its terms are agreed to.
+type ACME struct {
+	Domains   []string
+	Email     string // for the authority to write to; may be empty
+	Directory string // its URL; empty: Let's Encrypt
+	CAs       string // PEM file of authorities to trust there; empty: the system's
+	Dir       string // where keys and certificates are kept
+	Proxy     func(*http.Request) (*url.URL, error)
+	// Warn is told what went wrong with a handshake's certificate, which may be
+	// often. Required.
+	Warn func(err error)
+}
+
+// issued is what an authority gave us last.
+type issued struct {
+	acme    *ACME
+	manager *autocert.Manager
+	ends    atomic.Pointer[time.Time]
+}
+
+// authorityTimeout bounds one request to an authority.
+const authorityTimeout = 30 * time.Second
+
+func newIssued(a *ACME, readFile func(string) ([]byte, error)) (*issued, error) {
+	transport := &http.Transport{Proxy: a.Proxy, TLSClientConfig: new(tls.Config), TLSHandshakeTimeout: authorityTimeout, IdleConnTimeout: authorityTimeout, ForceAttemptHTTP2: true}
+	if a.CAs != "" {
+		pool, err := readPool(readFile, a.CAs)
+		if err != nil {
+			return nil, err
+		}
+		transport.TLSClientConfig.RootCAs = pool
+	}
+	return &issued{acme: a, manager: &autocert.Manager{
+		Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(a.Dir), HostPolicy: autocert.HostWhitelist(a.Domains...), Email: a.Email,
+		Client: &acme.Client{DirectoryURL: a.Directory, HTTPClient: &http.Client{Transport: secureOnly{transport}, Timeout: authorityTimeout, CheckRedirect: noRedirect}},
+	}}, nil
+}
+
+// secureOnly keeps to https, wherever a directory points.
+type secureOnly struct{ over http.RoundTripper }
+
+func (s secureOnly) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != "https" {
+		return nil, errors.New("the authority names an address without TLS")
+	}
+	return s.over.RoundTrip(r)
+}
+
+func noRedirect(*http.Request, []*http.Request) error {
+	return errors.New("the authority redirects elsewhere")
+}
+
+// certificate is for a handshake. The first one for a name asks the authority,
+// and may end before that has answered; what comes is kept all the same. A client
+// that sends no name gets the first one's.
+func (i *issued) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if hello.ServerName == "" {
+		named := *hello
+		named.ServerName = i.acme.Domains[0]
+		hello = &named
+	}
+	c, err := i.manager.GetCertificate(hello)
+	if err != nil {
+		if slices.Contains(i.acme.Domains, hello.ServerName) {
+			i.acme.Warn(err) // of other names we are asked by strangers
+		}
+		return nil, err
+	}
+	if c.Leaf != nil && !isChallenge(hello) {
+		i.ends.Store(&c.Leaf.NotAfter)
+	}
+	return c, nil
+}
+
+// isChallenge reports whether it is the authority that asks, to see that a name
+// leads to us (RFC 8737).
+func isChallenge(hello *tls.ClientHelloInfo) bool {
+	return len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acme.ALPNProto
+}
+
+// state is what handshakes use while certificates come from the authority.
+func (i *issued) state() *state {
+	s := &state{config: newConfig()}
+	s.config.GetCertificate = i.certificate
+	return s
+}
+
+// end is when what was shown last ends; zero before there was any.
+func (i *issued) end() time.Time {
+	if t := i.ends.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
+}
+
+// Challenges answers the authority where it asks by plain HTTP, and leaves
+// everything else to h. Once it is called the authority may choose that way; the
+// other one, by TLS on port 443, is always open.
+func (k *Keeper) Challenges(h http.Handler) http.Handler {
+	if k.issued == nil {
+		return h
+	}
+	return k.issued.manager.HTTPHandler(h)
+}
+
+func readPool(readFile func(string) ([]byte, error), path string) (*x509.CertPool, error) {
+	content, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(content) {
+		return nil, noCertificateError(path)
+	}
+	return pool, nil
+}
