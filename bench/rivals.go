@@ -33,6 +33,7 @@ type rival struct {
 	prefix  string // of every repository's path, with a slash at its end
 	version func(b *bench) string
 	start   func(b *bench, s site) (*process, error) // nil: it is running already
+	age     func(s *server, d time.Duration) error   // lets time pass by for what is held; nil: it goes by order alone
 }
 
 // site is what a rival is started with. Command lines of -rival find it in
@@ -46,6 +47,7 @@ type site struct {
 	CacheSize int64  // bound of what is kept, in bytes; 0: none
 	Root      bool   // we are root: nginx would change its user
 	link      *link  // to clients that are far away; nil: they are here
+	ownDisk   bool   // Data is a file system of its own, so that what it takes can be told
 }
 
 // The product, and those that it is compared with.
@@ -62,7 +64,7 @@ const (
 func allRivals() []rival {
 	return []rival{
 		{
-			name: ours, roles: caches | bounded, version: oursVersion, start: startOurs,
+			name: ours, roles: caches | bounded, version: oursVersion, start: startOurs, age: ageOurs,
 			about: "this program, with its defaults but for addresses, and `ENTREPOT_CACHE_SIZE` and `ENTREPOT_TAG_TTL` in the trace",
 		},
 		{
@@ -153,6 +155,25 @@ func startOurs(b *bench, s site) (*process, error) {
 		env = append(env, "ENTREPOT_CACHE_SIZE="+strconv.FormatInt(s.CacheSize, 10)+"B")
 	}
 	return s.launch(env, b.binary)
+}
+
+// ageOurs moves the times of blobs back. What goes first is decided by them, to
+// ten minutes: without this a trace of a minute would be one moment.
+func ageOurs(s *server, d time.Duration) error {
+	err := filepath.WalkDir(filepath.Join(s.data, "data", "blobs"), func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		return os.Chtimes(path, time.Time{}, info.ModTime().Add(-d)) // in whole seconds: nanoseconds say other things
+	})
+	if errors.Is(err, os.ErrNotExist) { // evicted meanwhile; the others are next time's
+		return nil
+	}
+	return err
 }
 
 // startDistribution starts a program, or one below the harness's directory.

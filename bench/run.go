@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // bench is one run of the harness.
@@ -163,6 +165,7 @@ type server struct {
 	addr  string
 	dial  dialer
 	data  string
+	disk  bool          // data is a file system of its own
 	ready time.Duration // from its start until it answered
 }
 
@@ -180,9 +183,12 @@ func (b *bench) start(ctx context.Context, r rival, s site, seed seeder) (*serve
 	if r.roles&direct != 0 {
 		return &server{process: b.hub.process, rival: r, addr: strings.TrimPrefix(b.hub.url, "http://"), dial: dialLocal}, nil
 	}
-	var err error
+	disk, err := false, error(nil)
 	if s.Data, err = os.MkdirTemp(b.dir, r.name+"-"); err != nil {
 		return nil, err
+	}
+	if s.ownDisk { // where we may not, the directory is walked
+		disk = unix.Mount("bench", s.Data, "tmpfs", 0, "mode=0755") == nil
 	}
 	s.Upstream, s.Files, s.Root = b.hub.url, b.files(), os.Geteuid() == 0
 	if seed != nil {
@@ -195,19 +201,21 @@ func (b *bench) start(ctx context.Context, r rival, s site, seed seeder) (*serve
 	if s.link != nil {
 		s.Listen, dial = s.link.listen(s.Listen), s.link.dial
 	}
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(s.Data))
+	var p *process
+	if err == nil {
+		p, err = r.start(b, s)
 	}
-	p, err := r.start(b, s)
 	if err == nil {
 		if err = p.awaitHTTP(ctx, dial, "http://"+s.Listen+"/v2/"); err != nil {
 			p.stop()
 		}
 	}
+	started := &server{process: p, rival: r, addr: s.Listen, dial: dial, data: s.Data, disk: disk}
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(s.Data))
+		return nil, errors.Join(err, started.clear())
 	}
-	return &server{process: p, rival: r, addr: s.Listen, dial: dial, data: s.Data, ready: time.Since(p.began)}, nil
+	started.ready = time.Since(p.began)
+	return started, nil
 }
 
 // end stops a server and empties its cache. The hub goes on.
@@ -216,7 +224,19 @@ func (b *bench) end(s *server) {
 		return
 	}
 	s.stop()
-	_ = os.RemoveAll(s.data)
+	if err := s.clear(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+	}
+}
+
+// clear removes what a server kept.
+func (s *server) clear() error {
+	if s.disk {
+		if err := unix.Unmount(s.data, 0); err != nil {
+			return fmt.Errorf("unmount %s: %w", s.data, err)
+		}
+	}
+	return os.RemoveAll(s.data)
 }
 
 // do runs one workload against all rivals that can take part, in rounds: A B A
@@ -320,7 +340,9 @@ func (s *seat) attempt(ctx context.Context, b *bench, w workload) (measures, err
 			s.server = nil
 		}()
 	}
-	syscall.Sync() // nobody pays for what others wrote
+	if !b.short {
+		syscall.Sync() // nobody pays for what others wrote
+	}
 	if err := b.hub.forget(ctx); err != nil {
 		return nil, err
 	}

@@ -5,17 +5,16 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"math"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // traceSize is how much is pulled. Scale shrinks layers.
@@ -29,6 +28,8 @@ const (
 	traceClients = 4
 	traceTTL     = 2 // seconds for which a tag is believed
 	traceMoves   = 20
+	traceEvery   = 15 * time.Minute // between two pulls, for those who look at the time of what they hold
+	traceAging   = 20               // pulls after which they are told that it has passed
 )
 
 // plan is a trace made in advance, the same in every run: what to pull, and
@@ -47,17 +48,17 @@ func newPlan(t traceSize) plan {
 	layer := func(median float64) layerSpec {
 		seed++
 		size := median * math.Exp(random.NormFloat64()) * t.scale
-		return layerSpec{seed, int64(min(max(size, 1<<10), 24<<20))}
+		return layerSpec{seed, int64(min(max(size, 1<<10), 8<<20))}
 	}
 	var bases []layerSpec
 	for range 8 {
-		bases = append(bases, layer(12<<20))
+		bases = append(bases, layer(3<<20))
 	}
 	p := plan{moves: map[int]int{}}
 	for i := range t.images {
 		spec := imageSpec{Repo: fmt.Sprintf("library/trace-%d", i), Tag: "latest", Layers: []layerSpec{bases[random.IntN(len(bases))]}}
 		for range 1 + random.IntN(3) {
-			spec.Layers = append(spec.Layers, layer(2<<20))
+			spec.Layers = append(spec.Layers, layer(700<<10))
 		}
 		p.versions = append(p.versions, []imageSpec{spec})
 	}
@@ -79,7 +80,7 @@ func newPlan(t traceSize) plan {
 		i := ranks[m]
 		last := p.versions[i][len(p.versions[i])-1]
 		next := last
-		next.Layers = append(append([]layerSpec(nil), last.Layers[:len(last.Layers)-1]...), layer(2<<20))
+		next.Layers = append(append([]layerSpec(nil), last.Layers[:len(last.Layers)-1]...), layer(700<<10))
 		p.versions[i] = append(p.versions[i], next)
 		p.moves[(m+1)*t.pulls/(traceMoves+1)] = i
 	}
@@ -112,7 +113,7 @@ func pullTrace(t traceSize) func(context.Context, *bench, *server) (measures, er
 				return nil, err
 			}
 		}
-		disk := watchDisk(s.data)
+		disk := watchDisk(s)
 		begin := time.Now()
 		m, err := watched(ctx, b, s, func() (measures, int64, error) {
 			delivered, err := tr.play(ctx)
@@ -183,6 +184,11 @@ func (t *tracer) take(ctx context.Context, failed *error) (int, bool) {
 	t.mu.Unlock()
 	if n >= len(t.plan.pulls) || ctx.Err() != nil {
 		return 0, false
+	}
+	if n%traceAging == 0 && t.s.age != nil {
+		if *failed = t.s.age(t.s, traceAging*traceEvery); *failed != nil {
+			return 0, false
+		}
 	}
 	if i, ok := t.plan.moves[n]; ok {
 		if *failed = t.push(ctx, t.plan.versions[i][1]); *failed != nil {
@@ -266,20 +272,20 @@ func simulateLRU(asked []access, bound int64) (objects, bytes float64) {
 	return float64(hits) / float64(len(asked)), float64(hitBytes) / float64(all)
 }
 
-// watchDisk looks at a directory until it is asked for the most bytes that were
-// allocated there.
-func watchDisk(dir string) (most func() int64) {
+// watchDisk looks at what a server keeps until it is asked for the most bytes
+// that were allocated for it.
+func watchDisk(s *server) (most func() int64) {
 	done, result := make(chan struct{}), make(chan int64)
 	go func() {
 		highest := int64(0)
 		look := time.NewTicker(100 * time.Millisecond)
 		defer look.Stop()
 		for {
-			highest = max(highest, allocated(dir))
+			highest = max(highest, s.allocated())
 			select {
 			case <-look.C:
 			case <-done:
-				result <- max(highest, allocated(dir))
+				result <- max(highest, s.allocated())
 				return
 			}
 		}
@@ -290,23 +296,32 @@ func watchDisk(dir string) (most func() int64) {
 	}
 }
 
-// allocated is the size of a directory in blocks, but for our own log in it.
-func allocated(dir string) int64 {
+// allocated is what a server keeps, in blocks, but for the log that we make of
+// it. A file system of its own tells what there is at one moment; a walk finds
+// what is put out before it passes and what comes after, as if both were there
+// at once.
+func (s *server) allocated() int64 {
+	var info unix.Statfs_t
+	if s.disk && unix.Statfs(s.data, &info) == nil {
+		return int64(info.Blocks-info.Bfree)*info.Bsize - blocks(filepath.Join(s.data, "log"))
+	}
+	return walked(s.data) - blocks(filepath.Join(s.data, "log"))
+}
+
+// blocks is what a file takes.
+func blocks(path string) int64 {
+	var stat unix.Stat_t
+	if unix.Lstat(path, &stat) != nil { // it went while we looked
+		return 0
+	}
+	return stat.Blocks * 512
+}
+
+// walked is the size of a directory.
+func walked(dir string) int64 {
 	var n int64
-	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil { // it went while we looked
-			return nil //nolint:nilerr // on with the others
-		}
-		info, err := os.Lstat(path)
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok && path != filepath.Join(dir, "log") {
-			n += stat.Blocks * 512
-		}
+	_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, _ error) error {
+		n += blocks(path)
 		return nil
 	})
 	return n

@@ -64,7 +64,7 @@ func sizesOf(o options) sizes {
 		warm: 256 << 20, lazy: 2 << 30, pieces: 64, run: 16 << 20,
 		seconds: 2 * time.Second, start: []int{10_000, 100_000}, connected: []int{1, 16, 64}, herds: []int{1, 20, 100},
 		keepAlive: 64, oneShot: 16,
-		trace: traceSize{images: 120, pulls: 1500, bound: 200e6, scale: 1},
+		trace: traceSize{images: 300, pulls: 2000, bound: 200e6, scale: 1},
 	}
 	if o.full {
 		s.start, s.herds = append(s.start, 1_000_000), append(s.herds, 500)
@@ -149,10 +149,11 @@ func workloads(o options) []workload {
 	})
 	add(workload{
 		name: "trace", family: "trace", title: "Zipf pull trace under a bound",
-		about: fmt.Sprintf("4 clients pull %d times from %d images by Zipf's law, through a cache bounded to %d MB, tags believed for %d s. Popular tags move to new images meanwhile.",
-			s.trace.pulls, s.trace.images, s.trace.bound/1_000_000, traceTTL),
+		about: fmt.Sprintf("4 clients pull %d times from %d images by Zipf's law, through a cache bounded to %d MB, tags believed for %d s. Popular tags move to new images meanwhile. What is kept lies on a tmpfs of its own, so that its size is known at each moment. "+
+			"Eviction here goes by the time of files, so these are moved back as if there were a pull each %d minutes; rivals go by order.",
+			s.trace.pulls, s.trace.images, s.trace.bound/1_000_000, traceTTL, int(traceEvery.Minutes())),
 		clients: traceClients, line: line{Latency: 2 * time.Millisecond}, roles: caches, rounds: 1, budget: time.Minute, limit: 3 * time.Minute,
-		site: site{TTL: traceTTL, CacheSize: s.trace.bound}, run: pullTrace(s.trace),
+		site: site{TTL: traceTTL, CacheSize: s.trace.bound, ownDisk: true}, run: pullTrace(s.trace),
 	})
 	for _, n := range s.start {
 		add(workload{
