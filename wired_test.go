@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 
@@ -33,6 +34,28 @@ func TestAccountsByPrefix(t *testing.T) {
 	} {
 		p.pull(t, client, repo, "1", image)
 	}
+}
+
+// A changed password is tried at once, though the refusal of the one before is
+// still remembered.
+func TestAChangedPasswordForgetsRefusals(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(10, 1000)
+	hub.AddUser("me", "right")
+	hub.Push("library/app", "1", image)
+	hub.Private("library/app", "me")
+	file := writeFile(t, "wrong password\n")
+	p := startProgram(t, hub, "ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD_FILE="+file, "ENTREPOT_NEGATIVE_TTL=1h")
+	client := newClient(t)
+	for range 2 {
+		if status, body, _ := get(t, client, p.registry+"/v2/library/app/manifests/1"); status != http.StatusForbidden {
+			t.Fatalf("with a wrong password: %d %s", status, body)
+		}
+	}
+	if err := os.WriteFile(file, []byte("right\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.pull(t, client, "app", "1", image)
 }
 
 func TestMirrorsAreAskedInTheirOrder(t *testing.T) {
