@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -29,12 +31,17 @@ type heldImage struct {
 	image  ocitest.Image
 	config ocitest.Content
 	layer  ocitest.Content
+	file   string // has the layer's bytes
 }
 
 func newHeldImage(t testing.TB, layer int64) *heldImage {
 	t.Helper()
 	w := &heldImage{image: ocitest.ImageSpec{Layers: []ocitest.Content{ocitest.Blob(1, layer)}}.Build()}
 	w.config, w.layer = w.image.Blobs[0], w.image.Blobs[1]
+	w.file = filepath.Join(t.TempDir(), "layer")
+	if err := os.WriteFile(w.file, w.layer.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	disk, err := store.Open(t.Context(), store.Config{Dir: t.TempDir(), Memory: 16 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -85,6 +92,14 @@ func bare(c ocitest.Content) http.Handler {
 	})
 }
 
+// bareFile is bare for what the kernel sends.
+func bareFile(name string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["X-Entrepot-Cache"] = []string{"hit"}
+		http.ServeFile(w, r, name)
+	})
+}
+
 // hits are the answers that a fleet gets all day.
 func (w *heldImage) hits() []hit {
 	const base = "/v2/app/"
@@ -96,7 +111,8 @@ func (w *heldImage) hits() []hit {
 		{"manifest/bare", http.MethodGet, digest, bare(w.image.Content), 5},
 		{"small", http.MethodGet, base + "blobs/" + w.config.Digest.String(), w, 8},
 		{"small/bare", http.MethodGet, digest, bare(w.config), 5},
-		{"large", http.MethodGet, base + "blobs/" + w.layer.Digest.String(), w, 40},
+		{"large", http.MethodGet, base + "blobs/" + w.layer.Digest.String(), w, 30},
+		{"large/bare", http.MethodGet, digest, bareFile(w.file), 30},
 	}
 }
 

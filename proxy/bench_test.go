@@ -179,8 +179,8 @@ func (s *sink) Write(p []byte) (int, error) { return len(p), nil }
 func (s *sink) WriteHeader(int)             {}
 func (s *sink) Flush()                      {}
 
-// BenchmarkBigBlob sends 256 MiB: a file, the same through a copy loop, and
-// http.ServeContent.
+// BenchmarkBigBlob sends 256 MiB: a file, the same to a client that is known to
+// be near, through a copy loop, and by http.ServeContent.
 func BenchmarkBigBlob(b *testing.B) {
 	const size = 256 << 20
 	name := filepath.Join(b.TempDir(), "blob")
@@ -199,9 +199,13 @@ func BenchmarkBigBlob(b *testing.B) {
 	for _, row := range []struct {
 		name    string
 		handler http.Handler
-	}{{"file", h}, {"loop", New(looping{src}, Config{Names: testNames()})}, {"servecontent", serveContent}} {
+	}{{"file", h}, {"near", h}, {"loop", New(looping{src}, Config{Names: testNames()})}, {"servecontent", serveContent}} {
 		b.Run(row.name, func(b *testing.B) {
-			srv := httptest.NewServer(row.handler)
+			srv := httptest.NewUnstartedServer(row.handler)
+			if row.name == "near" {
+				srv.Config.ConnContext = ConnContext
+			}
+			srv.Start()
 			defer srv.Close()
 			b.SetBytes(size)
 			buf := make([]byte, 256<<10)
