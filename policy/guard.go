@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,10 +36,12 @@ type Refusal struct {
 
 // Guard is a Source that answers what its rules allow.
 type Guard struct {
-	src    oci.Source
-	cfg    Config
-	leads  bool // some rule needs them
-	memory memory
+	src   oci.Source
+	cfg   Config
+	leads bool // some rule needs them
+
+	verdicts memory[verdict]
+	led      memory[[]Lead] // tags that led to a manifest, whatever they name by now
 }
 
 var _ oci.Source = (*Guard)(nil)
@@ -57,6 +60,8 @@ func New(src oci.Source, cfg Config) *Guard {
 const (
 	byDigest     = -1 // by whatever leads to it
 	byRepository = -2
+	byTag        = -3 // what led to it
+	byIndex      = -4 // that its children are known
 )
 
 // refusal is a rule's no.
@@ -177,20 +182,26 @@ func (g *Guard) judgeTag(ctx context.Context, i int, repo oci.Repository, tag st
 	if i < 0 {
 		key.kind = byDigest
 	}
-	if no, ok := g.memory.get(key); ok && (i >= 0 || no == nil) {
+	if no, ok := g.remembered(key); ok && (i >= 0 || no == nil) {
 		return no, 0, nil
 	}
 	if i >= 0 && g.cfg.Rules[i].demands() {
 		l := look{g: g, ctx: ctx, repo: repo, d: res.Digest, ask: ask, manifest: res.Manifest}
 		no, err = l.judge(i, g.leadOf(ctx, repo, res.Digest, tag))
 		spent = l.out.Spent
+		if err != nil && g.cfg.DryRun {
+			return nil, spent, nil
+		}
 		if err != nil {
 			return nil, spent, err
 		}
-		g.memory.put(key, no)
+	}
+	g.remember(key, no)
+	if no == nil && g.leads {
+		g.follow(repo, res.Digest, g.leadOf(ctx, repo, res.Digest, tag))
 	}
 	if no == nil || g.cfg.DryRun {
-		g.memory.put(memoryKey{byDigest, repo, res.Digest}, nil)
+		g.remember(memoryKey{byDigest, repo, res.Digest}, nil)
 	}
 	return no, spent, nil
 }
@@ -204,27 +215,68 @@ func (g *Guard) leadOf(ctx context.Context, repo oci.Repository, d oci.Digest, t
 	return Lead{Tag: tag}
 }
 
-func (g *Guard) leadsTo(ctx context.Context, repo oci.Repository, d oci.Digest) []Lead {
-	if g.cfg.Leads == nil || !g.leads {
+// leadsTo are the tags that lead to a manifest now, and those that have led a
+// client to it lately: one that began a pull is let finish it when the tag moves.
+func (g *Guard) leadsTo(ctx context.Context, repo oci.Repository, d oci.Digest) (leads []Lead) {
+	if !g.leads {
 		return nil
 	}
-	return g.cfg.Leads(ctx, repo, d)
+	if g.cfg.Leads != nil {
+		leads = g.cfg.Leads(ctx, repo, d)
+	}
+	before, _ := g.led.get(memoryKey{byTag, repo, d})
+	return slices.Concat(leads, before)
 }
+
+// maxLed bounds the tags that are remembered of one manifest.
+const maxLed = 16
+
+// follow remembers that a tag has led to a manifest.
+func (g *Guard) follow(repo oci.Repository, d oci.Digest, lead Lead) {
+	key := memoryKey{byTag, repo, d}
+	known, _ := g.led.get(key)
+	if len(known) < maxLed && !slices.Contains(known, lead) {
+		g.led.put(key, append(slices.Clone(known), lead))
+	}
+}
+
+// learn remembers that what leads to an index leads to its children.
+func (g *Guard) learn(ctx context.Context, repo oci.Repository, m oci.Manifest) {
+	key := memoryKey{byIndex, repo, m.Digest}
+	if _, known := g.led.get(key); known || !g.leads {
+		return
+	}
+	g.led.put(key, nil)
+	links, err := oci.ParseLinks(m.Content)
+	if err != nil || len(links.Manifests) == 0 {
+		return
+	}
+	for _, lead := range g.leadsTo(ctx, repo, m.Digest) {
+		for _, child := range links.Manifests[:min(len(links.Manifests), maxChildren)] {
+			lead.Platform = child.Platform
+			g.follow(repo, child.Digest, lead)
+		}
+	}
+}
+
+// maxChildren bounds what a hostile index can make us remember.
+const maxChildren = 100
 
 // Manifest judges a manifest by what leads to it, and by what it is.
 func (g *Guard) Manifest(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Manifest, oci.Outcome, error) {
-	m, out, err := g.admit(ctx, repo, d, ask)
-	if err != nil || m != nil {
-		return value(m), out, err
+	seen, out, err := g.admit(ctx, repo, d, ask)
+	if err != nil {
+		return oci.Manifest{}, out, err
 	}
-	return g.src.Manifest(ctx, repo, d, ask)
-}
-
-func value(m *oci.Manifest) oci.Manifest {
-	if m == nil {
-		return oci.Manifest{}
+	if seen == nil {
+		m, more, err := g.src.Manifest(ctx, repo, d, ask)
+		if err != nil {
+			return m, more, err
+		}
+		seen, out = &m, more
 	}
-	return *m
+	g.learn(ctx, repo, *seen)
+	return *seen, out, nil
 }
 
 // admit refuses a manifest, or lets it pass; it returns it if it had to be looked
@@ -232,7 +284,7 @@ func value(m *oci.Manifest) oci.Manifest {
 // that none leads to is judged by its digest in the place of a tag.
 func (g *Guard) admit(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (*oci.Manifest, oci.Outcome, error) {
 	key := memoryKey{byDigest, repo, d}
-	no, known := g.memory.get(key)
+	no, known := g.remembered(key)
 	if known {
 		return nil, oci.Outcome{}, g.refuse(no, repo, d.String())
 	}
@@ -243,14 +295,18 @@ func (g *Guard) admit(ctx context.Context, repo oci.Repository, d oci.Digest, as
 	l := look{g: g, ctx: ctx, repo: repo, d: d, ask: ask}
 	for _, lead := range leads {
 		var err error
-		if no, err = l.judge(g.ruleOf(repo, lead.Tag), lead); err != nil {
+		no, err = l.judge(g.ruleOf(repo, lead.Tag), lead)
+		if err != nil && g.cfg.DryRun {
+			return nil, l.out, nil
+		}
+		if err != nil {
 			return nil, l.out, err
 		}
 		if no == nil {
 			break
 		}
 	}
-	g.memory.put(key, no)
+	g.remember(key, no)
 	if err := g.refuse(no, repo, d.String()); err != nil {
 		return nil, l.out, err
 	}
@@ -264,7 +320,7 @@ func (g *Guard) Blob(ctx context.Context, repo oci.Repository, d oci.Digest, ask
 	if err := g.admitRepository(repo); err != nil {
 		return nil, err
 	}
-	if no, ok := g.memory.get(memoryKey{byDigest, repo, d}); ok { // a manifest, asked for as a blob
+	if no, ok := g.remembered(memoryKey{byDigest, repo, d}); ok { // a manifest, asked for as a blob
 		if err := g.refuse(no, repo, d.String()); err != nil {
 			return nil, err
 		}
@@ -291,10 +347,10 @@ func (g *Guard) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest
 // admitRepository refuses a repository if no name in it may be pulled.
 func (g *Guard) admitRepository(repo oci.Repository) error {
 	key := memoryKey{kind: byRepository, repo: repo}
-	no, known := g.memory.get(key)
+	no, known := g.remembered(key)
 	if !known {
 		no = g.closed(repo)
-		g.memory.put(key, no)
+		g.remember(key, no)
 	}
 	return g.refuse(no, repo, "")
 }

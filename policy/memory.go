@@ -7,60 +7,71 @@ import (
 	"entrepot/oci"
 )
 
-// memory remembers verdicts. It is bounded: when the younger half is full, the
-// older one is dropped, so what is asked for stays.
-type memory struct {
+// memory remembers something of what was judged. It is bounded: when the younger
+// half is full the older one is dropped, so what is asked for stays.
+type memory[V any] struct {
 	mu         sync.Mutex // guards what follows
-	young, old map[memoryKey]remembered
+	young, old map[memoryKey]V
 }
 
-// memoryKey is what was judged: by which rule, or by none in particular.
+// memoryKey is what is remembered: of a rule's place, or of one of the kinds.
 type memoryKey struct {
 	kind int
 	repo oci.Repository
 	d    oci.Digest
 }
 
-type remembered struct {
+// maxYoung bounds one half.
+const maxYoung = 8192
+
+func (m *memory[V]) get(key memoryKey) (v V, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if v, ok = m.young[key]; ok {
+		return v, true
+	}
+	if v, ok = m.old[key]; ok {
+		m.putLocked(key, v)
+	}
+	return v, ok
+}
+
+func (m *memory[V]) put(key memoryKey, v V) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.putLocked(key, v)
+}
+
+func (m *memory[V]) putLocked(key memoryKey, v V) {
+	if len(m.young) >= maxYoung || m.young == nil {
+		m.old, m.young = m.young, make(map[memoryKey]V)
+	}
+	m.young[key] = v
+}
+
+// verdict is what came of judging; a nil refusal lets pass.
+type verdict struct {
 	no    *refusal
 	until time.Time // zero: for good
 }
 
-const (
-	maxYoung = 8192
-	// judgedAgain is how long the refusal of a manifest is kept: it grows older,
-	// and other tags may come to lead to it.
-	judgedAgain = time.Minute
-)
+// judgedAgain is how long the refusal of a manifest is kept: it grows older, and
+// other tags may come to lead to it.
+const judgedAgain = time.Minute
 
-func (m *memory) get(key memoryKey) (no *refusal, ok bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r, ok := m.young[key]
-	if !ok {
-		if r, ok = m.old[key]; ok {
-			m.putLocked(key, r)
-		}
-	}
-	if ok && !r.until.IsZero() && !time.Now().Before(r.until) {
+// remembered is a verdict that still holds.
+func (g *Guard) remembered(key memoryKey) (no *refusal, ok bool) {
+	v, ok := g.verdicts.get(key)
+	if ok && !v.until.IsZero() && !time.Now().Before(v.until) {
 		return nil, false
 	}
-	return r.no, ok
+	return v.no, ok
 }
 
-func (m *memory) put(key memoryKey, no *refusal) {
-	r := remembered{no: no}
+func (g *Guard) remember(key memoryKey, no *refusal) {
+	v := verdict{no: no}
 	if no != nil && key.kind != byRepository {
-		r.until = time.Now().Add(judgedAgain)
+		v.until = time.Now().Add(judgedAgain)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.putLocked(key, r)
-}
-
-func (m *memory) putLocked(key memoryKey, r remembered) {
-	if len(m.young) >= maxYoung || m.young == nil {
-		m.old, m.young = m.young, make(map[memoryKey]remembered)
-	}
-	m.young[key] = r
+	g.verdicts.put(key, v)
 }

@@ -117,9 +117,9 @@ func (r *Rule) allows(p oci.Platform) bool {
 	})
 }
 
-// oldest is the earliest date that an image can claim: reproducible builds claim
-// 1970 or 1980, which says nothing.
-var oldest = time.Date(1990, 1, 1, 0, 0, 0, 0, time.UTC)
+// oldest is the first year that an image can claim to be of: reproducible builds
+// claim 1970 or 1980, which says nothing.
+const oldest = 1990
 
 func (r *Rule) judgeAge(c *content, lead Lead, now time.Time) string {
 	if r.MinAge <= 0 {
@@ -131,7 +131,7 @@ func (r *Rule) judgeAge(c *content, lead Lead, now time.Time) string {
 	}
 	switch {
 	case r.FromSeen:
-	case c.created.After(oldest):
+	case c.created.Year() >= oldest:
 		age = max(age, now.Sub(c.created))
 	case c.isIndex():
 		return "" // what it lists claims for itself

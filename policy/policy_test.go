@@ -196,6 +196,34 @@ func TestLookingIsCountedAndRemembered(t *testing.T) {
 	}
 }
 
+// TestLeadsAreLookedForOnce: it is a look at every tag of the repository.
+func TestLeadsAreLookedForOnce(t *testing.T) {
+	s := newSource()
+	d := s.push("1", "linux/amd64", "", 10)
+	for _, rule := range []Rule{{Match: "*:1"}, {Match: "*:1", MaxSize: 1 << 20}, {Match: "ghcr.io/*:1", Deny: true}} {
+		looked := 0
+		g := New(s, Config{Rules: []Rule{rule}, Leads: func(context.Context, oci.Repository, oci.Digest) []Lead {
+			looked++
+			return nil
+		}})
+		first := 0
+		for range 5 {
+			if err := resolve(g, "1"); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := g.Manifest(t.Context(), app, d, oci.Ask{}); err != nil {
+				t.Fatal(err)
+			}
+			if first == 0 {
+				first = looked
+			}
+		}
+		if looked != first || first > 2 {
+			t.Errorf("%+v: looked %d times at first, and %d in all", rule, first, looked)
+		}
+	}
+}
+
 // TestWhatCannotBeJudgedIsNotServed, nor remembered.
 func TestWhatCannotBeJudgedIsNotServed(t *testing.T) {
 	s := newSource()
@@ -262,7 +290,7 @@ func TestSomeTagSuffices(t *testing.T) {
 		t.Errorf("once 1.2 has led to it: %v", err)
 	}
 	leads = nil
-	g.memory = memory{}
+	g.verdicts, g.led = memory[verdict]{}, memory[[]Lead]{}
 	if err := ask(); err == nil || !strings.Contains(err.Error(), "rule 2") {
 		t.Errorf("by nothing: %v", err)
 	}
@@ -302,19 +330,71 @@ func TestBlobsOfAClosedRepository(t *testing.T) {
 }
 
 func TestMemoryIsBounded(t *testing.T) {
-	var m memory
+	var m memory[int]
 	kept := memoryKey{1, app, oci.Sum([]byte("kept"))}
-	m.put(kept, nil)
+	m.put(kept, 7)
 	for i := range 5 * maxYoung {
-		m.put(memoryKey{1, app, oci.Sum(fmt.Append(nil, i))}, nil)
+		m.put(memoryKey{1, app, oci.Sum(fmt.Append(nil, i))}, i)
 		if i%1000 == 0 {
-			if _, ok := m.get(kept); !ok {
+			if v, ok := m.get(kept); !ok || v != 7 {
 				t.Fatalf("what is asked for was forgotten after %d others", i)
 			}
 		}
 	}
 	if n := len(m.young) + len(m.old); n > 2*maxYoung {
-		t.Errorf("%d verdicts are remembered", n)
+		t.Errorf("%d are remembered", n)
+	}
+}
+
+// TestAPullThatBeganIsLetFinish: the tag that led to an index moves on before its
+// children were asked for.
+func TestAPullThatBeganIsLetFinish(t *testing.T) {
+	s := newSource()
+	amd, windows := s.push("", "linux/amd64", "", 10), s.push("", "windows/amd64", "", 10)
+	stray := s.push("", "linux/arm64", "", 10)
+	index := s.pushManifest("1.2", "application/vnd.oci.image.index.v1+json", fmt.Sprintf(
+		`{"manifests":[{"digest":%q,"platform":{"os":"linux","architecture":"amd64"}},{"digest":%q,"platform":{"os":"windows","architecture":"amd64"}}]}`, amd, windows))
+	g := New(s, Config{Rules: []Rule{{Name: "rule 0", Match: "*:[0-9]*", Platforms: []string{"linux/*"}}, {Name: "rule 1", Match: "*", Deny: true}}})
+	if err := resolve(g, "1.2"); err != nil {
+		t.Fatal(err)
+	}
+	s.tags["1.2"] = stray
+	ask := func(d oci.Digest) error {
+		_, _, err := g.Manifest(t.Context(), app, d, oci.Ask{})
+		return err
+	}
+	if err := errors.Join(ask(index), ask(amd)); err != nil {
+		t.Error(err)
+	}
+	if err := ask(windows); err == nil || !strings.Contains(err.Error(), "rule 0") {
+		t.Errorf("the platform that is not allowed: %v", err)
+	}
+	if err := ask(stray); err == nil || !strings.Contains(err.Error(), "rule 1") {
+		t.Errorf("what nothing has led to yet: %v", err)
+	}
+}
+
+// TestADryRunRefusesNothing, not even what it cannot judge.
+func TestADryRunRefusesNothing(t *testing.T) {
+	s := newSource()
+	d := s.push("1", "linux/amd64", "", 10)
+	s.fail = oci.ErrTooManyRequests
+	told := 0
+	g := New(s, Config{Rules: []Rule{{Name: "rule 0", Match: "*", MaxSize: 1}}, DryRun: true, Observe: func(r Refusal) {
+		told++
+		if !r.DryRun || r.Repository != app || r.Reason == "" {
+			t.Errorf("told of %+v", r)
+		}
+	}})
+	if err := resolve(g, "1"); err != nil || told != 0 {
+		t.Errorf("what cannot be judged: %v, told %d times", err, told)
+	}
+	s.fail = nil
+	if err := resolve(g, "1"); err != nil || told != 1 {
+		t.Errorf("what is too large: %v, told %d times", err, told)
+	}
+	if m, _, err := g.Manifest(t.Context(), app, d, oci.Ask{}); err != nil || m.Digest != d {
+		t.Errorf("its manifest: %v", err)
 	}
 }
 
