@@ -79,7 +79,7 @@ func (fs *fills) tellSize(dg oci.Digest, host string, size int64) {
 	if f == nil || f.origin.Host != host {
 		return
 	}
-	err := f.file.SetSize(size)
+	err := cannotKeep(f.file.SetSize(size))
 	f.mu.Lock()
 	f.told = size
 	if f.failed == nil {
@@ -161,13 +161,20 @@ func (c *Cache) joinOrStart(b *blob) (f *fill, started bool) {
 		f.hurry(b.ask)
 		return f, false
 	}
-	f = &fill{c: c, digest: b.dg, origin: b.place(), blob: *b, ask: b.ask, hint: b.size(), told: -1, began: time.Now(), ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	f = c.newFill(b)
 	defer c.fills.mu.Unlock()
 	if !c.spawn(func() { f.run(c.ctx) }) {
 		return nil, false
 	}
 	c.fills.running[b.dg] = f
 	return f, true
+}
+
+func (c *Cache) newFill(b *blob) *fill {
+	return &fill{
+		c: c, digest: b.dg, origin: b.place(), blob: *b, ask: b.ask, hint: b.size(), told: -1, began: time.Now(),
+		ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
 }
 
 // open adds a reader. errFillOver if the fill has ended, errCannotKeep if it
@@ -351,7 +358,7 @@ var errIdle = errors.New("nobody reads it")
 // stream is running, and after a wrong body the fill is empty.
 func (f *fill) bring(ctx context.Context) error {
 	f.mu.Lock()
-	f.answered = false
+	f.answered, f.failed, f.progress = false, nil, false // a stream of the try before may have failed last of all
 	f.mu.Unlock()
 	if err := f.holdToPromise(); err != nil {
 		return err
@@ -386,5 +393,5 @@ func (f *fill) holdToPromise() error {
 	if told < 0 {
 		return nil
 	}
-	return f.file.SetSize(told)
+	return cannotKeep(f.file.SetSize(told))
 }

@@ -1,0 +1,64 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"entrepot/oci"
+	"entrepot/store"
+)
+
+// TestHeadOfWhatIsTooLargeHarmsNoPull: a HEAD may be the first to learn that a
+// blob cannot be kept, while a GET waits for its first byte.
+func TestHeadOfWhatIsTooLargeHarmsNoPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		content := pattern(1, 5*mib)
+		d := s.pushBlob(alpine, content)
+		disk, err := store.Open(t.Context(), store.Config{Dir: t.TempDir(), Budget: 4 * mib})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := New(disk, s, Config{})
+		defer closeCache(t, c)
+		s.delay = time.Second // of the GET
+		var pull sync.WaitGroup
+		pull.Go(func() {
+			if out := mustRead(t, c, alpine, d, content); out.Cache != oci.Bypass {
+				t.Errorf("outcome %s, want bypass", out.Cache)
+			}
+		})
+		synctest.Wait()
+		s.set(func() { s.delay = 0 })
+		b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if desc, _, err := b.Stat(t.Context()); err != nil || desc.Size != int64(len(content)) {
+			t.Errorf("HEAD: %d bytes, %v", desc.Size, err)
+		}
+		pull.Wait()
+	})
+}
+
+// TestLastFailureOfAWrongBodyIsForgotten: several streams fail when a body is
+// found to be wrong. One that does so last of all must not cost the second try.
+func TestLastFailureOfAWrongBodyIsForgotten(t *testing.T) {
+	s := newSource()
+	content := pattern(1, 100_000)
+	b := &blob{c: newCache(t, s, Config{}), repo: alpine, dg: s.pushBlob(alpine, content), marker: store.Marker{Size: -1}}
+	f := b.c.newFill(b)
+	f.whole = true
+	if !f.begin() {
+		t.Fatal(f.err)
+	}
+	f.failed = fmt.Errorf("a stream of the first try: %w", store.ErrSurplus)
+	err := f.bring(context.Background())
+	if f.end(err); err != nil {
+		t.Errorf("second try: %v", err)
+	}
+}
