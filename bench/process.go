@@ -40,8 +40,8 @@ func startProcess(ns *namespace, log string, env []string, command ...string) (*
 		return nil, err
 	}
 	defer out.Close()
-	p := &process{cmd: exec.Command(command[0], command[1:]...), log: log, ended: make(chan struct{})} //nolint:noctx // it ends by stop
-	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Dir(log), "OTEL_TRACES_EXPORTER=none"}, env...)
+	p := &process{cmd: exec.Command(command[0], command[1:]...), log: log, ended: make(chan struct{})}                                                      //nolint:noctx // it ends by stop
+	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Dir(log), "OTEL_TRACES_EXPORTER=none", "GORACE=atexit_sleep_ms=0"}, env...) // what is built for tests would sleep for a second
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	// The kernel sends Pdeathsig when the thread that forked ends, not when the
