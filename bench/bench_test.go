@@ -275,7 +275,7 @@ func example() results {
 }
 
 func TestReport(t *testing.T) {
-	got := report(example(), map[string]bool{"warm-blob": true})
+	got := report(example(), map[string]bool{"warm-blob": true, memoryPicture: true})
 	golden := filepath.Join("testdata", "performance.md")
 	if *update {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
@@ -293,12 +293,12 @@ func TestReport(t *testing.T) {
 
 func TestPictures(t *testing.T) {
 	pics := plots(example())
-	if len(pics) != 1 || pics[0].name != "warm-blob" {
+	if len(pics) != 2 || pics[0].name != memoryPicture || pics[1].name != "warm-blob" {
 		t.Fatalf("got %d pictures", len(pics))
 	}
 	for _, log := range []bool{false, true} {
-		pics[0].log = log
-		svg, err := pics[0].draw()
+		pics[1].log = log
+		svg, err := pics[1].draw()
 		if err != nil {
 			t.Fatal(err)
 		}

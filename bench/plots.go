@@ -18,6 +18,7 @@ import (
 type picture struct {
 	name, title string
 	log         bool
+	unit        float64 // that figures are divided by
 	rows        []string
 	series      []series
 }
@@ -25,6 +26,7 @@ type picture struct {
 // series is one rival's dots.
 type series struct {
 	rival string
+	color color.RGBA // the same in all pictures
 	dots  []dot
 }
 
@@ -58,20 +60,26 @@ func pictureOf(w workloadResult) string {
 	return ""
 }
 
-// plots are the pictures for which there are figures, and one of memory in all
-// workloads.
+// plots are the pictures for which there are figures.
 func plots(r results) []picture {
 	var all []picture
-	for _, p := range pictured {
-		if pic := newPicture(r, p.name, p.title, p.log, p.key, func(w workloadResult) bool { return w.Family == p.family }); len(pic.series) > 0 {
+	add := func(pic picture) {
+		if len(pic.series) > 0 {
 			all = append(all, pic)
 		}
+	}
+	add(newPicture(r, picture{name: memoryPicture, title: "MiB of anonymous memory", log: true, unit: 1 << 20}, "anon", func(workloadResult) bool { return true }))
+	for _, p := range pictured {
+		add(newPicture(r, picture{name: p.name, title: p.title, log: p.log, unit: 1}, p.key, func(w workloadResult) bool { return w.Family == p.family }))
 	}
 	return all
 }
 
-func newPicture(r results, name, title string, log bool, key string, in func(workloadResult) bool) picture {
-	pic := picture{name: name, title: title, log: log}
+// memoryPicture is of all workloads.
+const memoryPicture = "memory"
+
+// newPicture fills in a picture of one metric.
+func newPicture(r results, pic picture, key string, in func(workloadResult) bool) picture {
 	for _, w := range r.Workloads {
 		if !in(w) || w.Skipped != "" {
 			continue
@@ -80,13 +88,14 @@ func newPicture(r results, name, title string, log bool, key string, in func(wor
 		pic.rows = append(pic.rows, w.Name)
 		for _, rival := range w.Rivals {
 			s, ok := summarize(rival.Runs, key)
-			if !ok || log && s.min <= 0 {
+			if !ok || pic.log && s.min <= 0 {
 				continue
 			}
+			s.median, s.min, s.max = s.median/pic.unit, s.min/pic.unit, s.max/pic.unit
 			i := slices.IndexFunc(pic.series, func(s series) bool { return s.rival == rival.Name })
 			if i < 0 {
 				i = len(pic.series)
-				pic.series = append(pic.series, series{rival: rival.Name})
+				pic.series = append(pic.series, series{rival: rival.Name, color: colorOf(r, rival.Name)})
 			}
 			pic.series[i].dots = append(pic.series[i].dots, dot{row, s})
 		}
@@ -106,10 +115,16 @@ var palette = []color.RGBA{
 	{0x99, 0x99, 0x99, 0xff},
 }
 
+func colorOf(r results, rival string) color.RGBA {
+	i := slices.IndexFunc(r.Rivals, func(info rivalInfo) bool { return info.Name == rival })
+	return palette[max(i, 0)%len(palette)]
+}
+
 const (
 	pictureWidth = 22 * vg.Centimeter
 	rowHeight    = 1.1 * vg.Centimeter
 	margins      = 4 * vg.Centimeter
+	edge         = vg.Centimeter / 4
 )
 
 // draw makes the picture as SVG.
@@ -118,7 +133,6 @@ func (p picture) draw() ([]byte, error) {
 	pl.X.Label.Text = p.title
 	pl.X.Min, pl.X.Max = 0, 0
 	pl.Legend.Top = true
-	pl.Legend.XOffs = vg.Centimeter / 4
 	names := slices.Clone(p.rows)
 	slices.Reverse(names) // the first on top
 	pl.NominalY(names...)
@@ -143,7 +157,7 @@ func (p picture) draw() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		dots.GlyphStyle = draw.GlyphStyle{Color: palette[i%len(palette)], Radius: vg.Points(3.5), Shape: draw.CircleGlyph{}}
+		dots.GlyphStyle = draw.GlyphStyle{Color: s.color, Radius: vg.Points(3.5), Shape: draw.CircleGlyph{}}
 		bars, err := plotter.NewXErrorBars(struct {
 			plotter.XYer
 			plotter.XErrorer
@@ -151,7 +165,7 @@ func (p picture) draw() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		bars.Color, bars.Width, bars.CapWidth = palette[i%len(palette)], vg.Points(1), vg.Points(4)
+		bars.Color, bars.Width, bars.CapWidth = s.color, vg.Points(1), vg.Points(4)
 		pl.Add(bars, dots)
 		pl.Legend.Add(s.rival, dots)
 	}
@@ -163,7 +177,7 @@ func (p picture) draw() ([]byte, error) {
 	pl.Y.Min, pl.Y.Max = -0.5, float64(len(p.rows))-0.5
 	height := margins + rowHeight*vg.Length(max(len(p.rows), 3))
 	canvas := vgsvg.New(pictureWidth, height)
-	pl.Draw(draw.New(canvas))
+	pl.Draw(draw.Crop(draw.New(canvas), edge, -edge, edge, -edge))
 	var b bytes.Buffer
 	if _, err := canvas.WriteTo(&b); err != nil {
 		return nil, fmt.Errorf("write SVG: %w", err)

@@ -53,6 +53,9 @@ func report(r results, drawn map[string]bool) string {
 		"make bench-check  # are the ratios still as good as the committed ones, to " + fmt.Sprint(tolerance) + " %?\n```\n\n")
 	writeTargets(&b, r)
 	writeRivals(&b, r)
+	if drawn[memoryPicture] {
+		fmt.Fprintf(&b, "## Memory\n\nThe most that no file stands behind, in each workload; the tables below have all that is resident too.\n\n![Memory](performance/%s.svg)\n\n", memoryPicture)
+	}
 	b.WriteString(tablesWith(r, drawn))
 	b.WriteString("## What was not measured\n\n")
 	for _, w := range r.Workloads {

@@ -109,7 +109,7 @@ func workloads(o options) []workload {
 	for _, n := range s.herds {
 		w := workload{
 			name: fmt.Sprintf("herd-%d", n), family: "herd", title: fmt.Sprintf("Herd of %d on one cold image", n),
-			about: fmt.Sprintf("%d clients pull the same image of %s at the same moment; nobody has pulled it before. Upstream as above.", n, mebibytes(s.herd)),
+			about: fmt.Sprintf("%d clients pull the same image of %s at the same moment; nobody has pulled it before. Upstream as above. Who serves files has it already: that is what the machine can send.", n, mebibytes(s.herd)),
 			line:  upstream, clients: n, roles: caches | files, among: nil, rounds: 3, budget: 45 * time.Second, limit: 120 * time.Second,
 			setUp: pushImage("herd", seeds(2000, s.herd...), true), run: pullHerd("herd", n),
 		}
