@@ -234,7 +234,9 @@ func (f *Fill) WriteAt(p []byte, off int64) (int, error) {
 		return 0, onDisk(err)
 	}
 	n, werr := f.file.WriteAt(p, off)
-	f.land(p[:n], off)
+	if !f.land(p[:n], off) {
+		return 0, ErrSurplus
+	}
 	return n, onDisk(cmp.Or(werr, err))
 }
 
@@ -297,9 +299,15 @@ func (f *Fill) reconcile(quiet bool) {
 }
 
 // land publishes bytes that are in the file, and hashes them while they are in
-// hand if they are the next in order; Follow catches up on the others.
-func (f *Fill) land(p []byte, off int64) {
+// hand if they are the next in order; Follow catches up on the others. It reports
+// false, and publishes nothing, if the size has meanwhile been told and they lie
+// beyond it.
+func (f *Fill) land(p []byte, off int64) bool {
 	f.mu.Lock()
+	if f.size >= 0 && off+int64(len(p)) > f.size {
+		f.mu.Unlock()
+		return false
+	}
 	f.landed = f.landed.Add(Span{off, off + int64(len(p))})
 	inOrder := off == f.hashed && !f.hashing
 	f.hashing = f.hashing || inOrder
@@ -307,7 +315,7 @@ func (f *Fill) land(p []byte, off int64) {
 	f.mu.Unlock()
 	startWriteback(f.file, off, int64(len(p)))
 	if !inOrder {
-		return
+		return true
 	}
 	f.hash.Write(p)
 	f.mu.Lock()
@@ -315,6 +323,7 @@ func (f *Fill) land(p []byte, off int64) {
 	f.hashing = false
 	f.wakeLocked()
 	f.mu.Unlock()
+	return true
 }
 
 // Follow keeps the hash up with the bytes that landed and records spans now and

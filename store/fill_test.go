@@ -193,6 +193,33 @@ func TestSurplusAndChangedSizeAreRefused(t *testing.T) {
 	}
 }
 
+// TestSizeToldDuringAWrite: bytes on their way to the disk do not slip past a size
+// that is told meanwhile. A fill with more of them than its size has no end.
+func TestSizeToldDuringAWrite(t *testing.T) {
+	b := content(1, 1000)
+	var f *Fill
+	d := openDisk(t, t.TempDir(), func(op Op, _ string) error {
+		if op == OpWrite && f != nil {
+			return f.SetSize(900)
+		}
+		return nil
+	})
+	defer closeDisk(t, d)
+	f, err := d.Fill(oci.Sum(b), busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.WriteAt(b, 0); n != 0 || !errors.Is(err, ErrSurplus) || f.Landed() != 0 {
+		t.Errorf("%d bytes written, %d landed, %v; want a surplus", n, f.Landed(), err)
+	}
+	if err := errors.Join(f.Reset(), fillAll(t, f, b[:900])); !errors.Is(err, ErrMismatch) {
+		t.Errorf("afterwards: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestFailingDiskNeverKeeps injects each failure by name. Readers get the whole,
 // since it is proven, and nothing is kept.
 func TestFailingDiskNeverKeeps(t *testing.T) {
