@@ -51,6 +51,8 @@ func report(r results, drawn map[string]bool) string {
 		"Ratios hold better on other machines than times do, so they come first. Whoever took long had fewer rounds.\n\n")
 	b.WriteString("```sh\nmake bench        # all of this page, in under half an hour, as root on Debian\nmake bench-full   # and a herd of 500, and a start with 1,000,000 blobs\n" +
 		"make bench-check  # are the ratios still as good as the committed ones, to " + fmt.Sprint(tolerance) + " %?\n```\n\n")
+	b.WriteString("Another cache joins by its start command, which finds `LISTEN`, `PORT`, `UPSTREAM`, `DATA`, `TTL` and `CACHE_SIZE` in its environment; what follows the slash is put before repositories' names:\n\n" +
+		"```sh\nmake bench BENCHFLAGS=\"-rival 'other/hub=exec other-registry --listen \\$\\$LISTEN --upstream \\$\\$UPSTREAM --data \\$\\$DATA'\"\n```\n\n")
 	writeTargets(&b, r)
 	writeRivals(&b, r)
 	if drawn[memoryPicture] {

@@ -179,43 +179,49 @@ func (s *server) path(rest string) string { return "/v2/" + s.prefix + rest }
 type seeder func(ctx context.Context, b *bench, r rival, s site) error
 
 // start starts a rival with nothing in its cache, unless seed puts it there.
-func (b *bench) start(ctx context.Context, r rival, s site, seed seeder) (*server, error) {
+func (b *bench) start(ctx context.Context, r rival, where site, seed seeder) (*server, error) {
 	if r.roles&direct != 0 {
 		return &server{process: b.hub.process, rival: r, addr: strings.TrimPrefix(b.hub.url, "http://"), dial: dialLocal}, nil
 	}
-	disk, err := false, error(nil)
-	if s.Data, err = os.MkdirTemp(b.dir, r.name+"-"); err != nil {
+	data, err := os.MkdirTemp(b.dir, r.name+"-")
+	if err != nil {
 		return nil, err
 	}
-	if s.ownDisk { // where we may not, the directory is walked
-		disk = unix.Mount("bench", s.Data, "tmpfs", 0, "mode=0755") == nil
+	s := &server{rival: r, dial: dialLocal, data: data}
+	if where.ownDisk { // where we may not, the directory is walked
+		s.disk = unix.Mount("bench", data, "tmpfs", 0, "mode=0755") == nil
 	}
-	s.Upstream, s.Files, s.Root = b.hub.url, b.files(), os.Geteuid() == 0
+	if err := b.launch(ctx, s, where, seed); err != nil {
+		return nil, errors.Join(err, s.clear())
+	}
+	return s, nil
+}
+
+// launch starts a server's process and waits until it answers.
+func (b *bench) launch(ctx context.Context, s *server, where site, seed seeder) error {
+	where.Data, where.Upstream, where.Files, where.Root = s.data, b.hub.url, b.files(), os.Geteuid() == 0
 	if seed != nil {
-		err = seed(ctx, b, r, s)
-	}
-	if err == nil {
-		s.Listen, err = freePort()
-	}
-	dial := dialLocal
-	if s.link != nil {
-		s.Listen, dial = s.link.listen(s.Listen), s.link.dial
-	}
-	var p *process
-	if err == nil {
-		p, err = r.start(b, s)
-	}
-	if err == nil {
-		if err = p.awaitHTTP(ctx, dial, "http://"+s.Listen+"/v2/"); err != nil {
-			p.stop()
+		if err := seed(ctx, b, s.rival, where); err != nil {
+			return err
 		}
 	}
-	started := &server{process: p, rival: r, addr: s.Listen, dial: dial, data: s.Data, disk: disk}
-	if err != nil {
-		return nil, errors.Join(err, started.clear())
+	var err error
+	if where.Listen, err = freePort(); err != nil {
+		return err
 	}
-	started.ready = time.Since(p.began)
-	return started, nil
+	if where.link != nil {
+		where.Listen, s.dial = where.link.listen(where.Listen), where.link.dial
+	}
+	s.addr = where.Listen
+	if s.process, err = s.rival.start(b, where); err != nil {
+		return err
+	}
+	if err := s.awaitHTTP(ctx, s.dial, "http://"+s.addr+"/v2/"); err != nil {
+		s.stop()
+		return err
+	}
+	s.ready = time.Since(s.began)
+	return nil
 }
 
 // end stops a server and empties its cache. The hub goes on.

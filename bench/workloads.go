@@ -152,7 +152,7 @@ func workloads(o options) []workload {
 		about: fmt.Sprintf("4 clients pull %d times from %d images by Zipf's law, through a cache bounded to %d MB, tags believed for %d s. Popular tags move to new images meanwhile. What is kept lies on a tmpfs of its own, so that its size is known at each moment. "+
 			"Eviction here goes by the time of files, so these are moved back as if there were a pull each %d minutes; rivals go by order.",
 			s.trace.pulls, s.trace.images, s.trace.bound/1_000_000, traceTTL, int(traceEvery.Minutes())),
-		clients: traceClients, line: line{Latency: 2 * time.Millisecond}, roles: caches, rounds: 1, budget: time.Minute, limit: 3 * time.Minute,
+		clients: traceClients, line: line{Latency: 2 * time.Millisecond}, roles: caches, rounds: 2, budget: 30 * time.Second, limit: 2 * time.Minute,
 		site: site{TTL: traceTTL, CacheSize: s.trace.bound, ownDisk: true}, run: pullTrace(s.trace),
 	})
 	for _, n := range s.start {
