@@ -160,6 +160,7 @@ var families = map[string]family{
 	}, memoryMetrics...)},
 	"herd": {append([]metric{
 		{key: "max", title: "slowest client", better: lower, base: nginxFiles, guarded: true, format: seconds},
+		{key: "p95", title: "95th percentile", better: lower, format: seconds},
 		{key: "p50", title: "median client", better: lower, format: seconds},
 		{key: "first_p50", title: "first layer byte, median", better: lower, format: seconds},
 		{key: "first_max", title: "first layer byte, last client", better: lower, format: seconds},
