@@ -34,6 +34,10 @@ const (
 	patienceFirst = 3
 	// longestPause is the longest Retry-After that a running fill sits out.
 	longestPause = 30 * time.Second
+	// longestFirst is the longest that is sat out for a first byte, where a
+	// client waits for its headers: a host that is known to be down for longer
+	// is told of at once, with the time.
+	longestFirst = 2 * time.Second
 )
 
 var (

@@ -603,6 +603,7 @@ func TestFailureBeforeTheFirstByteIsToldHonestly(t *testing.T) {
 			{&oci.Error{Code: oci.Denied}, oci.Denied},
 			{&oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Minute}, oci.TooManyRequests},
 			{&oci.Error{Code: oci.Unavailable}, oci.Unavailable},
+			{&oci.Error{Code: oci.Unavailable, RetryAfter: 10 * time.Second}, oci.Unavailable}, // by an open breaker
 		} {
 			s := newSource()
 			d := s.pushBlob(alpine, pattern(17, 10))

@@ -126,7 +126,7 @@ func (t *transfer) judge() error {
 		t.failures = 0
 	}
 	t.failures++
-	if t.failures >= patience || landed == 0 && t.failures >= patienceFirst {
+	if t.failures >= patience || landed == 0 && (t.failures >= patienceFirst || oci.RetryAfter(err) > longestFirst) {
 		return err
 	}
 	backoff := min(retryFirst<<(t.failures-1), retryMost)
