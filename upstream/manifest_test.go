@@ -3,6 +3,7 @@ package upstream
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -220,6 +221,19 @@ func TestTooManyRequests(t *testing.T) {
 		t.Errorf("retry after %v s, want about 60", after)
 	}
 	saw(t, hub)
+}
+
+// An answer to HEAD has no body to give a reason in, and clients show nothing
+// but the code of an error whose text says no more than that.
+func TestARefusalWithoutAReasonNamesWhoRefuses(t *testing.T) {
+	for _, status := range []int{401, 403, 429, 500, 502, 503, 504} {
+		hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+		hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(status)})
+		_, _, err := connect(t, hub).Resolve(t.Context(), alpine, "latest", oci.Ask{})
+		if want := fmt.Sprintf("%s answers %d", hub.Host(), status); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q in it", err, want)
+		}
+	}
 }
 
 func TestObserveSeesEachRequest(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -237,6 +238,11 @@ func (s *site) checkEncoding(a *answer) error {
 // there can be no such name, or makes no sense.
 func (s *site) refusal(a *answer, unknown oci.Code) *oci.Error {
 	e := oci.ReadError(a.status, a.header, a.start, unknown, time.Now())
+	if row := e.Code.Row(); e.Detail == row.Message && !oci.IsUnknown(e) {
+		// An answer to HEAD gives no reason. Clients leave out what says no more
+		// than the code, and people then look for the trouble here.
+		e.Detail = fmt.Sprintf("%s answers %d", a.url.Host, a.status)
+	}
 	switch e.Code {
 	case oci.TooManyRequests, oci.Unavailable:
 		e.RetryAfter = max(e.RetryAfter, a.paused)
