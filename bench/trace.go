@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,7 +31,7 @@ const (
 	traceTTL     = 2 // seconds for which a tag is believed
 	traceMoves   = 20
 	traceEvery   = 15 * time.Minute // between two pulls, for those who look at the time of what they hold
-	traceAging   = 20               // pulls after which they are told that it has passed
+	traceBatch   = 50               // pulls after which they are told that it has passed
 )
 
 // plan is a trace made in advance, the same in every run: what to pull, and
@@ -98,8 +100,8 @@ type tracer struct {
 	b     *bench
 	s     *server
 	plan  plan
-	mu    sync.Mutex // guards what follows
-	next  int
+	took  time.Duration    // without the rests between batches
+	mu    sync.Mutex       // guards what follows
 	known map[string]image // by digest of the manifest
 	asked []access         // in order
 	seen  map[string]bool  // manifests that were pulled
@@ -114,7 +116,6 @@ func pullTrace(t traceSize) func(context.Context, *bench, *server) (measures, er
 			}
 		}
 		disk := watchDisk(s)
-		begin := time.Now()
 		m, err := watched(ctx, b, s, func() (measures, int64, error) {
 			delivered, err := tr.play(ctx)
 			return measures{"pulls": float64(len(tr.plan.pulls))}, delivered, err
@@ -123,7 +124,7 @@ func pullTrace(t traceSize) func(context.Context, *bench, *server) (measures, er
 		if m == nil || err != nil {
 			return nil, err
 		}
-		m["seconds"], m["disk"], m["bound"] = time.Since(begin).Seconds(), float64(most), float64(t.bound)
+		m["seconds"], m["disk"], m["bound"] = tr.took.Seconds(), float64(most), float64(t.bound)
 		var bytes int64
 		for _, a := range tr.asked {
 			bytes += a.size
@@ -149,21 +150,56 @@ func (t *tracer) push(ctx context.Context, spec imageSpec) error {
 	return nil
 }
 
-// play pulls all of the plan and tells how many bytes came.
-func (t *tracer) play(ctx context.Context) (int64, error) {
+// play pulls all of the plan in batches. Between two of them, when the cache has
+// come to rest, time passes for what it holds: what changes under the eyes of
+// one that makes room counts as used. It tells how many bytes came.
+func (t *tracer) play(ctx context.Context) (delivered int64, err error) {
+	pulls := t.plan.pulls
+	for len(pulls) > 0 && err == nil {
+		batch := pulls[:min(traceBatch, len(pulls))]
+		pulls = pulls[len(batch):]
+		begin := time.Now()
+		var got int64
+		got, err = t.batch(ctx, batch, len(t.plan.pulls)-len(pulls)-len(batch))
+		t.took += time.Since(begin)
+		delivered += got
+		if err == nil && t.s.age != nil {
+			t.rest(ctx)
+			err = t.s.age(t.s, traceBatch*traceEvery)
+		}
+	}
+	return delivered, errors.Join(err, ctx.Err())
+}
+
+// rest waits until what is kept has not changed for a quarter of a second, or a
+// while. Who looks for what to put out changes nothing meanwhile.
+func (t *tracer) rest(ctx context.Context) {
+	last, same := int64(-1), 0
+	for tries := 0; tries < 40 && same < 5; tries++ {
+		now := t.s.allocated()
+		if same++; now != last {
+			last, same = now, 0
+		}
+		wait(ctx, 50*time.Millisecond)
+	}
+}
+
+// batch pulls some of the plan, of which first is the first.
+func (t *tracer) batch(ctx context.Context, pulls []int, first int) (int64, error) {
+	var next atomic.Int64
 	delivered, failures := make([]int64, traceClients), make([]error, traceClients)
 	var all sync.WaitGroup
 	for n := range traceClients {
 		all.Go(func() {
 			p, idle := newPuller(t.s)
 			defer idle()
-			for failures[n] == nil {
-				i, ok := t.take(ctx, &failures[n])
-				if !ok {
+			for failures[n] == nil && ctx.Err() == nil {
+				at := int(next.Add(1)) - 1
+				if at >= len(pulls) {
 					return
 				}
 				var got int64
-				got, failures[n] = t.pull(ctx, p, i)
+				got, failures[n] = t.turn(ctx, p, pulls[at], first+at)
 				delivered[n] += got
 			}
 		})
@@ -176,26 +212,14 @@ func (t *tracer) play(ctx context.Context) (int64, error) {
 	return sum, firstOf(failures)
 }
 
-// take is the next image to pull, after the tags that move before it have.
-func (t *tracer) take(ctx context.Context, failed *error) (int, bool) {
-	t.mu.Lock()
-	n := t.next
-	t.next++
-	t.mu.Unlock()
-	if n >= len(t.plan.pulls) || ctx.Err() != nil {
-		return 0, false
-	}
-	if n%traceAging == 0 && t.s.age != nil {
-		if *failed = t.s.age(t.s, traceAging*traceEvery); *failed != nil {
-			return 0, false
+// turn is one pull, after the tag that moves before it has.
+func (t *tracer) turn(ctx context.Context, p *puller, i, at int) (int64, error) {
+	if moved, ok := t.plan.moves[at]; ok {
+		if err := t.push(ctx, t.plan.versions[moved][1]); err != nil {
+			return 0, err
 		}
 	}
-	if i, ok := t.plan.moves[n]; ok {
-		if *failed = t.push(ctx, t.plan.versions[i][1]); *failed != nil {
-			return 0, false
-		}
-	}
-	return t.plan.pulls[n], true
+	return t.pull(ctx, p, i)
 }
 
 func (t *tracer) note(digest string, size int64) {

@@ -150,7 +150,7 @@ func workloads(o options) []workload {
 	add(workload{
 		name: "trace", family: "trace", title: "Zipf pull trace under a bound",
 		about: fmt.Sprintf("4 clients pull %d times from %d images by Zipf's law, through a cache bounded to %d MB, tags believed for %d s. Popular tags move to new images meanwhile. What is kept lies on a tmpfs of its own, so that its size is known at each moment. "+
-			"Eviction here goes by the time of files, so these are moved back as if there were a pull each %d minutes; rivals go by order.",
+			"Eviction here goes by the time of files, so between batches of 50 these are moved back as if there were a pull each %d minutes; rivals go by order.",
 			s.trace.pulls, s.trace.images, s.trace.bound/1_000_000, traceTTL, int(traceEvery.Minutes())),
 		clients: traceClients, line: line{Latency: 2 * time.Millisecond}, roles: caches, rounds: 2, budget: 30 * time.Second, limit: 2 * time.Minute,
 		site: site{TTL: traceTTL, CacheSize: s.trace.bound, ownDisk: true}, run: pullTrace(s.trace),
