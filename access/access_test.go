@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -656,6 +657,37 @@ func TestTokenServiceSpeaksBothWays(t *testing.T) {
 		if (w.Code == 401) != (w.Header().Get("WWW-Authenticate") != "") {
 			t.Errorf("%s: %d with challenge %q", name, w.Code, w.Header().Get("WWW-Authenticate"))
 		}
+	}
+}
+
+// A client that announces a body and does not send it is not waited for long,
+// whether a body means anything or not.
+func TestTokenServiceDoesNotWaitForABody(t *testing.T) {
+	for method, want := range map[string]string{http.MethodPost: "HTTP/1.1 403 ", http.MethodGet: "HTTP/1.1 401 "} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGate(t, &files{rules: "rules: []", key: testKey})
+			network := ocitest.NewNetwork()
+			l := network.Listen("cache.example")
+			server := &http.Server{Handler: http.HandlerFunc(g.ServeToken)} //nolint:gosec // a test's
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_ = server.Serve(l)
+			}()
+			conn, err := network.DialContext(t.Context(), "tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			fmt.Fprintf(conn, "%s /token HTTP/1.1\r\nHost: cache.example\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\ngrant_type=", method)
+			answer, err := io.ReadAll(conn)
+			if err != nil || !strings.HasPrefix(string(answer), want) || time.Since(began) > tokenBodyWait {
+				t.Errorf("%s: after %v %q (%v), want %s", method, time.Since(began), answer, err, want)
+			}
+			conn.Close()
+			server.Close()
+			<-ended
+		})
 	}
 }
 

@@ -191,7 +191,7 @@ func TestACME(t *testing.T) {
 
 // askAs asks for a URL as if its host were called name.
 func askAs(name, url string) (*http.Response, error) {
-	r, err := http.NewRequest(http.MethodGet, url, nil) //nolint:noctx // a test's
+	r, err := http.NewRequest(http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}

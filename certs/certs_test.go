@@ -22,7 +22,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // directory has files by short names.
 type directory string
 
-func newDirectory(t *testing.T) directory { return directory(t.TempDir()) }
+func newDirectory(t *testing.T) directory {
+	t.Helper()
+	return directory(t.TempDir())
+}
 
 func (d directory) path(name string) string { return filepath.Join(string(d), name) }
 
