@@ -239,7 +239,7 @@ func examineCertificate(cfg *Config, now time.Time) finding {
 	switch {
 	case now.After(ends):
 		return failed(badTLS, "certificate", detail+", which is past", remedy)
-	case now.Add(expiryNotice).After(ends):
+	case now.Add(kept.Notice()).After(ends):
 		return doubtful("certificate", detail, remedy)
 	}
 	return well("certificate", "%s", detail)

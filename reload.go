@@ -130,19 +130,16 @@ func sameFile(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size()
 }
 
-// The warnings that a certificate ends.
-const (
-	expiryNotice = 30 * 24 * time.Hour
-	expiryRepeat = 24 * time.Hour
-)
+// expiryRepeat is how often it is warned that a certificate ends.
+const expiryRepeat = 24 * time.Hour
 
-// expiryWarning warns once a day, from thirty days before ends on.
-func expiryWarning(log zerolog.Logger, ends func() time.Time) func(now time.Time) {
+// expiryWarning warns once a day, from notice before ends on.
+func expiryWarning(log zerolog.Logger, ends func() time.Time, notice func() time.Duration) func(now time.Time) {
 	var last time.Time
 	return func(now time.Time) {
 		end := ends()
 		left := end.Sub(now)
-		if end.IsZero() || left > expiryNotice || now.Sub(last) < expiryRepeat {
+		if end.IsZero() || left > notice() || now.Sub(last) < expiryRepeat {
 			return
 		}
 		last = now

@@ -245,7 +245,7 @@ func openCertificates(cfg *Config, watcher *observer, reloads *reloader) (*certs
 		return nil, err
 	}
 	watcher.metrics.watchCertificate(shown.Ends)
-	warn := expiryWarning(reloads.log, shown.Ends)
+	warn := expiryWarning(reloads.log, shown.Ends, shown.Notice)
 	warn(time.Now())
 	if paths := shown.Paths(); len(paths) > 0 {
 		reloads.add("TLS certificate", shown.Reload, paths...)

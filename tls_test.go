@@ -222,7 +222,7 @@ func TestTheEndOfACertificateIsAnnounced(t *testing.T) {
 		want string
 	}{{31 * day, ""}, {29 * day, "ends soon"}, {-day, "has ended"}} {
 		var log bytes.Buffer
-		warn := expiryWarning(zerolog.New(&log), func() time.Time { return now.Add(row.left) })
+		warn := expiryWarning(zerolog.New(&log), func() time.Time { return now.Add(row.left) }, func() time.Duration { return 30 * day })
 		warn(now)
 		warn(now.Add(time.Hour))
 		if got := strings.Count(log.String(), "\n"); (got == 1) != (row.want != "") || !strings.Contains(log.String(), row.want) {

@@ -32,7 +32,7 @@ type ACME struct {
 type issued struct {
 	acme    *ACME
 	manager *autocert.Manager
-	ends    atomic.Pointer[time.Time]
+	leaf    atomic.Pointer[x509.Certificate]
 }
 
 // authorityTimeout bounds one request to an authority.
@@ -84,7 +84,7 @@ func (i *issued) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, erro
 		return nil, err
 	}
 	if c.Leaf != nil && !isChallenge(hello) {
-		i.ends.Store(&c.Leaf.NotAfter)
+		i.leaf.Store(c.Leaf)
 	}
 	return c, nil
 }
@@ -104,10 +104,19 @@ func (i *issued) state() *state {
 
 // end is when what was shown last ends; zero before there was any.
 func (i *issued) end() time.Time {
-	if t := i.ends.Load(); t != nil {
-		return *t
+	if leaf := i.leaf.Load(); leaf != nil {
+		return leaf.NotAfter
 	}
 	return time.Time{}
+}
+
+// notice is a tenth of a certificate's life: it should have been renewed when a
+// third of that was left, or thirty days.
+func (i *issued) notice() time.Duration {
+	if leaf := i.leaf.Load(); leaf != nil {
+		return leaf.NotAfter.Sub(leaf.NotBefore) / 10
+	}
+	return 0
 }
 
 // Challenges answers the authority where it asks by plain HTTP, and leaves

@@ -165,6 +165,9 @@ func TestACME(t *testing.T) {
 				if got := conn.ConnectionState().PeerCertificates[0]; got.VerifyHostname(acmeDomain) != nil || !got.NotAfter.Equal(k.Ends()) {
 					t.Errorf("shown is %v until %v, told is %v", got.DNSNames, got.NotAfter, k.Ends())
 				}
+				if got := k.Notice(); got < 8*24*time.Hour || got > 10*24*time.Hour {
+					t.Errorf("of ninety days, %v before the end somebody is told, want about nine days", got)
+				}
 				conn.Close()
 			}
 			again := serveTLS(t, mustOpen(t, files))

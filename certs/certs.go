@@ -132,6 +132,15 @@ func (k *Keeper) Ends() time.Time {
 	return k.current.Load().ends
 }
 
+// Notice is how long before Ends somebody should be told: thirty days, or when
+// an authority should have renewed the certificate long ago.
+func (k *Keeper) Notice() time.Duration {
+	if k.issued != nil {
+		return k.issued.notice()
+	}
+	return 30 * 24 * time.Hour
+}
+
 // Names are the names that the server's certificate is for, as it lists them.
 func (k *Keeper) Names() []string {
 	if k.issued != nil {
