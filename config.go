@@ -82,6 +82,8 @@ type Config struct {
 	ClientTransfers   Bound            `env:"ENTREPOT_CLIENT_TRANSFERS" envDefault:"0" doc:"Blobs that one client may have on their way at once; others wait up to 10 s, and then are told 429; 0: any number"`
 	MaxConnections    Bound            `env:"ENTREPOT_MAX_CONNECTIONS" envDefault:"16384" doc:"Connections of clients at once; beyond it those that are idle are closed, and new ones wait and are told 503; 0: any number"`
 	ShutdownTimeout   Duration         `env:"ENTREPOT_SHUTDOWN_TIMEOUT" envDefault:"8s" doc:"How long running answers may take after SIGTERM until they are cut (containers are killed after 10 s)"`
+	TraceEndpoint     CollectorURL     `env:"ENTREPOT_TRACE_ENDPOINT" doc:"OpenTelemetry collector that traces go to by OTLP over HTTP, such as http://127.0.0.1:4318; without it nothing is traced"`
+	TraceRatio        Portion          `env:"ENTREPOT_TRACE_RATIO" envDefault:"100%" doc:"The part of the requests that is traced; where a client sends a traceparent, that says"`
 	LogLevel          LogLevel         `env:"ENTREPOT_LOG_LEVEL" envDefault:"info" doc:"debug (a line per request), info, warn or error"`
 	LogFormat         LogFormat        `env:"ENTREPOT_LOG_FORMAT" envDefault:"auto" doc:"console, json, or auto: console on a terminal"`
 

@@ -529,6 +529,24 @@ func (b *BaseURL) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// CollectorURL is where traces go.
+type CollectorURL string
+
+func (c *CollectorURL) UnmarshalText(text []byte) error {
+	const want = "want http(s)://host[:port] of a collector's OTLP over HTTP, usually on port 4318"
+	u, err := url.Parse(string(text))
+	switch {
+	case err != nil:
+		return fmt.Errorf("this is not a URL: %s", want) // its text may hold a password
+	case u.User != nil:
+		return fmt.Errorf("a URL with a user name in it would be shown in logs: %s", want)
+	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return fmt.Errorf("%s is not where a collector can be: %s", quote(string(text)), want)
+	}
+	*c = CollectorURL(strings.TrimRight(u.String(), "/"))
+	return nil
+}
+
 // isClear reports whether b is spoken to without TLS.
 func (b BaseURL) isClear() bool { return strings.HasPrefix(string(b), "http://") }
 

@@ -16,6 +16,7 @@ import (
 var allowedImports = map[string][]string{
 	"oci":       nil,
 	"ratelimit": {"oci"},
+	"trace":     {"oci"},
 	"store":     {"oci"},
 	"upstream":  {"oci", "ratelimit"},
 	"cache":     {"oci", "store"},
@@ -51,6 +52,8 @@ var owners = map[string]string{
 	"golang.org/x/crypto/bcrypt":                          "access",
 	"golang.org/x/sync/singleflight":                      "access",
 	"software.sslmate.com/src/go-pkcs12":                  "certs",
+	"go.opentelemetry.io":                                 "trace",
+	"google.golang.org/protobuf":                          "trace",
 }
 
 // listed is a package as go list tells of it. Imports leaves out tests.

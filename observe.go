@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strconv"
@@ -23,6 +24,7 @@ type observer struct {
 	metrics  *metrics
 	ledger   *ledger.Ledger
 	throttle *throttle
+	traces   bool // requests have spans
 }
 
 // repeatInterval is how often the same trouble is logged above debug.
@@ -33,12 +35,45 @@ func newObserver(log zerolog.Logger, m *metrics, l *ledger.Ledger) *observer {
 }
 
 // request hears of every request of a client. It is on the path of every hit.
-func (o *observer) request(r proxy.Record) {
+func (o *observer) request(ctx context.Context, r proxy.Record) {
 	o.metrics.request(&r)
 	served(o.ledger, &r)
+	if o.traces {
+		tellSpan(oci.SpanOf(ctx), &r)
+	}
 	if level := levelOf(&r); level > zerolog.DebugLevel || o.log.GetLevel() <= zerolog.DebugLevel {
 		o.logRequest(level, &r)
 	}
+}
+
+// tellSpan ends a request's span with what became of it, in the words of
+// OpenTelemetry's conventions where they have one.
+func tellSpan(span oci.Span, r *proxy.Record) {
+	if span == nil {
+		return
+	}
+	span.Tell("http.request.method", r.Method, "entrepot.kind", r.Kind, "client.address", r.Client, "user_agent.original", r.UserAgent,
+		"entrepot.upstream", r.Repository.Host, "entrepot.repository", r.Repository.Path, "entrepot.reference", r.Reference,
+		"entrepot.outcome", string(r.Outcome.Cache), "entrepot.why", r.Outcome.Why, "entrepot.spent", r.Outcome.Spent,
+		"http.response.status_code", r.Status, "http.response.body.size", r.Bytes)
+	if levelOf(r) > zerolog.DebugLevel {
+		span.End(errors.New(causeText(r.Err)))
+		return
+	}
+	span.End(nil)
+}
+
+// traceFailure hears of spans that did not arrive.
+func (o *observer) traceFailure(err error) {
+	held, ok := o.throttle.pass("traces")
+	if !ok {
+		return
+	}
+	e := o.log.Warn().Str("error", causeText(err))
+	if held > 0 {
+		e.Int("held_back", held)
+	}
+	e.Msg("traces are lost: the collector cannot take them")
 }
 
 // levelOf: a request is for debugging, unless we or an upstream failed it.

@@ -40,7 +40,7 @@ func observerOn(w io.Writer, level LogLevel) *observer {
 
 func TestEveryRequestIsALineAtDebug(t *testing.T) {
 	var out bytes.Buffer
-	observerOn(&out, "debug").request(hitRecord())
+	observerOn(&out, "debug").request(t.Context(), hitRecord())
 	var got map[string]any
 	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 		t.Fatalf("%v in %s", err, &out)
@@ -78,7 +78,7 @@ func TestOperatorsHearOfTrouble(t *testing.T) {
 			var out bytes.Buffer
 			r := hitRecord()
 			row.change(&r)
-			observerOn(&out, "info").request(r)
+			observerOn(&out, "info").request(t.Context(), r)
 			got := ""
 			for _, level := range []string{"debug", "info", "warn", "error"} {
 				if strings.Contains(out.String(), `"level":"`+level+`"`) {
@@ -96,7 +96,7 @@ func TestTheLogTellsTheCauseThatClientsDoNotSee(t *testing.T) {
 	var out bytes.Buffer
 	r := hitRecord()
 	r.Status, r.Err = 503, fmt.Errorf("resolve: %w", &oci.Error{Code: oci.Unavailable, Detail: "docker.io does not answer", Err: errors.New("dial tcp 192.0.2.1:443: refused")})
-	observerOn(&out, "info").request(r)
+	observerOn(&out, "info").request(t.Context(), r)
 	if want := "resolve: unavailable: docker.io does not answer: dial tcp 192.0.2.1:443: refused"; !strings.Contains(out.String(), want) {
 		t.Errorf("no %q in %s", want, &out)
 	}
@@ -112,14 +112,14 @@ func TestTroubleThatRepeatsIsHeldBack(t *testing.T) {
 		other := down
 		other.Repository.Host = "ghcr.io"
 		for range 100 {
-			o.request(down)
-			o.request(other)
+			o.request(t.Context(), down)
+			o.request(t.Context(), other)
 		}
 		if lines() != 2 {
 			t.Errorf("%d lines for two upstreams that are down, want 2", lines())
 		}
 		time.Sleep(repeatInterval)
-		o.request(down)
+		o.request(t.Context(), down)
 		if lines() != 3 || !strings.Contains(out.String(), `"held_back":99`) {
 			t.Errorf("a minute later the log is\n%s", &out)
 		}
@@ -129,8 +129,8 @@ func TestTroubleThatRepeatsIsHeldBack(t *testing.T) {
 func TestLoggingThatIsOffAllocatesNothing(t *testing.T) {
 	o := observerOn(io.Discard, "info")
 	r := hitRecord()
-	o.request(r)
-	if n := testing.AllocsPerRun(100, func() { o.request(r) }); n > 0 {
+	o.request(t.Context(), r)
+	if n := testing.AllocsPerRun(100, func() { o.request(t.Context(), r) }); n > 0 {
 		t.Errorf("a hit costs %v allocations", n)
 	}
 }
@@ -140,7 +140,7 @@ func BenchmarkObserveHit(b *testing.B) {
 	r := hitRecord()
 	b.ReportAllocs()
 	for b.Loop() {
-		o.request(r)
+		o.request(b.Context(), r)
 	}
 }
 

@@ -67,6 +67,9 @@ func serve(ctx context.Context, in invocation) (err error) {
 	spent := ledger.New()
 	watcher := newObserver(logger, counts, spent)
 
+	traced := openTraces(cfg, about, watcher)
+	defer traced.close(logger)
+
 	reloads := newReloader(logger)
 	shown, err := openCertificates(cfg, watcher, reloads)
 	if err != nil {
@@ -108,7 +111,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	clients := ratelimit.NewClients(ratelimit.ClientLimits{Rate: cfg.ClientRate.perSecond(), Transfers: int(cfg.ClientTransfers)})
 	counts.watchClients(clients)
 	counts.watchUpstreams(spent, upstreams.Breakers)
-	allowed := guarded(held, leadFinder{disk}, cfg, watcher)
+	allowed := traced.source(guarded(held, leadFinder{disk}, cfg, watcher))
 	guard, err := openAccess(cfg, allowed, held, watcher, reloads)
 	if err != nil {
 		return err
@@ -126,7 +129,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	defer ahead.keep(ctx, cfg)()
 
 	defer stop() // before what they answer from
-	front.api.open(withTokens(api, guard))
+	front.api.open(withTokens(traced.requests(api), guard))
 	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, spent, ahead, began}, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)

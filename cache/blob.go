@@ -168,7 +168,7 @@ func (b *blob) markProven(size int64) {
 // Open serves what is held; what is not is filled, and read along.
 func (b *blob) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
 	if offset == 0 && length < 0 && !b.ask.Background {
-		b.c.prefetchWith(b.repo, b.dg, b.ask.Client)
+		b.c.prefetchWith(ctx, b.repo, b.dg, b.ask.Client)
 	}
 	for range 8 {
 		r, err := b.openHeld(ctx, offset, length)
@@ -250,7 +250,7 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	if _, _, err := b.c.unkept.get(b.dg.String(), now); err != nil {
 		return b.openBypass(ctx, offset, length, err.Error(), nil)
 	}
-	f, started := b.c.joinOrStart(b)
+	f, started := b.c.joinOrStart(ctx, b)
 	if f == nil {
 		return nil, errClosed
 	}

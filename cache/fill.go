@@ -157,8 +157,8 @@ type fill struct {
 }
 
 // joinOrStart finds the running fill of a blob, or starts one from the blob's
-// repository. It returns nil when the cache is closing.
-func (c *Cache) joinOrStart(b *blob) (f *fill, started bool) {
+// repository, as a part of what ctx is for. It returns nil when the cache is closing.
+func (c *Cache) joinOrStart(ctx context.Context, b *blob) (f *fill, started bool) {
 	c.fills.mu.Lock()
 	if f := c.fills.running[b.dg]; f != nil {
 		c.fills.mu.Unlock()
@@ -167,7 +167,8 @@ func (c *Cache) joinOrStart(b *blob) (f *fill, started bool) {
 	}
 	f = c.newFill(b)
 	defer c.fills.mu.Unlock()
-	if !c.spawn(func() { f.run(c.ctx) }) {
+	life := oci.CarrySpan(ctx, c.ctx)
+	if !c.spawn(func() { f.run(life) }) {
 		return nil, false
 	}
 	c.fills.running[b.dg] = f
@@ -294,11 +295,13 @@ func (f *fill) run(ctx context.Context) {
 	if !f.begin() {
 		return
 	}
+	ctx, span := oci.BeginSpan(ctx, "fill", "entrepot.upstream", f.origin.Host, "entrepot.repository", f.origin.Path, "entrepot.reference", f.digest.String())
 	err := f.bring(ctx)
 	for try := 1; try < 2 && isWrong(err); try++ {
 		f.c.cfg.Warn("upstream sent a wrong blob; it is fetched once more", f.origin, err)
 		err = f.bring(ctx)
 	}
+	oci.EndSpan(span, err, "entrepot.bytes", f.file.Landed()-f.had, "entrepot.spent", f.spent.Load())
 	f.end(err)
 }
 

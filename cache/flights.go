@@ -32,7 +32,7 @@ const backgroundWait = time.Second
 // A question in the background that is held up, or is refused what is kept for
 // others, is asked again for the first who waits himself.
 func do[T any](ctx context.Context, c *Cache, fs *flights[T], key string, ask oci.Ask, bound time.Duration, work func(context.Context) (T, error)) (value T, first bool, err error) {
-	f, first := fs.join(c, key, nil, ask, bound, work)
+	f, first := fs.join(ctx, c, key, nil, ask, bound, work)
 	if f != nil && f.background && !ask.Background {
 		moment := time.NewTimer(backgroundWait)
 		defer moment.Stop()
@@ -45,7 +45,7 @@ func do[T any](ctx context.Context, c *Cache, fs *flights[T], key string, ask oc
 		case <-ctx.Done():
 			return value, false, context.Cause(ctx)
 		}
-		f, first = fs.join(c, key, f, ask, bound, work)
+		f, first = fs.join(ctx, c, key, f, ask, bound, work)
 	}
 	if f == nil {
 		return value, false, errClosed
@@ -59,8 +59,9 @@ func do[T any](ctx context.Context, c *Cache, fs *flights[T], key string, ask oc
 }
 
 // join finds the flight of a question, unless that is not to be joined, or
-// starts one. It returns nil when the cache is closing.
-func (fs *flights[T]) join(c *Cache, key string, not *flight[T], ask oci.Ask, bound time.Duration, work func(context.Context) (T, error)) (f *flight[T], first bool) {
+// starts one, whose span is that of ctx alone. It returns nil when the cache is
+// closing.
+func (fs *flights[T]) join(ctx context.Context, c *Cache, key string, not *flight[T], ask oci.Ask, bound time.Duration, work func(context.Context) (T, error)) (f *flight[T], first bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if f := fs.running[key]; f != nil && f != not {
@@ -70,8 +71,9 @@ func (fs *flights[T]) join(c *Cache, key string, not *flight[T], ask oci.Ask, bo
 	if fs.running == nil {
 		fs.running = make(map[string]*flight[T])
 	}
+	life := oci.CarrySpan(ctx, c.ctx)
 	started := c.spawn(func() {
-		bounded, cancel := context.WithTimeout(c.ctx, bound)
+		bounded, cancel := context.WithTimeout(life, bound)
 		defer cancel()
 		f.value, f.err = work(bounded)
 		fs.mu.Lock()

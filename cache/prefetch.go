@@ -85,7 +85,7 @@ func (p *prefetch) take(repo oci.Repository, layer oci.Digest) []oci.Digest {
 
 // prefetchWith fills what belongs to a layer that a client takes whole. Who takes
 // it is who spends what that costs.
-func (c *Cache) prefetchWith(repo oci.Repository, layer oci.Digest, client string) {
+func (c *Cache) prefetchWith(ctx context.Context, repo oci.Repository, layer oci.Digest, client string) {
 	if c.prefetch.slots == nil || c.without(repo.Host) {
 		return
 	}
@@ -93,6 +93,7 @@ func (c *Cache) prefetchWith(repo oci.Repository, layer oci.Digest, client strin
 	if len(siblings) == 0 {
 		return
 	}
+	life := oci.CarrySpan(ctx, c.ctx)
 	c.spawn(func() {
 		var fills sync.WaitGroup
 		defer fills.Wait()
@@ -102,12 +103,12 @@ func (c *Cache) prefetchWith(repo oci.Repository, layer oci.Digest, client strin
 			}
 			select {
 			case c.prefetch.slots <- struct{}{}:
-			case <-c.ctx.Done():
+			case <-life.Done():
 				return
 			}
 			fills.Go(func() {
 				defer func() { <-c.prefetch.slots }()
-				c.fillAhead(c.ctx, repo, d, client)
+				c.fillAhead(life, repo, d, client)
 			})
 		}
 	})
@@ -122,7 +123,7 @@ func (c *Cache) fillAhead(ctx context.Context, repo oci.Repository, d oci.Digest
 	if marker, err := c.disk.Marker(repo, d); err == nil {
 		b.marker, b.known = marker, true
 	}
-	f, _ := c.joinOrStart(b)
+	f, _ := c.joinOrStart(ctx, b)
 	if f == nil {
 		return
 	}

@@ -99,7 +99,7 @@ func BenchmarkServe(b *testing.B) {
 	config := bytes.Repeat([]byte("c"), 2<<10)
 	src := newHeld(config)
 	observed := 0
-	h := New(src, Config{Names: testNames(), Observe: func(r Record) { observed += r.Status }})
+	h := New(src, Config{Names: testNames(), Observe: func(_ context.Context, r Record) { observed += r.Status }})
 	blobPath := "/v2/library/hello/blobs/" + src.blob.desc.Digest.String()
 	for _, row := range []struct {
 		name, method, path string
@@ -158,7 +158,7 @@ func answerSize(b *testing.B, conn net.Conn, method string, request []byte) int 
 func BenchmarkHandler(b *testing.B) {
 	src := newHeld(bytes.Repeat([]byte("c"), 2<<10))
 	observed := 0
-	h := New(src, Config{Names: testNames(), Observe: func(r Record) { observed += r.Status }})
+	h := New(src, Config{Names: testNames(), Observe: func(_ context.Context, r Record) { observed += r.Status }})
 	for name, path := range map[string]string{"tag": byTag(), "digest": byDigest(), "blob": "/v2/library/hello/blobs/" + src.blob.desc.Digest.String()} {
 		b.Run(name, func(b *testing.B) {
 			r := httptest.NewRequest("GET", path, nil)

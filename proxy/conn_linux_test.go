@@ -263,7 +263,7 @@ func TestClientThatStopsReadingIsCutOverTCP(t *testing.T) {
 	content := make([]byte, 64<<20)
 	path := aFile(t, g, content, int64(len(content)), func() {})
 	records := make(chan Record, 1)
-	w := newWires(t, New(g, Config{Names: testNames(), StallTimeout: time.Millisecond, Observe: func(r Record) { records <- r }}))
+	w := newWires(t, New(g, Config{Names: testNames(), StallTimeout: time.Millisecond, Observe: func(_ context.Context, r Record) { records <- r }}))
 	client, err := net.Dial("tcp", w.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)

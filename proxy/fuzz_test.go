@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"mime"
@@ -36,7 +37,7 @@ func FuzzRequest(f *testing.F) {
 	g := helloRegistry(f)
 	f.Fuzz(func(t *testing.T, method, path, query, rng, match string) {
 		seen := 0
-		h := New(g, Config{Names: testNames(), Catalog: g, Observe: func(r Record) {
+		h := New(g, Config{Names: testNames(), Catalog: g, Observe: func(_ context.Context, r Record) {
 			if seen++; r.Err != nil && r.Status < 400 {
 				t.Errorf("recorded %d with %v", r.Status, r.Err)
 			}

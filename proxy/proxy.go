@@ -9,6 +9,7 @@ package proxy
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -39,9 +40,9 @@ type Config struct {
 	// does not say where from.
 	Refuse func(r *http.Request, req oci.Request, err error, h http.Header) error
 	// Observe is told of every request exactly once, when its answer is out or
-	// its connection is about to be cut. It runs on the request's goroutine. Nil
-	// means that nobody listens.
-	Observe func(Record)
+	// its connection is about to be cut. It runs on the request's goroutine, and
+	// gets its context. Nil means that nobody listens.
+	Observe func(context.Context, Record)
 	// MayRefresh says whether this client's "Cache-Control: no-cache" makes us
 	// ask upstream, which spends quota. Nil means that no client may.
 	MayRefresh func(*http.Request) bool

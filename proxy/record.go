@@ -116,7 +116,7 @@ func (x *exchange) end() {
 	}
 	unused := x.ctx.end()
 	if x.h.cfg.Observe != nil {
-		x.h.cfg.Observe(x.record())
+		x.h.cfg.Observe(x.r.Context(), x.record())
 	}
 	if x.cut {
 		panic(http.ErrAbortHandler)

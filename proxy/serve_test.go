@@ -77,7 +77,7 @@ func (d *door) handler(src oci.Source, cfg Config) http.Handler {
 	if cfg.Names == nil {
 		cfg.Names = testNames()
 	}
-	cfg.Observe = func(r Record) {
+	cfg.Observe = func(_ context.Context, r Record) {
 		d.seen.Add(1)
 		d.records <- r
 	}

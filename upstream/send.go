@@ -118,6 +118,8 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, pa
 	call := Call{
 		Upstream: s.cfg.Name, Host: r.url.Host, Repository: q.repo.Path, Account: q.account, Client: q.ask.Client, Kind: r.kind, Method: r.method,
 	}
+	_, span := oci.BeginSpan(ctx, "upstream request", "entrepot.upstream", call.Upstream, "server.address", call.Host,
+		"http.request.method", call.Method, "entrepot.kind", string(call.Kind), "entrepot.repository", call.Repository)
 	start := time.Now()
 	resp, err := s.transports.roundTrip(s.newRequest(ctx, r, l.header), r.transfer) //nolint:bodyclose // newBody takes it over
 	overdue.Stop()
@@ -125,6 +127,7 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, pa
 	if err != nil {
 		err = failure(caller, r.url.Host, err, context.Cause(ctx))
 		call.Err = err
+		oci.EndSpan(span, err)
 		s.cfg.Observe(call)
 		if refused, ok := errors.AsType[*refusedAddress](err); ok {
 			s.warn(AddressRefused, refused.host, refused.Error())
@@ -134,6 +137,7 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, pa
 		return nil, err
 	}
 	call.Status = resp.StatusCode
+	oci.EndSpan(span, nil, "http.response.status_code", call.Status)
 	s.cfg.Observe(call)
 	a := &answer{status: resp.StatusCode, header: resp.Header, url: r.url, length: resp.ContentLength}
 	b := newBody(resp.Body, s.cfg.Timeouts, cancel, pass.Release, func(err error) error {

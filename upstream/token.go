@@ -135,7 +135,7 @@ type refresh struct {
 // returned again. fresh says that the token was got for this call. Errors:
 // Denied if the token service refuses; else as for any request.
 func (s *tokens) get(ctx context.Context, q *question, key tokenKey, d demand, cred credential, drop *token) (t *token, fresh bool, err error) {
-	r, t, started, err := s.find(q, key, d, cred, drop)
+	r, t, started, err := s.find(ctx, q, key, d, cred, drop)
 	if err != nil || t != nil {
 		return t, false, err
 	}
@@ -151,7 +151,7 @@ func (s *tokens) get(ctx context.Context, q *question, key tokenKey, d demand, c
 }
 
 // find returns a token that is there, or the refresh that brings one.
-func (s *tokens) find(q *question, key tokenKey, d demand, cred credential, drop *token) (r *refresh, t *token, started bool, err error) {
+func (s *tokens) find(ctx context.Context, q *question, key tokenKey, d demand, cred credential, drop *token) (r *refresh, t *token, started bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, now := s.entryLocked(key), s.now()
@@ -186,7 +186,7 @@ func (s *tokens) find(q *question, key tokenKey, d demand, cred credential, drop
 	r = &refresh{done: make(chan struct{})}
 	e.refresh = r
 	// The context is not the caller's: others may come to wait as well.
-	ctx, cancel := context.WithTimeout(context.Background(), s.life)
+	ctx, cancel := context.WithTimeout(oci.CarrySpan(ctx, context.Background()), s.life)
 	s.running[r] = cancel
 	ask := oci.Ask{Background: q.ask.Background, Client: q.ask.Client}
 	s.wg.Go(func() { s.run(ctx, e, r, d, cred, ask) })
