@@ -306,6 +306,8 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"format", []string{"ENTREPOT_LOG_FORMAT=text"}, []problem{{"ENTREPOT_LOG_FORMAT", "none of auto, console or json"}}},
 		{"directory", []string{"ENTREPOT_DATA=/data\n"}, []problem{{"ENTREPOT_DATA", "is not a directory"}}},
 		{"a reserve that is no share", []string{"ENTREPOT_QUOTA_RESERVE=10"}, []problem{{"ENTREPOT_QUOTA_RESERVE", "is not a share: want a share such as 10%"}}},
+		{"a collector without a scheme", []string{"ENTREPOT_TRACE_ENDPOINT=collector:4317"}, []problem{{"ENTREPOT_TRACE_ENDPOINT", "is not where a collector can be: want http(s)://host"}}},
+		{"a collector with a password", []string{"ENTREPOT_TRACE_ENDPOINT=https://me:secret@collector"}, []problem{{"ENTREPOT_TRACE_ENDPOINT", "would be shown in logs"}}},
 		{"a reserve of more than all", []string{"ENTREPOT_QUOTA_RESERVE=101%"}, []problem{{"ENTREPOT_QUOTA_RESERVE", "is more than everything"}}},
 		{"a rate that is none", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_RATE=5/s"}, []problem{{"ENTREPOT_UPSTREAM_0_RATE", "want requests per second"}}},
 		{"a rate of next to nothing", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_RATE=0.001"}, []problem{{"ENTREPOT_UPSTREAM_0_RATE", "from 0.01"}}},
