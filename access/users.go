@@ -15,19 +15,16 @@ type userTable struct {
 	dummy  []byte // what a password of nobody is compared with, so that it takes as long
 }
 
-// The costs that are taken. Each step doubles the time; 10 takes some 60 ms, 16
-// some seconds, and more would be an attack on ourselves.
-const (
-	maxCost     = 16
-	defaultCost = 10
-)
+// maxCost is the highest cost that is taken. Each step doubles the time; 10 takes
+// some 60 ms, 16 some seconds, and more would be an attack on ourselves.
+const maxCost = 16
 
 // parseUsers reads lines of "name:hash", as htpasswd -B writes them. There is a
 // library for that file, but it also takes hashes that are broken within
 // minutes, passes over lines that it cannot read, and does not tell the cost.
 func parseUsers(content []byte) (*userTable, error) {
 	t := &userTable{hashes: map[string][]byte{}}
-	highest, number := defaultCost, 0
+	highest, number := bcrypt.MinCost, 0
 	for line := range strings.Lines(string(content)) {
 		number++
 		line = strings.TrimRight(line, "\r\n")
