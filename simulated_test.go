@@ -340,7 +340,14 @@ func TestABlackHole(t *testing.T) {
 		if r := s.mustGet(tagged(0)); r.mark != "stale" || r.after > 2*time.Second {
 			t.Errorf("the first pull is a %s after %v, want stale within 2 s", r.mark, r.after)
 		}
-		time.Sleep(30 * time.Second) // the check goes on behind it, and fails
+		for range 30 { // the check goes on behind it, and fails
+			for i := range tags {
+				if r := s.mustGet(tagged(i)); r.mark != "stale" || r.after > 0 {
+					t.Fatalf("tag %d is a %s after %v, want stale at once", i, r.mark, r.after)
+				}
+			}
+			time.Sleep(time.Second)
+		}
 		for day := range 7 {
 			synctest.Wait()
 			before := s.dials.Load()

@@ -101,6 +101,7 @@ type Cache struct {
 	referrers flights[referrerPage]
 	failures  failures // questions not to be asked again yet, by the same keys
 	noAPI     failures // repositories without a referrers API
+	mutes     mutes
 	unkept    failures // blobs that the disk would not take, by digest
 	fills     fills
 	extras    extras

@@ -35,7 +35,7 @@ func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestio
 	wait := ctx
 	if q.held {
 		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeoutCause(ctx, c.cfg.CheckWait, errCheckSlow)
+		wait, cancel = context.WithTimeoutCause(ctx, c.checkWait(q.repo.Host), errCheckSlow)
 		defer cancel()
 	}
 	list, first, err = do(wait, c, fs, q.key, q.ask, questionBound, func(ctx context.Context) (T, error) {

@@ -71,10 +71,10 @@ func (q *tagQuestion) key() string { return q.repo.String() + ":" + q.tag }
 // revalidate asks upstream. A held tag waits for the answer only so long; the
 // check goes on behind it.
 func (c *Cache) revalidate(ctx context.Context, q tagQuestion) (oci.Resolved, oci.Outcome, error) {
-	wait := ctx
+	wait, began := ctx, time.Now()
 	if q.rec != nil && !q.ask.Refresh {
 		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeoutCause(ctx, c.cfg.CheckWait, errCheckSlow)
+		wait, cancel = context.WithTimeoutCause(ctx, c.checkWait(q.repo.Host), errCheckSlow)
 		defer cancel()
 	}
 	found, first, err := do(wait, c, &c.checks, q.key(), q.ask, questionBound, func(ctx context.Context) (resolution, error) {
@@ -85,6 +85,9 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion) (oci.Resolved, oc
 	}
 	if ctx.Err() != nil {
 		return oci.Resolved{}, oci.Outcome{Spent: found.spent}, err
+	}
+	if errors.Is(err, errCheckSlow) {
+		c.mutes.gaveUp(q.repo.Host, began)
 	}
 	res, out, err := q.answer(c.ladder(q.repo.Host).Climb(q.rec != nil, q.said(found, err), oci.RetryAfter(err)), found, err)
 	if err != nil || !q.ask.Manifest {
@@ -166,6 +169,9 @@ func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
 	ask := q.ask
 	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
+	if err == nil || !ask.Background { // which may have failed to get its turn
+		c.mutes.ended(q.repo.Host, err)
+	}
 	// What cannot be fetched again is not evicted for its age.
 	c.disk.SetUnreachable(q.repo.Host, err != nil && saidBy(err) == Trouble)
 	if err != nil {

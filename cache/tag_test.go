@@ -202,6 +202,48 @@ func TestSlowCheckIsNotWaitedFor(t *testing.T) {
 	})
 }
 
+// TestOnlyTheFirstWaitsForAMuteUpstream: who asks for a held tag while a check is
+// overdue gets it at once, be it that tag or another, until upstream has said
+// something.
+func TestOnlyTheFirstWaitsForAMuteUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		tags := []string{"a", "b", "c"}
+		for i, tag := range tags {
+			s.pushImage(alpine, tag, pattern(i, 10))
+		}
+		c := newCache(t, s, Config{TTL: time.Minute})
+		defer closeCache(t, c)
+		for _, tag := range tags {
+			if _, err := pull(t.Context(), c, alpine, tag); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Hour)
+		s.set(func() { s.delay = 20 * time.Second })
+		resolve := func(tag string, want oci.CacheStatus, wait time.Duration) {
+			t.Helper()
+			began := time.Now()
+			_, out, err := c.Resolve(t.Context(), alpine, tag, oci.Ask{})
+			if waited := time.Since(began); err != nil || out.Cache != want || waited != wait {
+				t.Errorf("%s: %s after %v, %v, want %s after %v", tag, out.Cache, waited, err, want, wait)
+			}
+		}
+		resolve("a", oci.Stale, 2*time.Second)
+		resolve("a", oci.Stale, 0)
+		resolve("b", oci.Stale, 0)
+		synctest.Wait()
+		s.set(func() { s.delay = time.Second })
+		resolve("c", oci.Stale, 0) // its check is answered in a second
+		time.Sleep(time.Second)
+		synctest.Wait()
+		resolve("c", oci.Hit, 0)
+		resolve("b", oci.Stale, 2*time.Second) // upstream speaks: this one is waited for
+		time.Sleep(time.Hour)
+		resolve("a", oci.Hit, time.Second)
+	})
+}
+
 func TestOfflineServesWhatIsHeldAndSaysWhatIsNot(t *testing.T) {
 	s := newSource()
 	layer := pattern(1, 1000)
