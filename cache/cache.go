@@ -173,7 +173,7 @@ func (c *Cache) ladder(host string) Ladder {
 // and why not before; zero if it may be asked now.
 func (c *Cache) refusal(ctx context.Context, repo oci.Repository, key string) (time.Time, error) {
 	retry, login, err := c.failures.get(key, time.Now())
-	if err != nil && saidBy(err) == Refused && login != c.cfg.Login(ctx, repo) {
+	if err != nil && isOfAccount(err) && login != c.cfg.Login(ctx, repo) {
 		c.failures.forget(key)
 		return time.Time{}, nil
 	}
@@ -184,15 +184,28 @@ func (c *Cache) refusal(ctx context.Context, repo oci.Repository, key string) (t
 // while. That one in the background had to give way says nothing to those who
 // wait themselves.
 func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string, ask oci.Ask, r Rung, err error) {
-	said := saidBy(err)
-	if r.Again <= 0 || ask.Background && said == Limited {
+	if r.Again <= 0 || ask.Background && saidBy(err) == Limited {
 		return
 	}
 	login := ""
-	if said == Refused {
+	if isOfAccount(err) {
 		login = c.cfg.Login(ctx, repo)
 	}
 	c.failures.put(key, time.Now().Add(r.Again), login, err)
+}
+
+// isOfAccount reports that an error may be another with another credential.
+func isOfAccount(err error) bool {
+	said := saidBy(err)
+	return said == Refused || said == Limited
+}
+
+// isFinal reports that an error is upstream's word about the thing itself: that is
+// repeated for a moment to all who ask. Trouble, and a limit, are remembered only
+// beside something that is held; who asks for what is not held any more asks anew.
+func isFinal(err error) bool {
+	said := saidBy(err)
+	return said == Gone || said == Refused
 }
 
 // noteRefusal remembers for a moment what upstream does not have, or does not

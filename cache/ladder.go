@@ -86,8 +86,8 @@ func (l Ladder) Climb(held bool, said Said, retry time.Duration) Rung {
 		return Rung{Serve: Ours, Mark: oci.Stale, Again: again}
 	case said == Gone, said == Refused:
 		return Rung{Serve: Error, Again: l.Remember}
-	case said == Limited:
-		return Rung{Serve: Error, Again: min(retry, mostPause)}
 	}
-	return Rung{Serve: Error} // trouble passes: the next client's question may be luckier
+	// Trouble passes: the next client's question may be luckier. A limit is
+	// upstream's to remember, which knows whose it is and what is left of it.
+	return Rung{Serve: Error}
 }

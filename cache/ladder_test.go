@@ -39,7 +39,7 @@ func TestLadder(t *testing.T) {
 		{"limited, held, told when", ladder, true, Limited, 5 * time.Minute, Rung{Ours, oci.Stale, 5 * time.Minute, false}},
 		{"limited, held, told next year", ladder, true, Limited, 9000 * hour, Rung{Ours, oci.Stale, hour, false}},
 		{"limited", ladder, false, Limited, 0, Rung{Error, "", 0, false}},
-		{"limited, told when", ladder, false, Limited, time.Minute, Rung{Error, "", time.Minute, false}},
+		{"limited, told when", ladder, false, Limited, time.Minute, Rung{Error, "", 0, false}},
 		{"trouble, held", ladder, true, Trouble, 0, Rung{Ours, oci.Stale, 30 * time.Second, false}},
 		{"trouble", ladder, false, Trouble, 0, Rung{Error, "", 0, false}},
 		{"slow, held", ladder, true, Slow, 0, Rung{Ours, oci.Stale, 0, false}},
@@ -174,6 +174,44 @@ func TestChangedCredentialForgetsItsRefusals(t *testing.T) {
 		ask(5)
 		login = "new"
 		ask(10)
+	})
+}
+
+// A limit is not the cache's to remember for who has nothing: how long it still
+// lasts, and for whom, upstream knows, and tells without asking.
+func TestALimitIsToldByUpstreamAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.pushImage(alpine, "held", pattern(1, 10))
+		s.pushImage(alpine, "new", pattern(2, 10))
+		login := "old"
+		c := newCache(t, s, Config{TTL: time.Minute, Login: func(context.Context, oci.Repository) string { return login }})
+		defer closeCache(t, c)
+		if _, err := pull(t.Context(), c, alpine, "held"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		for _, left := range []time.Duration{time.Hour, time.Minute} {
+			s.set(func() { s.down = &oci.Error{Code: oci.TooManyRequests, RetryAfter: left} })
+			_, _, err := c.Resolve(t.Context(), alpine, "new", oci.Ask{})
+			if oci.CodeOf(err) != oci.TooManyRequests || oci.RetryAfter(err) != left {
+				t.Errorf("%v, come again in %v, want what upstream says now: %v", err, oci.RetryAfter(err), left)
+			}
+			if _, out, err := c.Resolve(t.Context(), alpine, "held", oci.Ask{}); err != nil || out.Cache != oci.Stale {
+				t.Errorf("what is held: %s %v, want stale", out.Cache, err)
+			}
+		}
+		s.set(func() { s.down = nil })
+		if _, _, err := c.Resolve(t.Context(), alpine, "new", oci.Ask{}); err != nil {
+			t.Errorf("after the limit: %v", err)
+		}
+		if _, out, _ := c.Resolve(t.Context(), alpine, "held", oci.Ask{}); out.Cache != oci.Stale {
+			t.Errorf("what is held is checked again before its time: %s", out.Cache)
+		}
+		login = "new"
+		if _, out, _ := c.Resolve(t.Context(), alpine, "held", oci.Ask{}); out.Cache != oci.Hit {
+			t.Errorf("with another account, what is held is a %s, want a check", out.Cache)
+		}
 	})
 }
 

@@ -29,7 +29,7 @@ type listQuestion[T any] struct {
 // the answer; where something is held it is not waited for long. first says that
 // this call asked.
 func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestion[T]) (list T, first bool, said Said, err error) {
-	if _, err := c.refusal(ctx, q.repo, q.key); err != nil {
+	if _, err := c.refusal(ctx, q.repo, q.key); err != nil && (q.held || isFinal(err)) {
 		return list, false, saidBy(err), err
 	}
 	wait := ctx

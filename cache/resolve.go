@@ -52,7 +52,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	case Unknown:
 		return oci.Resolved{}, oci.Outcome{}, offline(q.key())
 	}
-	if failed != nil && q.rec == nil && !ask.Refresh {
+	if q.rec == nil && !ask.Refresh && failed != nil && isFinal(failed) {
 		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
 	}
 	return c.revalidate(ctx, q)
