@@ -324,6 +324,33 @@ func (s *simulation) getPatiently(uri string) {
 	}
 }
 
+// Who is told when to come again is told the truth at any time, from memory.
+func TestRetryAfterIsWhatIsLeft(t *testing.T) {
+	for name, effect := range map[string]ocitest.Effect{"quota": ocitest.RetryLater(429, "600"), "trouble": ocitest.RetryLater(503, "600")} {
+		t.Run(name, func(t *testing.T) {
+			simulated(t, ocitest.Habits{}, nil, func(s *simulation) {
+				s.push(2)
+				s.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: effect})
+				for left := 600; left > 0; left -= 100 {
+					for i := range 2 {
+						if r := s.ask(http.MethodGet, tagged(i)); r.header.Get("Retry-After") != strconv.Itoa(left) {
+							t.Errorf("%d of 600 s before the end: %d, come again in %q: %s", left, r.status, r.header.Get("Retry-After"), r.body)
+						}
+					}
+					time.Sleep(100 * time.Second)
+				}
+				if n := s.hub.Count(ocitest.Match{Role: ocitest.Registry}); n > 2 {
+					t.Errorf("%d requests: %q", n, s.hub.Lines())
+				}
+				s.hub.ClearFaults()
+				for i := range 2 {
+					s.mustGet(tagged(i))
+				}
+			})
+		})
+	}
+}
+
 // TestABlackHole: the first pull of a held tag takes as long as a check may, the
 // next ones no time, and nobody dials for them, for as long as it lasts. What is
 // held stays.
