@@ -83,6 +83,7 @@ func (c *Cache) confirmFirst(repo oci.Repository, dg oci.Digest) bool {
 func (c *Cache) confirmManifest(ctx context.Context, repo oci.Repository, dg oci.Digest, ask oci.Ask) (oci.Descriptor, int, error) {
 	found, first, err := do(ctx, c, &c.checks, manifestKey(repo, dg), ask, questionBound, func(ctx context.Context) (resolution, error) {
 		res, out, err := c.upstream.Resolve(ctx, repo, dg.String(), ask)
+		c.heard(repo.Host, err)
 		if err != nil {
 			c.noteRefusal(ctx, repo, manifestKey(repo, dg), ask, err)
 			return resolution{spent: out.Spent}, err
@@ -113,6 +114,7 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 			return fetched{manifest: m}, nil
 		}
 		m, out, err := c.upstream.Manifest(ctx, repo, dg, ask)
+		c.heard(repo.Host, err)
 		if err == nil {
 			c.keepManifest(repo, m)
 		} else {

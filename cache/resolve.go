@@ -172,8 +172,7 @@ func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
 	if err == nil || !ask.Background { // which may have failed to get its turn
 		c.mutes.ended(q.repo.Host, err)
 	}
-	// What cannot be fetched again is not evicted for its age.
-	c.disk.SetUnreachable(q.repo.Host, err != nil && saidBy(err) == Trouble)
+	c.heard(q.repo.Host, err)
 	if err != nil {
 		c.noteFailure(ctx, q.repo, q.key(), q.ask, c.ladder(q.repo.Host).Climb(q.rec != nil, saidBy(err), oci.RetryAfter(err)), err)
 		return resolution{spent: out.Spent}, err
@@ -200,6 +199,12 @@ func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
 		c.cfg.Warn("a tag could not be recorded; it will be asked for again", q.repo, err)
 	}
 	return resolution{resolved(&next).Descriptor, out.Spent}, nil
+}
+
+// heard notes whether an upstream answers questions about names and manifests: what
+// cannot be fetched again is not evicted for its age.
+func (c *Cache) heard(host string, err error) {
+	c.disk.SetUnreachable(host, err != nil && saidBy(err) == Trouble)
 }
 
 // previous is what a tag's new record keeps of the old one: the manifest that is

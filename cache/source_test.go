@@ -34,9 +34,10 @@ type source struct {
 	moved     int64 // bytes of blobs given out
 	refreshed int   // questions that said Refresh
 
-	down     error // every question fails with it
-	noRanges bool  // every body starts at 0
-	noSize   bool  // bodies do not tell the blob's size, and HEAD does not either
+	down     error  // every question fails with it
+	downHost string // of the only upstream that is down; empty: all are
+	noRanges bool   // every body starts at 0
+	noSize   bool   // bodies do not tell the blob's size, and HEAD does not either
 	delay    time.Duration
 	noAPI    bool
 	noAPIFor string // the repository that has none
@@ -58,6 +59,10 @@ func (s *source) note(format string, args ...any) error {
 		time.Sleep(delay)
 	}
 	return err
+}
+
+func (s *source) isDown(repo oci.Repository) bool {
+	return s.downHost == "" || s.downHost == repo.Host
 }
 
 func (s *source) questions() []string {
@@ -116,7 +121,7 @@ func (s *source) Resolve(_ context.Context, repo oci.Repository, ref string, ask
 	if ask.Refresh {
 		s.set(func() { s.refreshed++ })
 	}
-	if err := s.note("HEAD %s %s", repo.Path, ref); err != nil {
+	if err := s.note("HEAD %s %s", repo.Path, ref); err != nil && s.isDown(repo) {
 		return oci.Resolved{}, out, err
 	}
 	s.mu.Lock()
@@ -134,7 +139,7 @@ func (s *source) Resolve(_ context.Context, repo oci.Repository, ref string, ask
 
 func (s *source) Manifest(_ context.Context, repo oci.Repository, d oci.Digest, _ oci.Ask) (oci.Manifest, oci.Outcome, error) {
 	out := oci.Outcome{Cache: oci.Miss, Spent: 1}
-	if err := s.note("GET %s manifest %s", repo.Path, d); err != nil {
+	if err := s.note("GET %s manifest %s", repo.Path, d); err != nil && s.isDown(repo) {
 		return oci.Manifest{}, out, err
 	}
 	s.mu.Lock()
@@ -202,7 +207,7 @@ func (b *sourceBlob) Stat(context.Context) (oci.Descriptor, oci.Outcome, error) 
 }
 
 func (b *sourceBlob) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
-	if err := b.s.note("GET %s blob %s %d+%d", b.repo.Path, b.d, offset, length); err != nil {
+	if err := b.s.note("GET %s blob %s %d+%d", b.repo.Path, b.d, offset, length); err != nil && b.s.isDown(b.repo) {
 		return nil, err
 	}
 	c, err := b.content()
@@ -274,7 +279,12 @@ func newCache(t *testing.T, s oci.Source, cfg Config) *Cache {
 
 func openCache(t *testing.T, dir string, s oci.Source, cfg Config) *Cache {
 	t.Helper()
-	disk, err := store.Open(t.Context(), store.Config{Dir: dir, Memory: 1 << 20})
+	return openCacheOf(t, store.Config{Dir: dir, Memory: 1 << 20}, s, cfg)
+}
+
+func openCacheOf(t *testing.T, on store.Config, s oci.Source, cfg Config) *Cache {
+	t.Helper()
+	disk, err := store.Open(t.Context(), on)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -200,6 +201,59 @@ func TestSlowCheckIsNotWaitedFor(t *testing.T) {
 			t.Errorf("%s %s %v, want what the check found", res.Digest, out.Cache, err)
 		}
 	})
+}
+
+// TestNothingHeldIsEvictedWhileItsUpstreamIsAway: however old it is, and however
+// much others bring in under the cap, whether clients ask for tags in the outage
+// or for digests alone, and after a restart in the middle of it.
+func TestNothingHeldIsEvictedWhileItsUpstreamIsAway(t *testing.T) {
+	const layer = 512 << 10
+	for _, what := range []string{"tag", "digest"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newSource()
+			layers := [][]byte{pattern(1, layer), pattern(2, layer)}
+			m := s.pushImage(alpine, "latest", layers...)
+			on := store.Config{Dir: t.TempDir(), Memory: layer, Budget: 8 * layer}
+			c := openCacheOf(t, on, s, Config{})
+			if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+				t.Fatal(err)
+			}
+			s.set(func() { s.down, s.downHost = &oci.Error{Code: oci.Timeout}, "docker.io" })
+			n := 10
+			crowd := func(c *Cache) {
+				t.Helper()
+				if what == "tag" {
+					if _, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || out.Cache != oci.Stale {
+						t.Fatalf("%s %v, want stale", out.Cache, err)
+					}
+				} else {
+					_, _, err := c.Manifest(t.Context(), alpine, oci.Sum([]byte("unheld")), oci.Ask{})
+					wantCode(t, err, oci.Timeout)
+				}
+				for range 20 {
+					n++
+					tag := fmt.Sprint(n)
+					quay := oci.Repository{Host: "quay.io", Path: "a/b"}
+					s.set(func() { s.pushImage(quay, tag, pattern(n, layer)) })
+					if _, err := pull(t.Context(), c, quay, tag); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if n := c.disk.Stats().Evicted; n == 0 {
+					t.Fatal("nothing was evicted: the disk was not crowded")
+				}
+				for _, d := range []oci.Digest{m.Digest, oci.Sum(layers[0]), oci.Sum(layers[1])} {
+					if _, err := c.disk.Size(d); err != nil {
+						t.Errorf("%s: %v", d, err)
+					}
+				}
+			}
+			crowd(c)
+			closeCache(t, c)
+			crowd(openCacheOf(t, on, s, Config{}))
+		})
+	}
 }
 
 // TestOnlyTheFirstWaitsForAMuteUpstream: who asks for a held tag while a check is

@@ -192,6 +192,9 @@ func (d *Disk) evict(c candidate) (freed int64) {
 	if d.isPinned(c.digest) { // looked at within the claim, which Pin waits for
 		return 0
 	}
+	if d.awayNow()[hintOf(c.when).owner] { // since it was looked at
+		return 0
+	}
 	info, err := d.root.Lstat(c.path())
 	if err != nil || !info.ModTime().Equal(c.when) {
 		return 0

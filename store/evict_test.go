@@ -282,6 +282,16 @@ func TestContentOfUnreachableUpstreamsStays(t *testing.T) {
 		t.Errorf("unreachable held %v, reachable held %v", isHeld(d, away), isHeld(d, near))
 	}
 	d.SetUnreachable("docker.io", false)
+	found, err := d.candidates(t.Context(), d.account.aims(1<<30), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.SetUnreachable("docker.io", true) // in the middle of a sweep
+	d.evictAll(t.Context(), found, 1<<30, math.MaxInt64)
+	if !isHeld(d, away) {
+		t.Error("evicted by a sweep that had begun before its upstream was lost")
+	}
+	d.SetUnreachable("docker.io", false)
 	force(t, d, 1<<30)
 	if isHeld(d, away) {
 		t.Error("still there after its upstream came back")
