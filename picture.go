@@ -44,13 +44,15 @@ type picture struct {
 	lines  []string
 }
 
-// line adds a line. What does not fit is cut.
+// line adds a line. What does not fit is cut, and … says so.
 func (p *picture) line(inks ...ink) {
 	var b strings.Builder
 	left := p.width
 	for _, one := range inks {
 		text := []rune(printable(one.text))
-		text = text[:min(len(text), left)]
+		if len(text) > left {
+			text = slices.Concat(text[:max(0, left-1)], []rune("…")[:min(1, left)])
+		}
 		left -= len(text)
 		if p.colour && one.style != plain && len(text) > 0 {
 			fmt.Fprintf(&b, "\x1b[%sm%s\x1b[0m", one.style, string(text))
@@ -151,15 +153,17 @@ func quotaStyle(q quotaJSON) style {
 	return green
 }
 
-// hosts lists those in trouble; that the others are well is one line.
+// hosts lists those in trouble. Nothing is said of the others: many have never
+// been asked.
 func (p *picture) hosts(s statusJSON) {
-	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b breakerJSON) bool { return b.State == "closed" && b.Failures == 0 })
-	well := len(s.Breakers) - len(troubled)
-	if len(troubled) == 0 {
-		p.heading(ink{bold, "HOSTS  "}, ink{green, fmt.Sprintf("all %d are well", well)})
-		return
+	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b breakerJSON) bool {
+		return b.State == "closed" && b.Failures == 0 && !b.Paused.After(s.Now)
+	})
+	colour := green
+	if len(troubled) > 0 {
+		colour = red
 	}
-	p.heading(ink{bold, "HOSTS  "}, ink{red, fmt.Sprintf("%d in trouble", len(troubled))}, ink{plain, fmt.Sprintf(", %d well", well)})
+	p.heading(ink{bold, "HOSTS  "}, ink{colour, fmt.Sprintf("%d of %d in trouble", len(troubled), len(s.Breakers))})
 	for _, b := range troubled {
 		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, b.Host) + "  "}}, troubleOf(b, s.Now)...)...)
 		if b.Error != "" {
@@ -171,6 +175,9 @@ func (p *picture) hosts(s statusJSON) {
 
 // troubleOf says how a host fares that is not well.
 func troubleOf(b breakerJSON, now time.Time) []ink {
+	if b.State == "closed" && b.Failures == 0 {
+		return []ink{{yellow, "limits us"}, {plain, " for " + spanText(b.Paused.Sub(now))}}
+	}
 	if b.State == "closed" {
 		return []ink{{yellow, "shaky"}, {plain, fmt.Sprintf(" %d failed in a row", b.Failures)}}
 	}

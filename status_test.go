@@ -210,7 +210,7 @@ func TestStatusTellsWhatGoesOn(t *testing.T) {
 			t.Errorf("breaker: %+v", b)
 		}
 	}
-	wantLines(t, o.must("status", "--table"), `HOSTS  2 in trouble, 0 well`, `  localhost:\d+ +down for \d+s, \d requests? held back, .*`)
+	wantLines(t, o.must("status", "--table"), `HOSTS  2 of 2 in trouble`, `  localhost:\d+ +down for \d+s, \d requests? held back, .*`)
 	if _, scrape, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_breakers_open{upstream=\"docker.io\"} 2\n") {
 		t.Error("the metrics know of no open breakers")
 	}
@@ -273,6 +273,7 @@ func exampleStatus() statusJSON {
 			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Error: "timeout: auth.docker.io: no answer"},
 			{Upstream: "ghcr.io", Host: "ghcr.io", State: "closed"},
 			{Upstream: "quay.io", Host: "quay.io", State: "open", Since: now.Add(-190 * time.Second), Failures: 9, Refused: 31, Error: "unavailable: quay.io: it cannot be reached: dial tcp 192.0.2.1:443: connect: connection refused by the other side", Next: now.Add(12 * time.Second)},
+			{Upstream: "mcr.microsoft.com", Host: "mcr.microsoft.com", State: "closed", Paused: now.Add(25 * time.Second)},
 			{Upstream: "gcr.io", Host: "gcr.io", State: "probing", Since: now.Add(-2 * time.Second), Failures: 3, Refused: 1},
 		},
 		Quotas: []quotaJSON{

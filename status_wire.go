@@ -35,6 +35,7 @@ type breakerJSON struct {
 	Refused  int       `json:"refused,omitempty"`  // requests that were not sent since then
 	Error    string    `json:"error,omitempty"`    // the last failure
 	Next     time.Time `json:"next,omitzero"`      // of the next probe
+	Paused   time.Time `json:"paused,omitzero"`    // until when it asked us to wait, with some of its requests or all
 }
 
 // quotaJSON is what an upstream last said of how much an account may pull.
@@ -111,7 +112,7 @@ func newStatusJSON(api *adminAPI, hours, top int) statusJSON {
 		Warm:   l.warming.counts(),
 	}
 	for _, b := range l.upstreams.Breakers() {
-		one := breakerJSON{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next}
+		one := breakerJSON{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next, b.Paused}
 		if b.Err != nil {
 			one.Error = causeText(b.Err)
 		}

@@ -204,6 +204,27 @@ func (b *budget) note(q Quota, before int, now time.Time) {
 	}
 }
 
+// Pauses is until when hosts are not asked, or not for all of what they have,
+// since they asked us to wait. Those of accounts are with their Quotas.
+func (l *Limiter) Pauses() map[string]time.Time {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := map[string]time.Time{}
+	note := func(host string, p pause) {
+		if p.left(now) > 0 && p.until.After(all[host]) {
+			all[host] = p.until
+		}
+	}
+	for name, h := range l.hosts {
+		note(name, h.all)
+		for _, class := range h.classes {
+			note(name, class)
+		}
+	}
+	return all
+}
+
 // Quotas is what upstream told, by account.
 func (l *Limiter) Quotas() []Quota {
 	now := time.Now()

@@ -238,6 +238,13 @@ func TestWhatARefusalPauses(t *testing.T) {
 				if want := max(tt.all, tt.paused[tt.class]); !about(got, want) {
 					t.Errorf("Answered says %v, want %v", got, want)
 				}
+				want := tt.all
+				if tt.class != Pull { // whose pause its account's quota shows
+					want = max(want, tt.paused[tt.class])
+				}
+				if until := l.Pauses()["registry"]; want > 0 && !about(time.Until(until), want) || want == 0 && !until.IsZero() {
+					t.Errorf("Pauses says %v from now, want %v", time.Until(until), want)
+				}
 				code := oci.TooManyRequests
 				if tt.code != 0 {
 					code = tt.code

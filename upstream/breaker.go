@@ -49,6 +49,7 @@ type Breaker struct {
 	Refused  int       // requests that failed at once since then
 	Err      error     // the last failure; nil if the host is well
 	Next     time.Time // of the next probe, while open
+	Paused   time.Time // until when it asked us to wait, with some of its requests or all; zero if it did not
 }
 
 // breakers keep requests away from hosts that do not answer. Each host, be it

@@ -14,6 +14,7 @@ package upstream
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -101,11 +102,19 @@ func (c *Client) Login(ctx context.Context, repo oci.Repository) string {
 }
 
 // Breakers is how the hosts answer that belong to the upstream: the registry
-// itself and its mirrors, and those that are in trouble.
+// itself and its mirrors, and those that are in trouble or asked us to wait.
 func (c *Client) Breakers() []Breaker {
 	var all []Breaker
 	for _, s := range c.sites {
-		all = append(all, s.breakers.state(c.cfg.Name, s.endpoint.Host)...)
+		pauses := s.limiter.Pauses()
+		shown := slices.Collect(maps.Keys(pauses))
+		if !slices.Contains(shown, s.endpoint.Host) {
+			shown = append(shown, s.endpoint.Host)
+		}
+		for _, b := range s.breakers.state(c.cfg.Name, shown...) {
+			b.Paused = pauses[b.Host]
+			all = append(all, b)
+		}
 	}
 	return all
 }
