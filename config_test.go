@@ -394,7 +394,7 @@ func TestProblemsAreNamed(t *testing.T) {
 
 		{"a TTL of nothing", []string{"ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "want a pattern for the tags"}}},
 		{"a pattern without TTL", []string{"ENTREPOT_TAG_TTL_0_MATCH=*"}, []problem{{"ENTREPOT_TAG_TTL_0_TTL", "want how long those tags are believed"}}},
-		{"a TTL that is none", []string{"ENTREPOT_TAG_TTL_0_MATCH=*", "ENTREPOT_TAG_TTL_0_TTL=always"}, []problem{{"ENTREPOT_TAG_TTL_0_TTL", "such as 90s, 5m or 24h, or never"}}},
+		{"a TTL that is none", []string{"ENTREPOT_TAG_TTL_0_MATCH=*", "ENTREPOT_TAG_TTL_0_TTL=always"}, []problem{{"ENTREPOT_TAG_TTL_0_TTL", "such as 90s, 5m, 24h or 7d, or never"}}},
 		{"a pattern without upstream", []string{"ENTREPOT_TAG_TTL_0_MATCH=alpine:*", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "does not start with an upstream"}}},
 		{"a pattern without tag", []string{"ENTREPOT_TAG_TTL_0_MATCH=docker.io/library/alpine", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "has no tag"}}},
 		{"a pattern with a bad range", []string{"ENTREPOT_TAG_TTL_0_MATCH=*:[0-9", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "a bracket that is no range"}}},
@@ -736,4 +736,11 @@ func FuzzVariableName(f *testing.F) {
 			t.Fatalf("%q: %v", name, found)
 		}
 	})
+}
+
+func TestTimesAreGivenInDaysToo(t *testing.T) {
+	c := mustLoad(t, "ENTREPOT_TAG_TTL=7d", "ENTREPOT_WARM_EVERY=1d")
+	if c.TagTTL.Duration() != 7*24*time.Hour || time.Duration(c.WarmEvery) != 24*time.Hour {
+		t.Errorf("got %s and %s", c.TagTTL, c.WarmEvery)
+	}
 }

@@ -292,13 +292,23 @@ func (f *ForeignHosts) UnmarshalText(text []byte) (err error) {
 
 func (f ForeignHosts) String() string { return joinList(f) }
 
+// parseSpan reads a time span, zero or more, also in whole days.
+func parseSpan(s string) (d time.Duration, ok bool) {
+	if number, isDays := strings.CutSuffix(s, "d"); isDays {
+		days, err := strconv.ParseUint(number, 10, 16)
+		return time.Duration(days) * 24 * time.Hour, err == nil
+	}
+	d, err := time.ParseDuration(s)
+	return d, err == nil && d >= 0
+}
+
 // Duration is a time span, zero or more.
 type Duration time.Duration
 
 func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
-	if err != nil || v < 0 {
-		return fmt.Errorf("%s is not a duration: want a number with a unit, such as 90s, 5m or 24h", quote(string(text)))
+	v, ok := parseSpan(string(text))
+	if !ok {
+		return fmt.Errorf("%s is not a duration: want a number with a unit, such as 90s, 5m, 24h or 7d", quote(string(text)))
 	}
 	*d = Duration(v)
 	return nil

@@ -51,15 +51,15 @@ func TestPolicyAtTheFrontDoor(t *testing.T) {
 		want string // in the error; empty: it is served
 	}{
 		{"team/app/manifests/fine", ""},
-		{"team/app/manifests/fresh", "rule 3 (docker.io/team/*) denies docker.io/team/app:fresh: it is 1h0m"},
-		{"team/app/manifests/forged", "72h0m0s is the least"}, // 1970 says nothing
+		{"team/app/manifests/fresh", "rule 3 (docker.io/team/*) denies docker.io/team/app:fresh: it is 1h"},
+		{"team/app/manifests/forged", "3d is the least"}, // 1970 says nothing
 		{"team/app/manifests/large", "100000 are allowed"},
 		{"team/app/manifests/foreign", "it is for windows/amd64, and only linux/amd64, linux/arm64 is allowed"},
 		{"team/app/manifests/many", ""},
 		{"team/app/manifests/" + many.Children[0].Digest.String(), ""},
 		{"team/app/manifests/" + many.Children[1].Digest.String(), ""},
 		{"team/app/manifests/" + many.Children[2].Digest.String(), "it is for windows/amd64"},
-		{"team/app/manifests/" + fresh.Digest.String(), "it is 1h0m"}, // a digest is what its tags are
+		{"team/app/manifests/" + fresh.Digest.String(), "it is 1h"}, // a digest is what its tags are
 		{"team/app/manifests/missing", "MANIFEST_UNKNOWN"},
 		{"library/alpine/manifests/3.20", ""},
 		{"library/alpine/manifests/latest", "rule 1 (*:latest) denies docker.io/library/alpine:latest"},
@@ -163,6 +163,6 @@ func TestPolicyDryRun(t *testing.T) {
 	awaitNoFills(t, client, p.admin)
 	server := operator{t, environ(append(settings, "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))...)}
 	wantLines(t, server.must("explain", "--table", "evil/app:1"), `policy +denied by rule 0 \(docker.io/evil/\*\); a dry run, which refuses nothing`)
-	wantLines(t, server.must("explain", "--table", "team/app:1"), `policy +denied: .*rule 1 \(\*\) denies docker.io/team/app:1: it is \d+s old, and 24h0m0s is the least; a dry run, which refuses nothing`)
+	wantLines(t, server.must("explain", "--table", "team/app:1"), `policy +denied: .*rule 1 \(\*\) denies docker.io/team/app:1: it is \d+s old, and 1d is the least; a dry run, which refuses nothing`)
 	wantLines(t, server.must("explain", "--table", "team/app:2"), `policy +up to rule 1 \(\*\) once it is known what it is; .*`)
 }

@@ -140,7 +140,24 @@ func (r *Rule) judgeAge(c *content, lead Lead, now time.Time) string {
 	case age >= r.MinAge:
 		return ""
 	case age < 0:
-		return fmt.Sprintf("nobody knows how old it is, and %s is the least", r.MinAge)
+		return fmt.Sprintf("nobody knows how old it is, and %s is the least", spanText(r.MinAge))
 	}
-	return fmt.Sprintf("it is %s old, and %s is the least", age.Round(time.Second), r.MinAge)
+	return fmt.Sprintf("it is %s old, and %s is the least", spanText(age.Round(time.Second)), spanText(r.MinAge))
+}
+
+// spanText is a time span as people set it: whole days as days, and no zeros
+// behind hours and minutes.
+func spanText(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d >= day && d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	text := d.String()
+	if trimmed, ok := strings.CutSuffix(text, "m0s"); ok {
+		text = trimmed + "m"
+	}
+	if trimmed, ok := strings.CutSuffix(text, "h0m"); ok {
+		text = trimmed + "h"
+	}
+	return text
 }

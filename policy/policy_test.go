@@ -129,15 +129,15 @@ func TestJudge(t *testing.T) {
 		"index with none that fits":      {Rule{Platforms: []string{"linux/arm64"}}, `{"manifests":[{"digest":"D","platform":{"os":"linux","architecture":"amd64"}},{"digest":"D","platform":{"os":"unknown","architecture":"unknown"}}]}`, "", oci.Platform{}, Lead{}, "it is for linux/amd64, and only"},
 		"index that does not tell":       {Rule{Platforms: []string{"linux/arm64"}}, `{"manifests":[{"digest":"D"}]}`, "", oci.Platform{}, Lead{}, ""},
 		"old as it claims":               {Rule{MinAge: 3 * day}, `{}`, "2026-01-28T00:00:00Z", oci.Platform{}, Lead{}, ""},
-		"young as it claims":             {Rule{MinAge: 3 * day}, `{}`, "2026-01-28T00:00:01Z", oci.Platform{}, Lead{}, "it is 71h59m59s old, and 72h0m0s is the least"},
+		"young as it claims":             {Rule{MinAge: 3 * day}, `{}`, "2026-01-28T00:00:01Z", oci.Platform{}, Lead{}, "it is 71h59m59s old, and 3d is the least"},
 		"old as we saw":                  {Rule{MinAge: 3 * day}, `{}`, "2026-01-30T00:00:00Z", oci.Platform{}, Lead{Changed: now.Add(-3 * day)}, ""},
-		"old as it claims, and not seen": {Rule{MinAge: 3 * day, FromSeen: true}, `{}`, "2020-01-28T00:00:00Z", oci.Platform{}, Lead{Changed: now.Add(-2 * day)}, "it is 48h0m0s old"},
+		"old as it claims, and not seen": {Rule{MinAge: 3 * day, FromSeen: true}, `{}`, "2020-01-28T00:00:00Z", oci.Platform{}, Lead{Changed: now.Add(-2 * day)}, "it is 2d old"},
 		"never seen":                     {Rule{MinAge: 3 * day, FromSeen: true}, `{}`, "2020-01-28T00:00:00Z", oci.Platform{}, Lead{}, "nobody knows"},
 		"a claim of 1970":                {Rule{MinAge: 3 * day}, `{}`, "1970-01-01T00:00:00Z", oci.Platform{}, Lead{}, "nobody knows"},
 		"a claim of the future":          {Rule{MinAge: 3 * day}, `{}`, "2036-01-01T00:00:00Z", oci.Platform{}, Lead{}, "nobody knows"},
 		"an index leaves it to others":   {Rule{MinAge: 3 * day}, `{"manifests":[{"digest":"D"}]}`, "", oci.Platform{}, Lead{}, ""},
-		"unless it claims":               {Rule{MinAge: 3 * day}, `{"manifests":[{"digest":"D"}]}`, "2026-01-30T00:00:00Z", oci.Platform{}, Lead{}, "24h0m0s old"},
-		"or has to have been seen":       {Rule{MinAge: 3 * day, FromSeen: true}, `{"manifests":[{"digest":"D"}]}`, "", oci.Platform{}, Lead{Changed: now.Add(-time.Hour)}, "1h0m0s old"},
+		"unless it claims":               {Rule{MinAge: 3 * day}, `{"manifests":[{"digest":"D"}]}`, "2026-01-30T00:00:00Z", oci.Platform{}, Lead{}, "1d old"},
+		"or has to have been seen":       {Rule{MinAge: 3 * day, FromSeen: true}, `{"manifests":[{"digest":"D"}]}`, "", oci.Platform{}, Lead{Changed: now.Add(-time.Hour)}, "1h old"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
