@@ -306,7 +306,7 @@ func TestAccessFile(t *testing.T) {
 	for name, row := range map[string]struct{ content, want string }{
 		"empty":           {"", ""},
 		"no YAML":         {"rules: [", "not an access file"},
-		"unknown field":   {"rule: []", "rule"},
+		"unknown field":   {"rule: []\ngrups: {}", "not an access file: line 1: field rule is not known here; line 2: field grups is not known here"},
 		"two documents":   {"rules: []\n---\nrules: []", "want one document"},
 		"nobody":          {"rules: [{repositories: ['**']}]", "number 1: who and repositories"},
 		"nothing":         {"rules: [{who: [alice]}]", "who and repositories"},

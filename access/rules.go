@@ -63,6 +63,15 @@ type rule struct {
 	actions       action
 }
 
+// goType is how the decoder names a part of the file.
+var goType = regexp.MustCompile(`(field \S+) not found in type [\w.]+`)
+
+// yamlText says what is wrong with a file to who has written it, in one line.
+func yamlText(err error) string {
+	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "yaml: "), "unmarshal errors:\n  ")
+	return goType.ReplaceAllString(strings.ReplaceAll(text, "\n  ", "; "), "$1 is not known here")
+}
+
 // parseRules reads the access file. names has the upstreams that patterns may
 // name.
 func parseRules(content []byte, names *oci.Names) (*rules, error) {
@@ -70,7 +79,7 @@ func parseRules(content []byte, names *oci.Names) (*rules, error) {
 	d := yaml.NewDecoder(bytes.NewReader(content))
 	d.KnownFields(true)
 	if err := d.Decode(&file); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("not an access file: %s", strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\n", " "), "yaml: "))
+		return nil, fmt.Errorf("not an access file: %s", yamlText(err))
 	}
 	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
 		return nil, errors.New("has more after its end: want one document")
