@@ -146,10 +146,11 @@ func (w welcome) hints() []hint {
 	return all
 }
 
-// certifiedName is the first name of ours that our certificate is for.
+// certifiedName is the first name that our certificate is for and that means us
+// elsewhere, too.
 func (w welcome) certifiedName(ip net.IP) string {
 	for _, name := range w.names {
-		if !strings.HasPrefix(name, "*") {
+		if !strings.HasPrefix(name, "*") && name != "localhost" {
 			return name
 		}
 	}

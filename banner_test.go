@@ -44,7 +44,7 @@ func TestHintsFitTheAddress(t *testing.T) {
 
 // Over TLS the certificate says by which name clients may come.
 func TestHintsOverTLS(t *testing.T) {
-	w := welcome{registry: &net.TCPAddr{IP: net.IPv6zero, Port: 5000}, byDefault: "docker.io", secure: true, names: []string{"*.example", "cache.example"}}
+	w := welcome{registry: &net.TCPAddr{IP: net.IPv6zero, Port: 5000}, byDefault: "docker.io", secure: true, names: []string{"localhost", "*.example", "cache.example"}}
 	if got := w.hints(); len(got) != 1 || got[0].line != `{"registry-mirrors":["https://cache.example:5000"]}` || !strings.Contains(got[0].what, "certs.d/cache.example:5000/ca.crt") {
 		t.Errorf("the hints are %q", got)
 	}

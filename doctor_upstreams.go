@@ -138,6 +138,9 @@ func (p patient) judge(ctx context.Context, ping upstream.Ping) finding {
 		return p.diagnose(ctx, subject, ping)
 	}
 	if refused, ok := p.warnings.of(p.settings.Name); ok {
+		if refused.Trouble == upstream.CredentialsWithheld {
+			return failed(badLogin, subject, refused.Detail, "set the URL to the registry's own address, in the domain of its token service, "+refused.Host)
+		}
 		return failed(badLogin, subject, refused.Detail, "look at the user name and the password: Docker Hub wants a personal access token in its place")
 	}
 	detail := fmt.Sprintf("answers within %s", ping.Took.Round(time.Millisecond))

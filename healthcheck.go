@@ -12,8 +12,8 @@ import (
 )
 
 const healthcheckHelp = `Asks /healthz of the address in ENTREPOT_LISTEN, on this machine, over TLS if
-that has it, and waits five seconds at most. The exit code is 0 if the server answered that it is well, and
-1 otherwise: for containers without a shell.
+that has it, and waits five seconds at most. The exit code is 0 if the server
+answered that it is well, and 1 otherwise: for containers without a shell.
 `
 
 const healthcheckTimeout = 5 * time.Second

@@ -23,7 +23,10 @@ import (
 func main() {
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00" // its default has no fractions
 	err := run(untilSignal(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
-	if err != nil {
+	switch {
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintln(os.Stderr, "entrepot: interrupted")
+	case err != nil:
 		fmt.Fprintf(os.Stderr, "entrepot: %v\n", err)
 	}
 	os.Exit(exitCode(err))

@@ -22,7 +22,15 @@ import (
 const operatorHelp = `
 It asks the server that ENTREPOT_ADMIN_LISTEN names, if that has the data directory
 ENTREPOT_DATA, and otherwise opens the directory itself: run it as the same user then.
+` + askingHelp
 
+// liveHelp is for what only a running server can do.
+const liveHelp = `
+It asks the server that ENTREPOT_ADMIN_LISTEN names, if that has the data directory
+ENTREPOT_DATA, and needs it to run.
+` + askingHelp
+
+const askingHelp = `
   --server ADDRESS   ask this admin listener instead; ENTREPOT_ADMIN_TOKEN is sent to it
   --json             write lines of JSON (so is done anyway where no terminal reads it)
   --table            write a table, also where no terminal reads it
@@ -46,8 +54,8 @@ Forgets tags: alpine:3.20, 'alpine:3.*'. The next client that asks for one has i
 checked with its upstream. By digest, alpine@sha256:..., it forgets one manifest, and
 what that alone leads to; a manifest that a tag or another one leads to is refused.
 With --all it forgets repositories with all that they have: alpine, 'docker.io/*'.
-Content goes by and by, as room is needed, or at once by entrepot prune. What is
-pinned is refused: entrepot unpin comes first.
+Content goes by and by, as room is needed, or by entrepot prune, but for what came
+within the last hour. What is pinned is refused: entrepot unpin comes first.
 
   --all              whole repositories
   --dry-run          only say what would be removed
@@ -70,7 +78,7 @@ const pruneHelp = `Usage: entrepot prune [--unused 30d]
 Removes what no repository has any more, as after entrepot rm --all. With --unused
 also all that nobody used for so long, and fills that nobody went on with. What is
 pinned, or being read, stays; so does what came within the last hour, unless --unused
-says less. What goes for lack of room shows entrepot df --next.
+says less. entrepot df --next shows what goes for lack of room.
 
   --unused AGE       such as 12h or 30d
 ` + operatorHelp
@@ -583,13 +591,18 @@ func (o *operation) listPins(ctx context.Context) error {
 func prune(ctx context.Context, in invocation) (err error) {
 	o := newOperation(in, "prune")
 	defer o.end(&err)
-	unused := o.flags.String("unused", "0s", "")
+	unused := o.flags.String("unused", "", "")
 	if err := o.begin(ctx, 0, 0); err != nil {
 		return err
 	}
-	age, err := parseAge(*unused)
-	if err != nil {
-		return o.misused("--unused: %v", err)
+	var age time.Duration
+	if *unused != "" {
+		if age, err = parseAge(*unused); err != nil {
+			return o.misused("--unused: %v", err)
+		}
+		if age == 0 {
+			return o.misused("--unused: %s is no age: want 1s or more", quote(*unused))
+		}
 	}
 	bar := o.newBar("pruning", false)
 	pruned, err := do[prunedJSON](ctx, o, "POST", "prune", pruneJSON{int64(age / time.Second)}, func(raw json.RawMessage) {
@@ -611,13 +624,8 @@ func prune(ctx context.Context, in invocation) (err error) {
 
 // parseAge reads a duration, in days too.
 func parseAge(s string) (time.Duration, error) {
-	if number, ok := strings.CutSuffix(s, "d"); ok {
-		if days, err := strconv.ParseUint(number, 10, 16); err == nil {
-			return time.Duration(days) * 24 * time.Hour, nil
-		}
-	}
-	d, err := time.ParseDuration(s)
-	if err != nil || d < 0 || d > 0 && d < time.Second {
+	d, ok := parseSpan(s)
+	if !ok || d > 0 && d < time.Second {
 		return 0, fmt.Errorf("%s is not an age: want a number with a unit, such as 12h or 30d", quote(s))
 	}
 	return d, nil

@@ -293,6 +293,7 @@ func TestMistakesInOperatorsCommandLines(t *testing.T) {
 		{"rm alpine:-", "is not a tag"},
 		{"pin alpine:*", "is a pattern"},
 		{"prune --unused soon", "want a number with a unit, such as 12h or 30d"},
+		{"prune --unused 0s", "want 1s or more"},
 	} {
 		o.refused(2, []string{row.want}, strings.Fields(row.line)...)
 	}
@@ -384,7 +385,7 @@ func TestStrangersDoNotWriteOnTheTerminal(t *testing.T) {
 }
 
 func TestSizesAndAges(t *testing.T) {
-	for n, want := range map[int64]string{0: "0B", 999: "999B", 1 << 20: "1MiB", 1536 << 20: "1.5GiB", 123456789: "118MiB"} {
+	for n, want := range map[int64]string{0: "0B", 999: "999B", 1000: "1000B", 1023 << 10: "1023KiB", 1<<30 - 1: "1024MiB", 1 << 20: "1MiB", 1536 << 20: "1.5GiB", 123456789: "118MiB"} {
 		if got := bytesText(n); got != want {
 			t.Errorf("%d bytes are %s, want %s", n, got, want)
 		}

@@ -22,7 +22,7 @@ With --all it checks every held tag of repositories: alpine, 'docker.io/*'. It n
 running server. The exit code is 1 if a tag is gone or could not be confirmed.
 
   --all              whole repositories
-` + operatorHelp
+` + liveHelp
 
 // refreshedJSON is what came of a forced check.
 type refreshedJSON struct {

@@ -27,7 +27,8 @@ import (
 
 const serveHelp = `Serves the registry, and on other addresses metrics and health, until SIGTERM or
 an interrupt. Then running answers may finish within ENTREPOT_SHUTDOWN_TIMEOUT; a
-second signal ends the program at once. What is configured shows entrepot config.
+second signal ends the program at once. SIGHUP has the files of certificates, users
+and rights read again. entrepot config shows what is configured.
 `
 
 // closeGrace is how long what is left may take after running answers have ended

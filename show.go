@@ -82,7 +82,22 @@ func printable(s string) string {
 }
 
 // bytesText is a size to three digits, in powers of 1024.
-func bytesText(n int64) string { return units.CustomSize("%.3g%s", float64(n), 1024, binaryUnits()) }
+func bytesText(n int64) string {
+	format := "%.3g%s"
+	if in := inUnit(n); in >= 1000 {
+		format = "%.0f%s" // which the other would write with an exponent
+	}
+	return units.CustomSize(format, float64(n), 1024, binaryUnits())
+}
+
+// inUnit is n in the unit that it is shown in.
+func inUnit(n int64) float64 {
+	in := float64(n)
+	for in >= 1024 {
+		in /= 1024
+	}
+	return in
+}
 
 func binaryUnits() []string { return []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} }
 

@@ -28,7 +28,7 @@ it.
                      ^C; with --json a line each time
 
 It is coloured on a terminal, unless NO_COLOR is set.
-` + operatorHelp
+` + liveHelp
 
 // watchEvery is how often a picture is drawn anew, unless the operator says.
 const (

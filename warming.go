@@ -36,7 +36,7 @@ list that the server keeps warm (ENTREPOT_WARM), and how each is.
                      server
   --file LIST        a file with one image in a line; # begins a comment
   --wait TIME        how long nothing may come of an image until it is given up
-` + operatorHelp
+` + liveHelp
 
 // The bounds of what is fetched ahead.
 const (

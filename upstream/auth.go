@@ -146,7 +146,7 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 		return s.signInDirectly(ctx, u, cred)
 	}
 	if !cred.anonymous() && !related(u.Hostname(), d.realm.Hostname()) {
-		s.warn(CredentialsWithheld, d.realm.Host, "the token service is of another domain than the registry, which is asked anonymously")
+		s.warn(CredentialsWithheld, d.realm.Host, "the token service is of another domain than the registry: the password is kept from it, and all is asked anonymously")
 		cred = credential{}
 	}
 	if o == s.origin {
