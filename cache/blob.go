@@ -20,6 +20,8 @@ type blob struct {
 	marker store.Marker
 	known  bool // marker is set: repo is known to name or to have the blob
 
+	failed bool // what was held could not be read: it goes past the disk if need be
+
 	foreign oci.ForeignSource // set: the bytes come from urls, since upstream does not have them
 	urls    []string
 }
@@ -208,6 +210,15 @@ func (b *blob) openHeld(ctx context.Context, offset, length int64) (oci.Reader, 
 		}
 		out.Why = "held, confirmed by upstream"
 	}
+	if b.failed {
+		if err := content.Close(); err != nil {
+			return nil, err
+		}
+		if b.c.without(b.repo.Host) {
+			return nil, offline(b.key())
+		}
+		return b.openBypass(ctx, offset, length, "what is held cannot be read", nil)
+	}
 	size := content.Size()
 	if b.marker.State == store.Proven && b.size() != size { // upstream was wrong about it
 		b.c.mark(b.repo, b.dg, store.Marker{MediaType: b.marker.MediaType, Size: size, State: store.Proven})
@@ -222,18 +233,77 @@ func (b *blob) openHeld(ctx context.Context, offset, length int64) (oci.Reader, 
 	if err != nil {
 		return nil, err
 	}
-	return &heldReader{section, offset, size, out}, nil
+	return &heldReader{Section: section, blob: b, ctx: ctx, offset: offset, end: offset + length, size: size, outcome: out}, nil
 }
 
 func beyond(dg oci.Digest, offset, size int64) error {
 	return oci.Errorf(oci.RangeInvalid, "%s has %d bytes, none at offset %d", dg, size, offset)
 }
 
-// heldReader reads held content.
+// heldReader reads held content. When the disk cannot give the rest, it goes on
+// with what can be had again.
 type heldReader struct {
 	*store.Section
-	offset, size int64
-	outcome      oci.Outcome
+	blob              *blob
+	ctx               context.Context //nolint:containedctx // the request's: the reader lives in it
+	offset, end, size int64
+	outcome           oci.Outcome
+	past              oci.Reader // set once the disk failed
+}
+
+func (r *heldReader) Read(p []byte) (int, error) {
+	if r.past != nil {
+		return r.past.Read(p)
+	}
+	n, err := r.Section.Read(p)
+	switch {
+	case !errors.Is(err, store.ErrDisk):
+		return n, err
+	case n > 0:
+		return n, nil // the next time it fails at once
+	}
+	if err := r.goPast(err); err != nil {
+		return 0, err
+	}
+	return r.past.Read(p)
+}
+
+// WriteTo lets the kernel send what is on disk.
+func (r *heldReader) WriteTo(w io.Writer) (int64, error) {
+	var n int64
+	if r.past == nil {
+		var err error
+		if n, err = r.Section.WriteTo(w); !errors.Is(err, store.ErrDisk) {
+			return n, err
+		}
+		if err := r.goPast(err); err != nil {
+			return n, err
+		}
+	}
+	m, err := io.Copy(w, struct{ io.Reader }{r.past})
+	return n + m, err
+}
+
+// goPast asks for the rest anew. What was damaged has been dropped by now; what
+// could not even be dropped is passed by.
+func (r *heldReader) goPast(why error) (err error) {
+	r.blob.c.cfg.Warn("held content cannot be read; the rest of it is fetched", r.blob.repo, why)
+	again, left := *r.blob, r.Left()
+	again.failed = true
+	at := r.end - left
+	if r.end == r.size {
+		left = -1
+	}
+	r.past, err = again.Open(r.ctx, at, left)
+	return err
+}
+
+func (r *heldReader) Close() error {
+	err := r.Section.Close()
+	if r.past != nil {
+		err = errors.Join(err, r.past.Close())
+	}
+	return err
 }
 
 func (r *heldReader) Offset() int64        { return r.offset }

@@ -388,6 +388,8 @@ func (f *fill) bring(ctx context.Context) error {
 		return err
 	case isWrong(err):
 		return errors.Join(err, f.file.Reset())
+	case errors.Is(err, store.ErrDisk): // which did not give back what it took
+		return cannotKeep(err)
 	}
 	return err
 }

@@ -40,8 +40,11 @@ func (r *fillReader) Read(p []byte) (int, error) {
 		return r.past.Read(p)
 	}
 	n, err := r.FillReader.Read(p)
-	if n > 0 || !errors.Is(err, errCannotKeep) {
+	switch {
+	case !isDisk(err):
 		return n, err
+	case n > 0:
+		return n, nil // the next time it fails at once
 	}
 	if err := r.goPast(err); err != nil {
 		return 0, err
@@ -49,12 +52,17 @@ func (r *fillReader) Read(p []byte) (int, error) {
 	return r.past.Read(p)
 }
 
+// isDisk reports a failure that a reader can get past by asking upstream.
+func isDisk(err error) bool {
+	return errors.Is(err, errCannotKeep) || errors.Is(err, store.ErrDisk)
+}
+
 // WriteTo lets the kernel send what is on disk.
 func (r *fillReader) WriteTo(w io.Writer) (int64, error) {
 	var n int64
 	if r.past == nil {
 		var err error
-		if n, err = r.FillReader.WriteTo(w); !errors.Is(err, errCannotKeep) {
+		if n, err = r.FillReader.WriteTo(w); !isDisk(err) {
 			return n, err
 		}
 		if err := r.goPast(err); err != nil {

@@ -43,6 +43,13 @@ type openBlob struct {
 	closing sync.Once
 }
 
+func (o *openBlob) Read(p []byte) (int, error) {
+	if err := o.disk.readFault(o.digest, blobName); err != nil {
+		return 0, err
+	}
+	return o.File.Read(p)
+}
+
 func (o *openBlob) Close() error {
 	o.closing.Do(func() { o.disk.inUse.release(o.digest) })
 	return o.File.Close()
@@ -108,10 +115,10 @@ func (d *Disk) Size(dg oci.Digest) (int64, error) {
 func (d *Disk) readProven(dg oci.Digest, f *openBlob, info fs.FileInfo) ([]byte, error) {
 	b := make([]byte, info.Size())
 	if _, err := io.ReadFull(f, b); err != nil {
-		return nil, fmt.Errorf("read %s: %w", dg, err)
+		return nil, d.lose(dg, info, err)
 	}
 	if err := dg.Verify(b); err != nil {
-		return nil, d.drop(dg, info, "its bytes have changed on disk")
+		return nil, d.unread(blobName(dg), d.drop(dg, info, "its bytes have changed on disk"))
 	}
 	d.memory.put(dg, b, info.ModTime())
 	return b, nil
@@ -122,7 +129,7 @@ func (d *Disk) openProven(ctx context.Context, dg oci.Digest, want int64) (*open
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := d.judge(ctx, dg, f.File, info, want); err != nil {
+	if err := d.judge(ctx, dg, f, info, want); err != nil {
 		_ = f.Close()
 		return nil, nil, err
 	}
@@ -133,16 +140,17 @@ func (d *Disk) openProven(ctx context.Context, dg oci.Digest, want int64) (*open
 // openFile opens a blob's file, whatever it is.
 func (d *Disk) openFile(dg oci.Digest) (*openBlob, fs.FileInfo, error) {
 	d.inUse.hold(dg)
-	f, err := d.root.Open(blobName(dg))
+	name := blobName(dg)
+	f, err := d.root.Open(name)
 	if err != nil {
 		d.inUse.release(dg)
-		return nil, nil, notHeld(err)
+		return nil, nil, d.unread(name, err)
 	}
 	o := &openBlob{File: f, disk: d, digest: dg}
 	info, err := f.Stat()
 	if err != nil {
 		_ = o.Close()
-		return nil, nil, err
+		return nil, nil, d.unread(name, err)
 	}
 	return o, info, nil
 }
@@ -150,9 +158,9 @@ func (d *Disk) openFile(dg oci.Digest) (*openBlob, fs.FileInfo, error) {
 // judge decides whether a file may be served as what its name says. One that
 // did not come through the gate, or whose size is not known to be right, is
 // hashed: an expectation may be wrong as well.
-func (d *Disk) judge(ctx context.Context, dg oci.Digest, f *os.File, info fs.FileInfo, want int64) error {
+func (d *Disk) judge(ctx context.Context, dg oci.Digest, f *openBlob, info fs.FileInfo, want int64) error {
 	if !info.Mode().IsRegular() {
-		return d.drop(dg, info, "it is not a regular file")
+		return d.unread(blobName(dg), d.drop(dg, info, "it is not a regular file"))
 	}
 	sized := want >= 0 && info.Size() == want || d.known(dg, info)
 	if sized && info.Mode().Perm() == proofMode {
@@ -163,13 +171,16 @@ func (d *Disk) judge(ctx context.Context, dg oci.Digest, f *os.File, info fs.Fil
 	}
 	h := dg.Hash()
 	if _, err := io.Copy(h, contextReader{ctx, f}); err != nil {
-		return fmt.Errorf("read %s: %w", dg, err)
+		if ctx.Err() != nil {
+			return fmt.Errorf("read %s: %w", dg, err)
+		}
+		return d.lose(dg, info, err)
 	}
 	if !dg.Matches(h) {
 		if justWritten(info) {
 			return fmt.Errorf("%s is being copied in: %w", dg, ErrNotHeld)
 		}
-		return d.drop(dg, info, fmt.Sprintf("its %d bytes are something else", info.Size()))
+		return d.unread(blobName(dg), d.drop(dg, info, fmt.Sprintf("its %d bytes are something else", info.Size())))
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("read %s: %w", dg, err)
@@ -212,6 +223,15 @@ func (d *Disk) drop(dg oci.Digest, bad fs.FileInfo, why string) error {
 	err := fmt.Errorf("%s was dropped, %s: %w", dg, why, ErrNotHeld)
 	d.warn("damaged content was dropped", err)
 	return err
+}
+
+// lose deals with content that reading failed of: if its sector is gone, so is
+// the content.
+func (d *Disk) lose(dg oci.Digest, info fs.FileInfo, err error) error {
+	if errors.Is(err, syscall.EIO) {
+		err = d.drop(dg, info, err.Error())
+	}
+	return d.unread(blobName(dg), err)
 }
 
 // touch records a use in the file's time, now and then. last is the time that
@@ -316,27 +336,54 @@ func (s *Section) Read(p []byte) (int, error) {
 	}
 	n, err := s.file.Read(p[:min(int64(len(p)), s.left)])
 	s.left -= int64(n)
-	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF // the file was cut while we read it
+	if err != nil {
+		return n, s.failed(err)
 	}
-	return n, err
+	return n, nil
+}
+
+// Left is how many bytes are still to read.
+func (s *Section) Left() int64 {
+	if s.file == nil {
+		return int64(len(s.memory))
+	}
+	return s.left
+}
+
+// failed is what it means that reading failed: ErrDisk, and that the content is
+// not held any more if its sector is gone.
+func (s *Section) failed(err error) error {
+	if info, serr := s.file.Stat(); serr == nil && errors.Is(err, syscall.EIO) {
+		_ = s.file.disk.lose(s.file.digest, info, err) // it says so itself
+	}
+	return onDisk(noEOF(err)) // an EOF: the file was cut while we read it
 }
 
 // WriteTo hands the file itself to w, so that a TCP connection can have the
-// kernel send it.
+// kernel send it. ErrDisk is the file's failure; any other error is w's.
 func (s *Section) WriteTo(w io.Writer) (int64, error) {
 	if s.file == nil {
 		n, err := w.Write(s.memory)
 		s.memory = s.memory[n:]
 		return int64(n), err
 	}
+	if err := s.file.disk.readFault(s.file.digest, blobName); err != nil {
+		return 0, s.failed(err)
+	}
 	n, err := io.Copy(w, &io.LimitedReader{R: s.file.File, N: s.left}) // the very file, or sendfile is lost
 	s.left -= n
 	if err == nil && s.left > 0 {
-		err = io.ErrUnexpectedEOF
+		err = io.EOF
+	}
+	if errors.Is(err, io.EOF) || isRead(err) {
+		return n, s.failed(err)
 	}
 	return n, err
 }
+
+// isRead tells a failure to read a file, which may be part of a copy, from one
+// to write to a connection, which has no EIO.
+func isRead(err error) bool { return errors.Is(err, syscall.EIO) }
 
 // Close ends the reading.
 func (s *Section) Close() error {

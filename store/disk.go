@@ -67,7 +67,7 @@ const (
 	OpSync   Op = "sync"
 	OpRename Op = "rename"
 	OpRemove Op = "remove"
-	OpRead   Op = "read" // by the scrub
+	OpRead   Op = "read" // of blobs and fills
 )
 
 // ShortWrite is a fault of OpWrite on a fill: only so many bytes are written.
@@ -83,6 +83,7 @@ type Disk struct {
 	root   *os.Root
 	dir    string
 	faults func(Op, string) error
+	tested bool // faults may say something: hits do not make names up to ask it
 	warn   func(string, error)
 	lock   *os.File
 	memory *memory
@@ -131,7 +132,7 @@ func Open(ctx context.Context, cfg Config) (*Disk, error) {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	d := &Disk{
-		root: root, dir: cfg.Dir, faults: cfg.Faults, warn: cfg.Warn, session: "." + rand.Text() + ".",
+		root: root, dir: cfg.Dir, faults: cfg.Faults, tested: cfg.Faults != nil, warn: cfg.Warn, session: "." + rand.Text() + ".",
 		inUse: newInUse(), walking: make(chan struct{}, 1), counted: make(chan struct{}),
 		deriving: make(chan struct{}, 1),
 	}

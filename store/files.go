@@ -8,6 +8,8 @@ import (
 	"path"
 	"strconv"
 	"time"
+
+	"entrepot/oci"
 )
 
 // Everything that makes the data directory larger or smaller goes through this
@@ -226,6 +228,25 @@ func (d *Disk) writeAside(tmp, name string, content []byte, how written) (n int6
 		return 0, err
 	}
 	return allocated(info), nil
+}
+
+// readFault is a fault put into reading a blob or a fill.
+func (d *Disk) readFault(dg oci.Digest, nameOf func(oci.Digest) string) error {
+	if !d.tested {
+		return nil
+	}
+	return d.faults(OpRead, nameOf(dg))
+}
+
+// unread is what it means that something held cannot be read: it is as good as
+// not held, since upstream may well have it.
+func (d *Disk) unread(name string, err error) error {
+	if isGone(err) || errors.Is(err, ErrNotHeld) {
+		return notHeld(err)
+	}
+	err = onDisk(err)
+	d.warn("what is held cannot be read", fmt.Errorf("%s: %w", name, err))
+	return fmt.Errorf("%s: %w: %w", name, ErrNotHeld, err)
 }
 
 func (d *Disk) sync(f *os.File, name string) error {

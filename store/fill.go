@@ -60,7 +60,7 @@ type Fill struct {
 	round    int  // grows each time bytes were found wrong and dropped
 	proven   bool
 	err      error // final, when it cannot be finished
-	sick     error // a sync failed: what the disk holds is not to be trusted again
+	sick     error // a sync failed, or reading back: what the disk holds is not to be trusted again
 	changed  chan struct{}
 	recorded time.Time // when spans were last put on record
 }
@@ -370,7 +370,7 @@ func (f *Fill) catchUp(ctx context.Context) (done bool, err error) {
 		if buf == nil {
 			buf = make([]byte, 256<<10)
 		}
-		n, err := f.file.ReadAt(buf[:min(int64(len(buf)), to-from)], from)
+		n, err := f.readAt(buf[:min(int64(len(buf)), to-from)], from)
 		if int64(n) == to-from && errors.Is(err, io.EOF) {
 			err = nil
 		}
@@ -378,6 +378,9 @@ func (f *Fill) catchUp(ctx context.Context) (done bool, err error) {
 		f.mu.Lock()
 		f.hashed += int64(n)
 		f.hashing = false
+		if err != nil {
+			f.sick = err // or the next fill would end here too
+		}
 		f.wakeLocked()
 		f.mu.Unlock()
 		if err != nil {
@@ -387,6 +390,13 @@ func (f *Fill) catchUp(ctx context.Context) (done bool, err error) {
 			return false, err
 		}
 	}
+}
+
+func (f *Fill) readAt(p []byte, off int64) (int, error) {
+	if err := f.disk.readFault(f.digest, fillName); err != nil {
+		return 0, err
+	}
+	return f.file.ReadAt(p, off)
 }
 
 // Commit is the gate. Every byte must be hashed. If they are what the digest

@@ -129,16 +129,17 @@ func (r *FillReader) Read(p []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	m, err := r.fill.file.ReadAt(p[:min(int64(len(p)), n)], r.pos.Load())
+	m, err := r.fill.readAt(p[:min(int64(len(p)), n)], r.pos.Load())
 	r.advance(int64(m))
 	if err != nil && (m == 0 || !errors.Is(err, io.EOF)) {
-		return m, fmt.Errorf("read %s: %w", r.fill.digest, noEOF(err))
+		return m, fmt.Errorf("read %s: %w", r.fill.digest, onDisk(noEOF(err)))
 	}
 	return m, nil
 }
 
 // WriteTo hands present spans to w piece by piece from a descriptor of its own,
-// so that a TCP connection can have the kernel send them.
+// so that a TCP connection can have the kernel send them. ErrDisk is the file's
+// failure, or the fill's; any other error is the fill's or w's.
 func (r *FillReader) WriteTo(w io.Writer) (written int64, err error) {
 	if err := r.openOwn(); err != nil {
 		return io.Copy(w, struct{ io.Reader }{r})
@@ -151,11 +152,17 @@ func (r *FillReader) WriteTo(w io.Writer) (written int64, err error) {
 		if err != nil {
 			return written, err
 		}
+		if err := r.fill.disk.readFault(r.fill.digest, fillName); err != nil {
+			return written, onDisk(err)
+		}
 		m, err := io.CopyN(w, r.own, min(n, step))
 		r.advance(m)
 		written += m
+		if errors.Is(err, io.EOF) || isRead(err) {
+			return written, onDisk(noEOF(err))
+		}
 		if err != nil {
-			return written, noEOF(err)
+			return written, err
 		}
 	}
 }

@@ -104,7 +104,7 @@ func (d *Disk) Tag(repo oci.Repository, tag string) (Tag, error) {
 	name := string(known)
 	b, err := d.readFile(name, maxRecord)
 	if err != nil {
-		return Tag{}, notHeld(err)
+		return Tag{}, d.unread(name, err)
 	}
 	rec, err := parseTag(b)
 	if err != nil || rec.Repository != repo.String() || rec.Tag != tag {
@@ -172,7 +172,7 @@ func (d *Disk) Marker(repo oci.Repository, dg oci.Digest) (Marker, error) {
 	name := string(known)
 	b, err := d.readFile(name, maxRecord)
 	if err != nil {
-		return Marker{}, notHeld(err)
+		return Marker{}, d.unread(name, err)
 	}
 	m, err := parseMarker(b)
 	if err != nil {
