@@ -11,11 +11,21 @@ import (
 	"time"
 )
 
-// heldBlobs fills our data directory with small blobs, in the documented
-// layout, as copying another one does.
-func heldBlobs(n int) seeder {
-	return func(ctx context.Context, _ *bench, _ rival, s site) error {
-		data := filepath.Join(s.Data, "data")
+// heldDir is where the many blobs lie that several starts find.
+func (b *bench) heldDir(n int) string { return filepath.Join(b.dir, fmt.Sprintf("held-%d", n)) }
+
+// held lets our data directory be that one.
+func held(n int) seeder {
+	return func(_ context.Context, b *bench, _ rival, s site) error {
+		return os.Symlink(b.heldDir(n), filepath.Join(s.Data, "data"))
+	}
+}
+
+// holdBlobs fills a data directory with small blobs, in the documented layout,
+// as copying another one does.
+func holdBlobs(n int) func(context.Context, *bench) error {
+	return func(ctx context.Context, b *bench) error {
+		data := b.heldDir(n)
 		blobs, markers := filepath.Join(data, "blobs", "sha256"), filepath.Join(data, "repos", upstreamName, "library", "many", "_content", "sha256")
 		for i := range 256 {
 			shard := fmt.Sprintf("%02x", i)

@@ -160,7 +160,7 @@ func workloads(o options) []workload {
 			name: fmt.Sprintf("start-%d", n), family: "start", title: fmt.Sprintf("Start with %s blobs held", thousands(n)),
 			about: fmt.Sprintf("The program starts over a directory with %s small blobs, each with its marker, and is asked for `/v2/`. Memory is the most of the five seconds after that, in which it counts what it holds.", thousands(n)),
 			roles: caches, among: []string{ours}, rounds: 3, budget: time.Minute, limit: 2 * time.Minute, clients: 1,
-			seed: heldBlobs(n), run: started(o.short),
+			setUp: holdBlobs(n), seed: held(n), run: started(o.short),
 		})
 	}
 	add(workload{
