@@ -251,3 +251,11 @@ func causeText(err error) string {
 	}
 	return text
 }
+
+// ownText is causeText without what was being done, for who has just named it.
+func ownText(err error) string {
+	if e, ok := errors.AsType[*oci.Error](err); ok {
+		return causeText(e)
+	}
+	return causeText(err)
+}

@@ -655,7 +655,14 @@ func verify(ctx context.Context, in invocation) (err error) {
 		}
 	}
 	if v.Damaged+v.Unreadable > 0 {
-		return exitError{3, fmt.Sprintf("verify: %d damaged, and dropped: the next request fetches them again; %d unreadable: see the log, and look after the disk", v.Damaged, v.Unreadable)}
+		var found []string
+		if v.Damaged > 0 {
+			found = append(found, fmt.Sprintf("%d damaged, and dropped: fetched again when asked for", v.Damaged))
+		}
+		if v.Unreadable > 0 {
+			found = append(found, fmt.Sprintf("%d unreadable: see the log, and look after the disk", v.Unreadable))
+		}
+		return exitError{3, "verify: " + strings.Join(found, "; ")}
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func newRefreshedJSON(t targetJSON, before *cache.Record, res oci.Resolved, out 
 	}
 	switch {
 	case err != nil:
-		r.Outcome, r.Why = unconfirmed, causeText(err)
+		r.Outcome, r.Why = unconfirmed, ownText(err)
 		if oci.IsUnknown(err) {
 			r.Outcome = gone
 		}

@@ -199,7 +199,7 @@ func newWarmEntryJSON(e warm.Entry) warmEntryJSON {
 		Digest: e.Digest, Bytes: e.Bytes, Checked: e.Checked, Next: e.Next,
 	}
 	if e.Err != nil {
-		out.Error = causeText(e.Err)
+		out.Error = ownText(e.Err)
 	}
 	if e.Status == warm.Fetching {
 		p := newWarmingJSON(e.State)
@@ -251,7 +251,7 @@ func (x *adminExchange) warm() error {
 		return err
 	})
 	if err != nil {
-		return &adminError{"UPSTREAM", causeText(err)}
+		return &adminError{"UPSTREAM", ownText(err)}
 	}
 	return x.result(warmedJSON{repo.String(), ask.Reference, res.Digest, res.Manifests, res.Blobs, res.Bytes, res.Fetched, res.Skipped, res.Stale})
 }

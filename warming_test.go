@@ -106,7 +106,7 @@ func TestWarmingAtOnce(t *testing.T) {
 	}
 	o.refused(1, []string{"has nothing for linux/s390x, but for linux/amd64, linux/arm64"}, "warm", "--platform", "linux/s390x", "alpine")
 	hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: ocitest.RetryLater(http.StatusTooManyRequests, "3600")})
-	o.refused(1, []string{"warm docker.io/team/new:1: ", "toomanyrequests"}, "warm", "--wait", "1m", "team/new:1")
+	o.refused(1, []string{"warm docker.io/team/new:1: toomanyrequests: "}, "warm", "--wait", "1m", "team/new:1")
 
 	for _, row := range []struct{ line, want string }{
 		{"warm --platform linux alpine", `"linux" is not a platform`},
