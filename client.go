@@ -173,7 +173,7 @@ func printClient(_ context.Context, in invocation) error {
 	case err != nil:
 		return err
 	case c.name == "docker" && cfg.DefaultUpstream != oci.DockerHub:
-		return fmt.Errorf("client: Docker asks a mirror for names without a registry, which to it are Docker Hub's and here those of %s (ENTREPOT_DEFAULT_UPSTREAM): name the server instead, docker pull %s/...", cfg.DefaultUpstream, server.Address)
+		return fmt.Errorf("client: Docker asks a mirror for names without a registry, which to it are Docker Hub's and here those of %s (ENTREPOT_DEFAULT_UPSTREAM): name the server instead, as in docker pull %s/IMAGE", cfg.DefaultUpstream, server.Address)
 	}
 	return c.print(in, server)
 }

@@ -90,9 +90,7 @@ func join(prefix, key string) string {
 // numbered puts something in the place of each number in a setting's name.
 func numbered(pattern string, number func(i int) string) string {
 	for i, p := range placeholders {
-		if strings.Contains(pattern, p) {
-			pattern = strings.Replace(pattern, p, number(i), 1)
-		}
+		pattern = strings.Replace(pattern, p, number(i), 1)
 	}
 	return pattern
 }

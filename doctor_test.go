@@ -63,6 +63,7 @@ func TestDoctor(t *testing.T) {
 
 // spendOne pulls past us.
 func spendOne(t *testing.T) func(*ocitest.Hub) {
+	t.Helper()
 	return func(hub *ocitest.Hub) {
 		resp, err := newClient(t).Get(hub.URL() + "/v2/library/app/manifests/1")
 		if err != nil {
@@ -73,6 +74,7 @@ func spendOne(t *testing.T) func(*ocitest.Hub) {
 }
 
 func (x examination) run(t *testing.T) {
+	t.Helper()
 	hub := ocitest.NewHub(t, x.hub)
 	hub.AddUser("me", "right")
 	hub.Push("library/app", "1", ocitest.RandomImage(1, 100))

@@ -152,7 +152,7 @@ func TestLeavingEndsTheWarming(t *testing.T) {
 				}
 			case err := <-ended: // the server has not noticed yet that the one before has left
 				cancel()
-				_ = <-held
+				<-held
 				if err == nil || !strings.Contains(err.Error(), "being fetched for operators already") {
 					t.Fatalf("the command ended with %v", err)
 				}

@@ -112,7 +112,7 @@ func TestWaitingIsNotForTheBackground(t *testing.T) {
 					t.Errorf("it took %v, want %v at most", took, backgroundWait)
 				}
 				close(s.gave)
-				_ = <-held // refused, or not
+				<-held // refused, or not
 			})
 		})
 	}

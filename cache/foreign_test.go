@@ -209,6 +209,7 @@ func TestUrlsGiveNoRight(t *testing.T) {
 		prepare func(t *testing.T, s *abroad, dir string) (*Cache, func())
 	}{
 		{"held", func(t *testing.T, s *abroad, dir string) (*Cache, func()) {
+			t.Helper()
 			c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
 			if _, err := pull(t.Context(), c, secret, "latest"); err != nil {
 				t.Fatal(err)
@@ -216,10 +217,12 @@ func TestUrlsGiveNoRight(t *testing.T) {
 			return c, func() {}
 		}},
 		{"on its way", func(t *testing.T, s *abroad, dir string) (*Cache, func()) {
+			t.Helper()
 			c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
 			return c, begin(t, s, c, d)
 		}},
 		{"begun before a restart", func(t *testing.T, s *abroad, dir string) (*Cache, func()) {
+			t.Helper()
 			c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
 			begin(t, s, c, d)
 			closeCache(t, c)
@@ -227,6 +230,7 @@ func TestUrlsGiveNoRight(t *testing.T) {
 			return openCache(t, dir, s, Config{TTL: time.Hour, Private: true}), func() {}
 		}},
 		{"asked for before it came", func(t *testing.T, s *abroad, dir string) (*Cache, func()) {
+			t.Helper()
 			c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
 			claim := s.pushForeign(mallory, "early", d, len(layer))
 			s.manifest(t, c, mallory, claim)

@@ -56,16 +56,6 @@ func openUnreadable(t *testing.T, dir string, s oci.Source, u *unreadable) *Cach
 	return c
 }
 
-// awaitKept waits for the end of a fill.
-func awaitKept(c *Cache, d oci.Digest) {
-	c.fills.mu.Lock()
-	f := c.fills.running[d]
-	c.fills.mu.Unlock()
-	if f != nil {
-		<-f.done
-	}
-}
-
 // TestHeldContentThatCannotBeRead: what upstream can serve does not fail for the
 // sake of a sector, whether its file can be dropped or not.
 func TestHeldContentThatCannotBeRead(t *testing.T) {
@@ -93,7 +83,7 @@ func TestHeldContentThatCannotBeRead(t *testing.T) {
 			u := &unreadable{below: "blobs", after: -1, stuck: row.stuck}
 			c := openUnreadable(t, t.TempDir(), s, u)
 			mustRead(t, c, alpine, d, content)
-			awaitKept(c, d)
+			awaitNoFills(c)
 			want := content[row.offset:]
 			if row.length >= 0 {
 				want = want[:row.length]
