@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 
 	"entrepot/internal/ocitest"
@@ -29,14 +30,13 @@ type hello struct {
 // the program's layer apart.
 func newHello(t *testing.T, greeting string, docker bool, ballast int64) hello {
 	t.Helper()
-	program, err := os.ReadFile(helloBin)
+	first, err := programLayer()
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := fnv.New64()
 	_, _ = io.WriteString(h, greeting)
 	seed := h.Sum64() >> 16
-	first := ocitest.TarGz(ocitest.File{Name: "hello", Content: program, Mode: 0o755})
 	second := ocitest.TarGz(
 		ocitest.File{Name: "etc/greeting", Content: []byte(greeting + "\n")},
 		ocitest.File{Name: "ballast", Content: ocitest.Blob(seed, ballast).Bytes()},
@@ -52,6 +52,11 @@ func newHello(t *testing.T, greeting string, docker bool, ballast int64) hello {
 	image.Image = index(image.own, image.foreign)
 	return image
 }
+
+var programLayer = sync.OnceValues(func() (ocitest.Layer, error) {
+	program, err := os.ReadFile(helloBin)
+	return ocitest.TarGz(ocitest.File{Name: "hello", Content: program, Mode: 0o755}), err
+})
 
 // runnable is an image with a config that is true of its layers.
 func runnable(t *testing.T, docker bool, platform oci.Platform, entrypoint []string, layers ...ocitest.Layer) ocitest.Image {
