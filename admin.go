@@ -192,7 +192,7 @@ func (x *adminExchange) answer() error {
 		x.w.Header().Set("Connection", "close") // rather than wait for it
 		return badRequest("this takes no body")
 	case route.marks.has(notAtRest) && x.api.live == nil:
-		return &adminError{"NOT_RUNNING", "only a running server can answer " + name}
+		return &adminError{"NOT_RUNNING", "only a running server can do that"}
 	}
 	select {
 	case x.api.asked <- struct{}{}:

@@ -149,17 +149,35 @@ func examineData(ctx context.Context, cfg *Config) finding {
 	if err != nil {
 		return failed(badDirectory, subject, err.Error(), remedy)
 	}
-	keep := cfg.MinFree.Of(total)
-	space := fmt.Sprintf("%s of %s free", bytesText(free), bytesText(total))
+	space := spaceText(total, free)
+	text, cure := roomTrouble(cfg, total, free)
 	switch {
-	case free <= keep:
-		return failed(badDirectory, subject, fmt.Sprintf("%s, and %s are to be left alone: nothing new would be kept", space, bytesText(keep)), "make room, or set ENTREPOT_MIN_FREE lower")
-	case int64(cfg.CacheSize) > total-keep:
-		return doubtful(subject, fmt.Sprintf("%s: ENTREPOT_CACHE_SIZE=%s is more than there is beside ENTREPOT_MIN_FREE, which then decides", space, cfg.CacheSize), fmt.Sprintf("set it to %s or less", bytesText(total-keep)))
+	case !exists && free <= cfg.MinFree.Of(total):
+		return failed(badDirectory, subject, text, cure)
+	case text != "":
+		return doubtful(subject, text, cure)
 	case !exists:
 		return well(subject, "it will be made; %s", space)
 	}
 	return examineHeld(ctx, cfg, subject, space)
+}
+
+// roomTrouble says what of a disk does not fit the settings, and what to do.
+func roomTrouble(cfg *Config, total, free int64) (text, remedy string) {
+	keep, space := cfg.MinFree.Of(total), spaceText(total, free)
+	switch {
+	case free <= keep:
+		return fmt.Sprintf("%s, and %s are to be left alone: something new is kept only in the place of what is held", space, bytesText(keep)),
+			"make room, or set ENTREPOT_MIN_FREE lower"
+	case int64(cfg.CacheSize) > total-keep:
+		return fmt.Sprintf("%s: ENTREPOT_CACHE_SIZE=%s is more than there is beside ENTREPOT_MIN_FREE, which then decides", space, cfg.CacheSize),
+			fmt.Sprintf("set it to %s or less", bytesText(total-keep))
+	}
+	return "", ""
+}
+
+func spaceText(total, free int64) string {
+	return fmt.Sprintf("%s of %s free", bytesText(free), bytesText(total))
 }
 
 // examineHeld opens a data directory as a start does, unless a server has it.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -142,6 +143,24 @@ func TestDoctorBesideAServer(t *testing.T) {
 	} {
 		if !strings.Contains(found[subject], want) {
 			t.Errorf("of %s it says %q, want %q", subject, found[subject], want)
+		}
+	}
+}
+
+func TestDisksThatAreTooSmallAreToldOf(t *testing.T) {
+	const total = 100 << 30
+	for _, row := range []struct {
+		cap, free int64
+		want      string
+	}{
+		{0, 50 << 30, ""},
+		{95 << 30, 50 << 30, ""},
+		{96 << 30, 50 << 30, "ENTREPOT_CACHE_SIZE=96GiB is more than there is"},
+		{0, 5 << 30, "only in the place of what is held"},
+	} {
+		cfg := mustLoad(t, fmt.Sprintf("ENTREPOT_CACHE_SIZE=%dB", row.cap))
+		if text, remedy := roomTrouble(cfg, total, row.free); row.want == "" && text != "" || !strings.Contains(text, row.want) || (text == "") != (remedy == "") {
+			t.Errorf("%d of %d free, at most %d: %q, %q, want %q", row.free, total, row.cap, text, remedy, row.want)
 		}
 	}
 }

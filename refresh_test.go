@@ -64,7 +64,7 @@ func TestRefreshChecksNow(t *testing.T) {
 	server.refused(2, []string{"add --all"}, "refresh", "*")
 	server.refused(1, []string{"refresh ghcr.io/x/y:latest: ", "is not an upstream of this server"}, "refresh", "ghcr.io/x/y")
 	stopProgram(t, p)
-	operator{t, environ(append(common, "ENTREPOT_ADMIN_LISTEN=")...)}.refused(1, []string{"only a running server can answer refresh"}, "refresh", "alpine")
+	operator{t, environ(append(common, "ENTREPOT_ADMIN_LISTEN=")...)}.refused(1, []string{"only a running server can do that"}, "refresh", "alpine")
 }
 
 func TestRefreshTellsWhatWasNotAsked(t *testing.T) {

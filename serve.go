@@ -339,7 +339,7 @@ const lockNotice = 2 * time.Second
 
 func openDisk(ctx context.Context, cfg *Config, watcher *observer) (*store.Disk, error) {
 	notice := time.AfterFunc(lockNotice, func() {
-		watcher.log.Info().Str("data", string(cfg.Data)).Msg("waiting for the data directory")
+		watcher.log.Info().Str("data", string(cfg.Data)).Msg("waiting for the data directory, which another process has")
 	})
 	defer notice.Stop()
 	disk, err := store.Open(ctx, store.Config{
@@ -348,6 +348,11 @@ func openDisk(ctx context.Context, cfg *Config, watcher *observer) (*store.Disk,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ENTREPOT_DATA=%s: %w", cfg.Data, err)
+	}
+	if total, free, err := store.Space(string(cfg.Data)); err == nil {
+		if text, remedy := roomTrouble(cfg, total, free); text != "" {
+			watcher.log.Warn().Str("data", string(cfg.Data)).Msg(text + ": " + remedy)
+		}
 	}
 	return disk, nil
 }

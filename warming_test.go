@@ -121,7 +121,7 @@ func TestWarmingAtOnce(t *testing.T) {
 	o.refused(1, []string{"is not an upstream of this server"}, "warm", "ghcr.io/x/y")
 	stopProgram(t, p)
 	o.environ = append(o.environ[:len(o.environ)-1:len(o.environ)-1], "ENTREPOT_ADMIN_LISTEN=")
-	o.refused(1, []string{"only a running server can answer warm"}, "warm", "alpine")
+	o.refused(1, []string{"only a running server can do that"}, "warm", "alpine")
 }
 
 // An operator who leaves ends the work, and its place is free for the next.
