@@ -375,48 +375,49 @@ func TestWritesAreRefused(t *testing.T) {
 
 func TestPathsThatAreNoRoute(t *testing.T) {
 	d := newDoor(t, helloRegistry(t), Config{})
-	for path, want := range map[string]struct {
+	for _, row := range []struct {
+		path   string
 		status int
 		code   string
 	}{
-		"/":                                      {404, "NOT_FOUND"},
-		"/v1/":                                   {404, "NOT_FOUND"},
-		"/v2x":                                   {404, "NOT_FOUND"},
-		"/healthz":                               {404, "NOT_FOUND"},
-		"//v2/":                                  {404, "NOT_FOUND"},
-		"/v2//":                                  {404, "NOT_FOUND"},
-		"/v2/../v2/":                             {404, "NOT_FOUND"},
-		"/v2/.":                                  {404, "NOT_FOUND"},
-		"/v2/..":                                 {404, "NOT_FOUND"},
-		"/v2/library//hello/tags/list":           {404, "NOT_FOUND"},
-		"/v2/library/../hello/tags/list":         {404, "NOT_FOUND"},
-		"/v2/library/%2e%2e/hello/tags/list":     {404, "NOT_FOUND"},
-		"/v2/library/hello":                      {404, "NOT_FOUND"},
-		"/v2/library/hello/":                     {404, "NOT_FOUND"},
-		"/v2/library/hello/manifests":            {404, "NOT_FOUND"},
-		"/v2/library/hello/tags/list/":           {404, "NOT_FOUND"},
-		"/v2/_catalog/":                          {404, "NOT_FOUND"},
-		"/v2/_catalog":                           {404, "NOT_FOUND"}, // none configured
-		"/v2/library/hello/manifests/":           {404, "MANIFEST_UNKNOWN"},
-		"/v2/library/hello/manifests/-bad":       {404, "MANIFEST_UNKNOWN"},
-		"/v2/Library/hello/manifests/latest":     {400, "NAME_INVALID"},
-		"/v2/library/hello/manifests/sha256:abc": {400, "DIGEST_INVALID"},
-		"/v2/library/hello/blobs/md5:abc":        {400, "DIGEST_INVALID"},
-		"/v2/library/hello/referrers/latest":     {400, "DIGEST_INVALID"},
-		"/v2/evil.example/hello/manifests/latest":              {404, "NAME_UNKNOWN"},
-		"/v2/docker.io/manifests/latest":                       {404, "NAME_UNKNOWN"},
-		"/v2/library/hello/manifests/latest?ns=evil.example":   {404, "NAME_UNKNOWN"},
-		"/v2/library/hello/manifests/latest?ns=ghcr.io%2":      {400, "NAME_INVALID"},
-		"/v2/library/hello/manifests/latest?ns=ghcr.io%0d%0aX": {404, "NAME_UNKNOWN"},
+		{"/", 404, "NOT_FOUND"},
+		{"/v1/", 404, "NOT_FOUND"},
+		{"/v2x", 404, "NOT_FOUND"},
+		{"/healthz", 404, "NOT_FOUND"},
+		{"//v2/", 404, "NOT_FOUND"},
+		{"/v2//", 404, "NOT_FOUND"},
+		{"/v2/../v2/", 404, "NOT_FOUND"},
+		{"/v2/.", 404, "NOT_FOUND"},
+		{"/v2/..", 404, "NOT_FOUND"},
+		{"/v2/library//hello/tags/list", 404, "NOT_FOUND"},
+		{"/v2/library/../hello/tags/list", 404, "NOT_FOUND"},
+		{"/v2/library/%2e%2e/hello/tags/list", 404, "NOT_FOUND"},
+		{"/v2/library/hello", 404, "NOT_FOUND"},
+		{"/v2/library/hello/", 404, "NOT_FOUND"},
+		{"/v2/library/hello/manifests", 404, "NOT_FOUND"},
+		{"/v2/library/hello/tags/list/", 404, "NOT_FOUND"},
+		{"/v2/_catalog/", 404, "NOT_FOUND"},
+		{"/v2/_catalog", 404, "NOT_FOUND"},
+		{"/v2/library/hello/manifests/", 404, "MANIFEST_UNKNOWN"},
+		{"/v2/library/hello/manifests/-bad", 404, "MANIFEST_UNKNOWN"},
+		{"/v2/Library/hello/manifests/latest", 400, "NAME_INVALID"},
+		{"/v2/library/hello/manifests/sha256:abc", 400, "DIGEST_INVALID"},
+		{"/v2/library/hello/blobs/md5:abc", 400, "DIGEST_INVALID"},
+		{"/v2/library/hello/referrers/latest", 400, "DIGEST_INVALID"},
+		{"/v2/evil.example/hello/manifests/latest", 404, "NAME_UNKNOWN"},
+		{"/v2/docker.io/manifests/latest", 404, "NAME_UNKNOWN"},
+		{"/v2/library/hello/manifests/latest?ns=evil.example", 404, "NAME_UNKNOWN"},
+		{"/v2/library/hello/manifests/latest?ns=ghcr.io%2", 400, "NAME_INVALID"},
+		{"/v2/library/hello/manifests/latest?ns=ghcr.io%0d%0aX", 404, "NAME_UNKNOWN"},
 	} {
-		got := d.do("GET", path)
-		if got.StatusCode != want.status {
-			t.Errorf("%s: got %s %s, want %d", path, got.Status, got.body, want.status)
+		got := d.do("GET", row.path)
+		if got.StatusCode != row.status {
+			t.Errorf("%s: got %s %s, want %d", row.path, got.Status, got.body, row.status)
 			continue
 		}
-		expectError(t, got, want.status, want.code)
+		expectError(t, got, row.status, row.code)
 		if loc := got.Header.Get("Location"); loc != "" {
-			t.Errorf("%s: redirected to %s", path, loc)
+			t.Errorf("%s: redirected to %s", row.path, loc)
 		}
 	}
 }
