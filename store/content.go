@@ -169,39 +169,16 @@ func (d *Disk) judge(ctx context.Context, dg oci.Digest, f *openBlob, info fs.Fi
 	if !sized && want >= 0 && info.Mode().Perm() != proofMode && justWritten(info) {
 		return fmt.Errorf("%s is being copied in: %w", dg, ErrNotHeld)
 	}
-	h := dg.Hash()
-	if _, err := io.Copy(h, contextReader{ctx, f}); err != nil {
-		if ctx.Err() != nil {
-			return fmt.Errorf("read %s: %w", dg, err)
-		}
-		return d.lose(dg, info, err)
+	if info.Size() > maxInMemory {
+		return d.proveOnce(ctx, dg, info)
 	}
-	if !dg.Matches(h) {
-		if justWritten(info) {
-			return fmt.Errorf("%s is being copied in: %w", dg, ErrNotHeld)
-		}
-		return d.unread(blobName(dg), d.drop(dg, info, fmt.Sprintf("its %d bytes are something else", info.Size())))
+	if err := d.prove(ctx, dg, f, info); err != nil {
+		return err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("read %s: %w", dg, err)
 	}
-	// Best effort: without the mark the file is hashed again next time.
-	_ = d.root.Chmod(blobName(dg), proofMode)
-	d.proofs.put(dg, proof{info, info.Size()})
 	return nil
-}
-
-// proof is a file that was hashed by us, and the size it had.
-type proof struct {
-	file fs.FileInfo
-	size int64
-}
-
-// known reports that this very file was hashed not long ago, and is as long as
-// it was then: that no marker tells its size must not cost a hash each time.
-func (d *Disk) known(dg oci.Digest, info fs.FileInfo) bool {
-	p, ok := d.proofs.get(dg)
-	return ok && p.size == info.Size() && os.SameFile(p.file, info)
 }
 
 func justWritten(info fs.FileInfo) bool {
@@ -409,16 +386,3 @@ func notHeld(err error) error {
 func blocks(n int64) int64 { return (n + blockSize - 1) / blockSize * blockSize }
 
 const blockSize = 4096
-
-// contextReader stops a long read when nobody waits for it any more.
-type contextReader struct {
-	ctx context.Context //nolint:containedctx // of the one call that makes it
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
-}

@@ -116,6 +116,9 @@ type Disk struct {
 	evicted      atomic.Int64
 	evictedBytes atomic.Int64
 
+	proving proving
+
+	life   context.Context //nolint:containedctx // of background work; ends with cancel
 	cancel context.CancelFunc
 	work   sync.WaitGroup // background work that Close waits for
 }
@@ -181,11 +184,11 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 	d.tags = newRecent[string, Tag](16<<10, recheck)
 	d.derived = newRecent[oci.Repository, struct{}](1<<10, deriveEvery)
 	d.proofs = newRecent[oci.Digest, proof](4<<10, 24*time.Hour)
-	var working context.Context
-	working, d.cancel = context.WithCancel(context.Background())
-	d.work.Go(func() { d.keep(working) })
+	d.proving.places, d.proving.running = make(chan struct{}, maxProving), make(map[oci.Digest]*hashing)
+	d.life, d.cancel = context.WithCancel(context.Background())
+	d.work.Go(func() { d.keep(d.life) })
 	if cfg.ScrubRate > 0 {
-		d.work.Go(func() { d.scrub(working, cfg.ScrubRate) })
+		d.work.Go(func() { d.scrub(d.life, cfg.ScrubRate) })
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,6 +129,55 @@ func TestAlteredFileIsFoundWhenItIsReadIntoMemory(t *testing.T) {
 	if got, err := d.Read(t.Context(), dg, 1<<20); err != nil || !bytes.Equal(got, good) {
 		t.Errorf("after a new put: %v", err)
 	}
+}
+
+// TestCopiedFileIsHashedOnce: for all who ask at once, and to its end though they
+// leave.
+func TestCopiedFileIsHashedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		b := content(1, mib)
+		dg := oci.Sum(b)
+		var reads atomic.Int64
+		open := make(chan struct{})
+		d := openDisk(t, dir, func(op Op, _ string) error {
+			if op == OpRead {
+				reads.Add(1)
+				<-open
+			}
+			return nil
+		})
+		defer closeDisk(t, d)
+		writeAged(t, blobFile(dir, dg), b, 0o644, time.Hour)
+		ctx, leave := context.WithCancel(t.Context())
+		var asking sync.WaitGroup
+		for range 10 {
+			asking.Go(func() {
+				if c, err := d.Open(ctx, dg, mib); !errors.Is(err, context.Canceled) {
+					t.Errorf("%v, %v; want to have left", c, err)
+				}
+			})
+		}
+		synctest.Wait()
+		leave()
+		asking.Wait()
+		if n := reads.Load(); n != 1 {
+			t.Errorf("%d of those who ask hash it, want 1", n)
+		}
+		close(open)
+		synctest.Wait()
+		before := reads.Load()
+		c, err := d.Open(t.Context(), dg, mib)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := reads.Load(); n != before {
+			t.Errorf("what was hashed for nobody is hashed again")
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestLinksOutOfTheDataDirectoryLeadNowhere(t *testing.T) {
