@@ -509,6 +509,15 @@ func newAdminGuard(api http.Handler, cfg *Config, logger zerolog.Logger) *adminG
 	}
 }
 
+// guardFromOutside keeps h, which only tells, for those who have the token, where
+// other machines can reach the admin listener.
+func guardFromOutside(h http.Handler, cfg *Config, logger zerolog.Logger) http.Handler {
+	if cfg.AdminListen.isLoopback() {
+		return h
+	}
+	return newAdminGuard(h, cfg, logger)
+}
+
 func (g *adminGuard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	refusal := g.check(r)
 	if refusal == nil {
@@ -539,7 +548,7 @@ func (g *adminGuard) check(r *http.Request) *adminError {
 			return &adminError{"TOKEN", "want Authorization: Bearer, with the value of ENTREPOT_ADMIN_TOKEN"}
 		}
 	case !g.loopback:
-		return &adminError{"FORBIDDEN", "the admin API can be reached from other machines: it answers once ENTREPOT_ADMIN_TOKEN is set, or ENTREPOT_ADMIN_LISTEN is on 127.0.0.1"}
+		return &adminError{"FORBIDDEN", "this address can be reached from other machines: it answers once ENTREPOT_ADMIN_TOKEN is set, or ENTREPOT_ADMIN_LISTEN is on 127.0.0.1; for metrics alone there is ENTREPOT_METRICS_LISTEN"}
 	case !isLocalName(r.Host):
 		return &adminError{"FORBIDDEN", "without a token the admin API is asked as localhost or by address, and not as " + quote(r.Host)}
 	}

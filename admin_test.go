@@ -83,6 +83,41 @@ func TestTheAdminAPIAnswersOnlyWhoMayAsk(t *testing.T) {
 	}
 }
 
+// TestTheAdminListenerTellsStrangersNothing: where other machines can reach it
+// only probes are answered without the token.
+func TestTheAdminListenerTellsStrangersNothing(t *testing.T) {
+	tell := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	var ready readiness
+	ready.ready.Store(true)
+	for _, listen := range []string{"127.0.0.1:5001", ":5001", "192.0.2.1:5001"} {
+		for _, token := range []string{"", testToken} {
+			pairs := []string{"ENTREPOT_ADMIN_LISTEN=" + listen}
+			if token != "" {
+				pairs = append(pairs, "ENTREPOT_ADMIN_TOKEN="+token)
+			}
+			cfg := mustLoad(t, pairs...)
+			h := adminHandler(tell, &ready, newAdminGuard(tell, cfg, zerolog.Nop()), func(h http.Handler) http.Handler { return guardFromOutside(h, cfg, zerolog.Nop()) })
+			outside := listen != "127.0.0.1:5001"
+			for _, path := range []string{"/metrics", "/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline", "/debug/pprof/profile?seconds=9", "/healthz", "/readyz"} {
+				for _, given := range []string{"", "Bearer " + testToken + "x", "Bearer " + testToken} {
+					probe := path == "/healthz" || path == "/readyz"
+					isOpen := probe || !outside || token != "" && given == "Bearer "+token
+					if isOpen && strings.HasPrefix(path, "/debug/pprof/profile") {
+						continue // it takes its nine seconds
+					}
+					r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
+					r.Header = bearer(given)
+					w := httptest.NewRecorder()
+					h.ServeHTTP(w, r)
+					if got := w.Code == http.StatusOK || w.Code == http.StatusTeapot; got != isOpen {
+						t.Errorf("at %s, token %q, %q shown: %s answers %d", listen, token, given, path, w.Code)
+					}
+				}
+			}
+		}
+	}
+}
+
 func bearer(value string) http.Header { return http.Header{"Authorization": {value}} }
 
 // wantRefusal expects an error as JSON.

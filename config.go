@@ -44,7 +44,7 @@ type Config struct {
 	TokenKey          Secret           `env:"ENTREPOT_TOKEN_KEY" doc:"What tokens for clients are signed with, 32 characters or more, the same for all replicas; without it one is made in the data directory"`
 	URL               BaseURL          `env:"ENTREPOT_URL" doc:"Where clients reach the registry, such as https://cache.example, if not at the Host that they send, as behind a load balancer that ends TLS"`
 	AdminListen       Address          `env:"ENTREPOT_ADMIN_LISTEN" envDefault:"127.0.0.1:5001" empty:"no such listener" doc:"Where the admin API, pprof, metrics and health listen; keep it away from clients"`
-	AdminToken        Secret           `env:"ENTREPOT_ADMIN_TOKEN" doc:"Who has it may use the admin API; without it only this machine may; at least 16 characters"`
+	AdminToken        Secret           `env:"ENTREPOT_ADMIN_TOKEN" doc:"Who has it may use the admin API, and from other machines pprof and metrics there; without it only this machine may; at least 16 characters"`
 	MetricsListen     Address          `env:"ENTREPOT_METRICS_LISTEN" empty:"no such listener" doc:"/metrics and /readyz alone, for scrapers and probes in a container"`
 	Data              Dir              `env:"ENTREPOT_DATA" envDefault:"./data" doc:"The data directory"`
 	CacheSize         Size             `env:"ENTREPOT_CACHE_SIZE" envDefault:"0" doc:"Hard cap on what the data directory holds, such as 200GiB; 0 is no cap"`
@@ -335,9 +335,10 @@ func (c *Config) Warnings() []string {
 	var all []string
 	warn := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
 	if c.AdminListen != "" && !c.AdminListen.isLoopback() {
-		warn("ENTREPOT_ADMIN_LISTEN=%s: everybody who reaches this address can read metrics and profiles", c.AdminListen)
-		if !c.AdminToken.IsSet() {
-			warn("ENTREPOT_ADMIN_LISTEN=%s is reached from other machines, so the admin API refuses everybody until ENTREPOT_ADMIN_TOKEN is set", c.AdminListen)
+		if c.AdminToken.IsSet() {
+			warn("ENTREPOT_ADMIN_LISTEN=%s is reached from other machines, and ENTREPOT_ADMIN_TOKEN travels there in clear", c.AdminListen)
+		} else {
+			warn("ENTREPOT_ADMIN_LISTEN=%s is reached from other machines, so it answers nothing but probes until ENTREPOT_ADMIN_TOKEN is set", c.AdminListen)
 		}
 	}
 	if variable := c.clearLogins(); variable != "" {

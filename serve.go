@@ -83,7 +83,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	if err != nil {
 		return err
 	}
-	front := startFront(lines, shown, cfg.MaxConnections, counts.handler(logger), logger)
+	front := startFront(lines, shown, cfg, counts.handler(logger), logger)
 	stop := sync.OnceFunc(func() { front.stop(time.Duration(cfg.ShutdownTimeout), logger) })
 	defer stop() // where the stack does not come up
 
@@ -153,9 +153,10 @@ type front struct {
 	failed    chan error // from a listener that takes no more connections
 }
 
-func startFront(l lines, shown *certs.Keeper, most Bound, scrape http.Handler, logger zerolog.Logger) *front {
+func startFront(l lines, shown *certs.Keeper, cfg *Config, scrape http.Handler, logger zerolog.Logger) *front {
 	f := &front{failed: make(chan error, 4)} // one for each listener
 	fail := func(err error) { f.failed <- err }
+	most := cfg.MaxConnections
 	var secure *tls.Config
 	if shown != nil {
 		secure = shown.Config()
@@ -165,7 +166,7 @@ func startFront(l lines, shown *certs.Keeper, most Bound, scrape http.Handler, l
 		f.registry = append(f.registry, startServer("plain registry", l.plain, shown.Challenges(registryHandler(&f.api)), nil, most, logger, fail))
 	}
 	if l.admin != nil {
-		f.others = append(f.others, startServer("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators), nil, 0, logger, fail))
+		f.others = append(f.others, startServer("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators, func(h http.Handler) http.Handler { return guardFromOutside(h, cfg, logger) }), nil, 0, logger, fail))
 	}
 	if l.metrics != nil {
 		f.others = append(f.others, startServer("metrics", l.metrics, metricsHandler(scrape, &f.ready), nil, 0, logger, fail))

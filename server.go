@@ -187,19 +187,26 @@ func registryHandler(api http.Handler) http.Handler {
 	})
 }
 
-// adminHandler is for operators on this machine.
-func adminHandler(metrics http.Handler, ready *readiness, api http.Handler) http.Handler {
+// adminHandler is for operators on this machine. guard stands before what only
+// they may see; api has its own.
+func adminHandler(metrics http.Handler, ready *readiness, api http.Handler, guard func(http.Handler) http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(adminPrefix, api)
 	mux.Handle("/healthz", http.HandlerFunc(healthz))
 	mux.Handle("/readyz", ready)
-	mux.Handle("/metrics", metrics)
+	mux.Handle("/metrics", guard(metrics))
+	mux.Handle("/debug/pprof/", guard(profiles()))
+	mux.HandleFunc("/", notFound)
+	return mux
+}
+
+func profiles() http.Handler {
+	mux := http.NewServeMux()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("/", notFound)
 	return mux
 }
 

@@ -155,6 +155,7 @@ func TestRoutesOfEachListener(t *testing.T) {
 	api := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 	scrape := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "metrics") })
 	var ready readiness
+	open := func(h http.Handler) http.Handler { return h }
 	for _, row := range []struct {
 		name, method, path string
 		handler            http.Handler
@@ -167,16 +168,16 @@ func TestRoutesOfEachListener(t *testing.T) {
 		{"registry", "GET", "/v2/", registryHandler(api), false, 418},
 		{"registry", "GET", "/metrics", registryHandler(api), true, 418},
 		{"registry", "GET", "/healthz/", registryHandler(api), true, 418},
-		{"admin", "GET", "/healthz", adminHandler(scrape, &ready, api), false, 200},
-		{"admin", "GET", "/readyz", adminHandler(scrape, &ready, api), true, 200},
-		{"admin", "GET", "/readyz", adminHandler(scrape, &ready, api), false, 503},
-		{"admin", "GET", "/metrics", adminHandler(scrape, &ready, api), false, 200},
-		{"admin", "GET", "/debug/pprof/", adminHandler(scrape, &ready, api), false, 200},
-		{"admin", "GET", "/debug/pprof/goroutine", adminHandler(scrape, &ready, api), false, 200},
-		{"admin", "GET", "/admin/v1/about", adminHandler(scrape, &ready, api), false, 418},
+		{"admin", "GET", "/healthz", adminHandler(scrape, &ready, api, open), false, 200},
+		{"admin", "GET", "/readyz", adminHandler(scrape, &ready, api, open), true, 200},
+		{"admin", "GET", "/readyz", adminHandler(scrape, &ready, api, open), false, 503},
+		{"admin", "GET", "/metrics", adminHandler(scrape, &ready, api, open), false, 200},
+		{"admin", "GET", "/debug/pprof/", adminHandler(scrape, &ready, api, open), false, 200},
+		{"admin", "GET", "/debug/pprof/goroutine", adminHandler(scrape, &ready, api, open), false, 200},
+		{"admin", "GET", "/admin/v1/about", adminHandler(scrape, &ready, api, open), false, 418},
 		{"registry", "GET", "/admin/v1/about", registryHandler(api), false, 418},
 		{"metrics", "GET", "/admin/v1/about", metricsHandler(scrape, &ready), false, 404},
-		{"admin", "GET", "/", adminHandler(scrape, &ready, api), false, 404},
+		{"admin", "GET", "/", adminHandler(scrape, &ready, api, open), false, 404},
 		{"metrics", "GET", "/metrics", metricsHandler(scrape, &ready), false, 200},
 		{"metrics", "GET", "/readyz", metricsHandler(scrape, &ready), true, 200},
 		{"metrics", "GET", "/debug/pprof/", metricsHandler(scrape, &ready), true, 404},
