@@ -191,3 +191,27 @@ func FuzzParseLinks(f *testing.F) {
 		}
 	})
 }
+
+// What is taken for a manifest is taken again as what it was kept as.
+func FuzzNewManifest(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}`), "application/json")
+	f.Add([]byte(`{"schemaVersion":2}`), "application/vnd.oci.image.index.v1+json; charset=utf-8")
+	f.Add([]byte(`{"errors":[]}`), "application/json")
+	f.Add([]byte(`{"schemaVersion":2,"mediaType":"a\r\nb"}`), "")
+	f.Fuzz(func(t *testing.T, content []byte, contentType string) {
+		m, err := oci.NewManifest(content, contentType, oci.Digest{})
+		if err != nil {
+			if oci.CodeOf(err) != oci.BadUpstream {
+				t.Errorf("an error without a place: %v", err)
+			}
+			return
+		}
+		if m.MediaType == "" || m.Digest.Verify(content) != nil || m.Size != int64(len(content)) {
+			t.Fatalf("taken as %+v", m.Descriptor)
+		}
+		again, err := oci.NewManifest(content, m.MediaType, m.Digest)
+		if oci.IsManifestType(m.MediaType) && (err != nil || again.Descriptor != m.Descriptor) {
+			t.Errorf("%+v is taken again as %+v, %v", m.Descriptor, again.Descriptor, err)
+		}
+	})
+}
