@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"text/tabwriter"
+	"unicode/utf8"
 )
 
 // printConfig writes the effective value of every variable and where it came
@@ -60,18 +61,43 @@ func markdownNames(s setting) []string {
 	return names
 }
 
-// printSettings writes the same table for a terminal.
+// printSettings writes the same for a terminal, whatever its width.
 func printSettings(w io.Writer) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var b strings.Builder
 	for _, s := range settings() {
-		for _, name := range s.names() {
-			fmt.Fprintf(table, "  %s\t%s\n", name, s.meaning())
-		}
+		b.WriteString("  " + strings.Join(s.names(), ", "))
 		if s.preset != "" {
-			fmt.Fprintf(table, "  \t(default %s)\n", s.preset)
+			b.WriteString(" (default " + s.preset + ")")
 		}
+		b.WriteByte('\n')
+		fold(&b, s.meaning(), "      ")
 	}
-	return table.Flush()
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// helpWidth is how wide the lines of help are.
+const helpWidth = 80
+
+// fold writes text in lines that begin with indent.
+func fold(b *strings.Builder, text, indent string) {
+	at := 0
+	for _, word := range strings.Fields(text) {
+		switch {
+		case at == 0:
+			b.WriteString(indent)
+			at = len(indent)
+		case at+1+utf8.RuneCountInString(word) > helpWidth:
+			b.WriteString("\n" + indent)
+			at = len(indent)
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(word)
+		at += utf8.RuneCountInString(word)
+	}
+	b.WriteByte('\n')
 }
 
 // names are the variables that set s.

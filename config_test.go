@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"entrepot/cache"
 	"entrepot/internal/ocitest"
@@ -742,5 +743,23 @@ func TestTimesAreGivenInDaysToo(t *testing.T) {
 	c := mustLoad(t, "ENTREPOT_TAG_TTL=7d", "ENTREPOT_WARM_EVERY=1d")
 	if c.TagTTL.Duration() != 7*24*time.Hour || time.Duration(c.WarmEvery) != 24*time.Hour {
 		t.Errorf("got %s and %s", c.TagTTL, c.WarmEvery)
+	}
+}
+
+func TestHelpFitsTheTerminal(t *testing.T) {
+	var out strings.Builder
+	if err := printSettings(&out); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if strings.HasPrefix(line, "      ") && utf8.RuneCountInString(line) > helpWidth+1 {
+			t.Errorf("wider than %d: %s", helpWidth, line)
+		}
+	}
+	words := strings.Join(strings.Fields(out.String()), " ")
+	for _, s := range settings() {
+		if !strings.Contains(words, strings.Join(s.names(), ", ")) || !strings.Contains(words, strings.Join(strings.Fields(s.meaning()), " ")) {
+			t.Errorf("nothing of %s", s.name)
+		}
 	}
 }

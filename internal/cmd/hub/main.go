@@ -51,13 +51,13 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	flags.StringVar(&cfg.CDNAddr, "cdn", "127.0.0.1:0", "address of the CDN")
 	flags.StringVar(&cfg.Hostname, "hostname", "localhost", "the name that it calls itself by in challenges and redirects")
 	flags.BoolVar(&cfg.TLS, "tls", false, "serve https, with a certificate from a CA made on the spot")
-	control := flags.String("control", "127.0.0.1:0", "address of the remote control")
+	control := flags.String("control", "127.0.0.1:0", "address of the remote control, which go doc ./internal/ocitest Control describes")
 	caFile := flags.String("ca", "", "write the CA's certificate to this file")
 	habits := flags.String("habits", "{}", `habits to start with, as JSON: {"Auth":"none","PullLimit":100}`)
 	binary := flags.String("run", "", `path of a static binary to make library/run of; "self" for this one (built with CGO_ENABLED=0)`)
 	var users, images list
 	flags.Var(&users, "user", "an account, name:password (may be repeated)")
-	flags.Var(&images, "image", "an image of random layers, repository:tag=size,size,... in bytes (may be repeated)")
+	flags.Var(&images, "image", "an image of random layers, which no client can unpack, repository:tag=size,size,... in bytes (may be repeated)")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
