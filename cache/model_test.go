@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,11 +41,12 @@ type world struct {
 	mu     sync.Mutex // guards what follows
 	faulty int        // of a hundred bodies so many are bad
 	full   bool       // the disk refuses what is written to fills
+	worn   int        // of a hundred pieces of files so many cannot be read: no reason for anything to fail
 	pulls  sync.WaitGroup
 }
 
 // TestRandomScheduleAgainstModel runs readers, ranges, leaving clients, broken
-// and wrong bodies, full disks, deletions, truncations and restarts in random
+// and wrong bodies, full and worn disks, deletions, truncations and restarts in random
 // order. Whatever happens, a reader gets the right bytes, or an error before
 // the end of them; and without faults it gets them all.
 func TestRandomScheduleAgainstModel(t *testing.T) {
@@ -70,6 +72,7 @@ func runSchedule(t *testing.T, budget int64) {
 		{8, w.readAndLeave},
 		{6, w.setFaults},
 		{3, w.setFull},
+		{3, w.setWorn},
 		{4, w.deleteSomething},
 		{3, w.truncateSomething},
 		{2, w.restart},
@@ -129,6 +132,9 @@ func (w *world) disk(op store.Op, name string) error {
 	defer w.mu.Unlock()
 	if w.full && (op == store.OpWrite || op == store.OpCreate) && filepath.Dir(filepath.Dir(name)) == "fills" {
 		return errors.New("no space left on device")
+	}
+	if op == store.OpRead && rand.IntN(100) < w.worn {
+		return syscall.EIO
 	}
 	return nil
 }
@@ -241,9 +247,15 @@ func (w *world) setFull() {
 	w.mu.Unlock()
 }
 
+func (w *world) setWorn() {
+	w.mu.Lock()
+	w.worn = []int{0, 0, 2, 20}[w.rng.IntN(4)]
+	w.mu.Unlock()
+}
+
 func (w *world) calm() {
 	w.mu.Lock()
-	w.faulty, w.full = 0, false
+	w.faulty, w.full, w.worn = 0, false, 0
 	w.mu.Unlock()
 }
 
