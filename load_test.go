@@ -131,6 +131,7 @@ type lazy struct {
 	size   int64
 	pieces int   // isolated ones
 	run    int64 // bytes that are read one piece after the other
+	memory int64 // what the process may hold; 0 where that cannot be told
 }
 
 // piece is what lazy pullers ask for at a time.
@@ -189,6 +190,9 @@ func runLazy(t *testing.T, random *rand.Rand, l lazy) {
 		if bound := n*11/10 + int64(row.windows)*window; sent > bound {
 			t.Errorf("%s: %d bytes asked for cost %d, want %d at most", row.name, n, sent, bound)
 		}
+	}
+	if l.memory > 0 && most > l.memory {
+		t.Errorf("%d bytes of anonymous memory, want %d at most", most, l.memory)
 	}
 	t.Logf("%v, %.1f MiB of anonymous memory", took.Round(10*time.Millisecond), float64(most)/(1<<20))
 }

@@ -61,13 +61,17 @@ func TestSoakManyBlobsDoNotDelayAStart(t *testing.T) {
 	}
 }
 
+// memoryFor is the anonymous memory that so many clients may make the process
+// hold.
+func memoryFor(clients int64) int64 { return 64<<20 + clients*64<<10 }
+
 func TestSoakHerd(t *testing.T) {
 	const clients = 200
-	runHerd(t, schedule(t), herd{clients: clients, size: 1 << 30, rate: 12 << 20, killEach: 100 * time.Millisecond, memory: 64<<20 + clients*64<<10})
+	runHerd(t, schedule(t), herd{clients: clients, size: 1 << 30, rate: 12 << 20, killEach: 100 * time.Millisecond, memory: memoryFor(clients)})
 }
 
 func TestSoakLazyPull(t *testing.T) {
-	runLazy(t, schedule(t), lazy{size: 2 << 30, pieces: 600, run: 1 << 30})
+	runLazy(t, schedule(t), lazy{size: 2 << 30, pieces: 600, run: 1 << 30, memory: memoryFor(1)})
 }
 
 // TestSoakColdPull compares a pull of three layers through a cold cache with one
@@ -91,6 +95,9 @@ func TestSoakColdPull(t *testing.T) {
 		t.Logf("direct %.2f s, through a cold cache %.2f s: %.3f; %.1f MiB of anonymous memory", direct.Seconds(), through.Seconds(), ratio, float64(most)/(1<<20))
 		if sent, want := hub.Sent(ocitest.Match{Role: ocitest.CDN}), image.Blobs[0].Size+(64+256+512)<<20; sent != want {
 			t.Errorf("%d bytes came from upstream, want %d", sent, want)
+		}
+		if limit := memoryFor(4); most > limit {
+			t.Errorf("%d bytes of anonymous memory, want %d at most", most, limit)
 		}
 		ratios = append(ratios, ratio)
 	}
