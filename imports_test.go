@@ -168,3 +168,18 @@ func TestTheBinaryHoldsNoTestCode(t *testing.T) {
 		}
 	}
 }
+
+// TestNothingIsDecompressed: a layer's bytes are what its digest names, and a few
+// of them can stand for very many. The product unpacks nothing that it is sent.
+func TestNothingIsDecompressed(t *testing.T) {
+	for _, p := range listPackages(t, "./...") {
+		if _, ours, exempt := room(p.ImportPath); !ours || exempt {
+			continue
+		}
+		for _, path := range p.Imports {
+			if strings.HasPrefix(path, "compress/") || strings.HasPrefix(path, "archive/") || strings.HasPrefix(path, "github.com/klauspost/compress") {
+				t.Errorf("%s imports %s", p.ImportPath, path)
+			}
+		}
+	}
+}

@@ -65,7 +65,7 @@ func listen(ctx context.Context, variable string, a Address) (net.Listener, erro
 func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger, failed func(error)) *server {
 	ctx, cut := context.WithCancel(context.Background())
 	s := &server{name: name, cut: cut, all: crowd{most: int64(most)}}
-	h = s.all.guard(h)
+	h = endsAfterChunks(s.all.guard(h))
 	serve := func() error { return s.http.Serve(l) }
 	if secure != nil {
 		h = s.counted(h)
@@ -112,6 +112,19 @@ func (s *server) counted(h http.Handler) http.Handler {
 		if r.ProtoMajor >= 2 {
 			s.addStreams(1)
 			defer s.addStreams(-1)
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// endsAfterChunks closes the connection after a request that came in chunks. If it
+// told a length as well, net/http has dropped that, and whatever stands before us
+// may have gone by it and see another next request (RFC 9112, 6.3). No client that
+// pulls sends any.
+func endsAfterChunks(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TransferEncoding != nil {
+			w.Header().Set("Connection", "close")
 		}
 		h.ServeHTTP(w, r)
 	})

@@ -196,6 +196,65 @@ func TestRoutesOfEachListener(t *testing.T) {
 	}
 }
 
+// TestSmuggledRequestsAreNotSeen: what stands before the cache may read a request
+// otherwise than we do. One whose end is not certain is refused, and nothing
+// behind it on its connection is answered.
+func TestSmuggledRequestsAreNotSeen(t *testing.T) {
+	const hidden = "GET /v2/hidden HTTP/1.1\r\nHost: cache.example\r\n\r\n"
+	for name, request := range map[string]string{
+		"two lengths":                 "GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n",
+		"a signed length":             "GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: +0\r\n\r\n",
+		"a length that is a list":     "GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0, 9\r\n\r\n",
+		"an unknown coding":           "GET /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+		"two codings":                 "GET /v2/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+		"a space before the colon":    "GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length : 5\r\n\r\n",
+		"a line break in a name":      "GET /v2/ HTTP/1.1\r\nHost: x\r\nA\rB: 5\r\n\r\n",
+		"no host":                     "GET /v2/ HTTP/1.1\r\n\r\n",
+		"two hosts":                   "GET /v2/ HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+		"a host that is a path":       "GET /v2/ HTTP/1.1\r\nHost: x/y\r\n\r\n",
+		"no version":                  "GET /v2/\r\n\r\n",
+		"a version that is no number": "GET /v2/ HTTP/1.x\r\nHost: x\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, url := startTest(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s %s was seen", r.Method, r.URL) }), zerolog.Nop())
+			answer := exchangeRaw(t, url, request+hidden)
+			if !strings.HasPrefix(answer, "HTTP/1.1 400 ") && !strings.HasPrefix(answer, "HTTP/1.1 501 ") || strings.Count(answer, "HTTP/1.1") != 1 {
+				t.Errorf("answered with %q", answer)
+			}
+		})
+	}
+}
+
+// TestALengthBesideChunksEndsTheConnection: of the two the chunks count (RFC 9112,
+// 6.3), and whoever went by the length has no next request here.
+func TestALengthBesideChunksEndsTheConnection(t *testing.T) {
+	var seen []string
+	_, url := startTest(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = append(seen, r.URL.Path) }), zerolog.Nop())
+	exchangeRaw(t, url, "GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /v2/hidden HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	if len(seen) != 1 {
+		t.Errorf("requests for %q were seen", seen)
+	}
+}
+
+// exchangeRaw sends bytes, and returns all that comes back until the server
+// closes.
+func exchangeRaw(t *testing.T, url, request string) string {
+	t.Helper()
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil && len(answer) == 0 {
+		t.Error(err)
+	}
+	return string(answer)
+}
+
 func TestServerLogTellsAPanicFromNoise(t *testing.T) {
 	var out syncBuffer
 	_, url := startTest(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("boo") }), zerolog.New(&out).Level(zerolog.InfoLevel))

@@ -196,6 +196,32 @@ func TestLinksOutOfTheDataDirectoryLeadNowhere(t *testing.T) {
 	}
 }
 
+// A directory that is a link would have records and content written where it
+// leads.
+func TestLinkedDirectoriesAreNotWrittenThrough(t *testing.T) {
+	for _, name := range []string{"repos/docker.io", "blobs/sha256", "fills/sha256"} {
+		t.Run(name, func(t *testing.T) {
+			outside, dir := t.TempDir(), t.TempDir()
+			d := openDisk(t, dir, nil)
+			inside := filepath.Join(dir, name)
+			if err := errors.Join(os.RemoveAll(inside), os.MkdirAll(filepath.Dir(inside), 0o755), os.Symlink(outside, inside)); err != nil {
+				t.Fatal(err)
+			}
+			c := content(3, 1000)
+			_ = d.Put(oci.Sum(c), c)
+			_ = d.Mark(busybox, oci.Sum(c), Marker{Size: 1000, State: Proven})
+			_ = d.PutTag(busybox, "1", Tag{Digest: oci.Sum(c), Size: 1000})
+			if f, err := d.Fill(oci.Sum([]byte("other")), busybox); err == nil {
+				_, _ = f.WriteAt([]byte("other"), 0)
+				_ = f.Close()
+			}
+			if found, err := os.ReadDir(outside); err != nil || len(found) != 0 {
+				t.Errorf("outside lies %v (%v)", found, err)
+			}
+		})
+	}
+}
+
 func TestTagRecords(t *testing.T) {
 	dir := t.TempDir()
 	d := openDisk(t, dir, nil)
