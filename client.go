@@ -273,7 +273,7 @@ func (s cacheServer) expand(w io.Writer, text string) error {
 func parseInterspersed(flags *flag.FlagSet, all []string) (args []string, err error) {
 	for rest := all; ; rest = flags.Args()[1:] {
 		if err := flags.Parse(rest); err != nil {
-			return nil, err
+			return nil, errors.New(strings.Replace(err.Error(), " -", " --", 1)) // package flag names them by one
 		}
 		if flags.NArg() == 0 {
 			return args, nil

@@ -173,7 +173,7 @@ func (c *Config) cutAddress(names *oci.Names, name string) (rest, note string) {
 	case rest == "" || !oci.IsRegistry(first) || slices.Contains(names.Upstreams, oci.FoldHost(first)) || names.Rule(name, "", "") != nil:
 		return name, ""
 	}
-	return rest, first + " is no upstream, so it is taken for this cache's address"
+	return rest, first + " is no upstream, so it is taken for this cache's address; as a registry's name it would be answered with 404"
 }
 
 // accountFor is the account that an upstream is asked with for a repository, as
@@ -302,7 +302,7 @@ func (o *operation) showExplanation(x explanationJSON) error {
 			more = "and what only upstream can tell"
 		}
 		if p.Platform == "" {
-			p.Platform = "it"
+			p.Platform = "this image"
 		}
 		if err := t.row(nil, p.Platform, strconv.Itoa(p.Heads), strconv.Itoa(p.Manifests), strconv.Itoa(p.Blobs), bytesText(p.Bytes), more); err != nil {
 			return err

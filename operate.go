@@ -137,7 +137,9 @@ func (o *operation) begin(ctx context.Context, least, most int) (err error) {
 	switch {
 	case len(o.args) < least:
 		return o.misused("it needs a reference, such as alpine:3.20")
-	case most >= 0 && len(o.args) > most:
+	case most == 0 && len(o.args) > 0:
+		return o.misused("it takes no argument, and not %s", quote(o.args[0]))
+	case most > 0 && len(o.args) > most:
 		return o.misused("it takes %d argument at most, and not %s (is a * not quoted?)", most, quote(o.args[most]))
 	case o.json && o.table:
 		return o.misused("--json or --table, and not both")

@@ -267,13 +267,15 @@ func TestATokenIsAskedForAndSent(t *testing.T) {
 func TestMistakesInOperatorsCommandLines(t *testing.T) {
 	o := operator{t, environ("ENTREPOT_DATA="+t.TempDir(), "ENTREPOT_ADMIN_LISTEN=")}
 	for _, row := range []struct{ line, want string }{
-		{"ls --tabel", "flag provided but not defined: -tabel: entrepot help ls"},
+		{"ls --tabel", "flag provided but not defined: --tabel: entrepot help ls"},
 		{"ls a b", `takes 1 argument at most, and not "b"`},
 		{"ls --json --table", "and not both"},
 		{"rm", "needs a reference"},
 		{"unpin", "needs a reference"},
-		{"prune x", "takes 0 argument"},
-		{"df --next x", "invalid value"},
+		{"prune x", `takes no argument, and not "x"`},
+		{"df --next x", `invalid value "x" for flag --next: parse error`},
+		{"df --next", "flag needs an argument: --next"},
+		{"rm --all=-x y", `invalid boolean value "-x" for --all: `},
 	} {
 		o.refused(2, []string{row.want, strings.Fields(row.line)[0] + ": "}, strings.Fields(row.line)...)
 	}

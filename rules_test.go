@@ -86,10 +86,10 @@ func TestRulesAreShown(t *testing.T) {
 		wantLines(t, o.must("rules", "--json"), `{"target":"app","source":"docker.io/team/app"}`, `{"target":"ours/\*","source":"docker.io/team/\*","account":"robot"}`)
 		wantLines(t, o.must("explain", "--table", "cache.example/ours/app:1"),
 			`repository +docker.io/team/app`, `rule +ours/\* => docker.io/team/\*`, `asked as +robot`, `who may +everybody who reaches the port`,
-			`held +true`, `fresh +yes: upstream is not asked \(checked AGO, believed for 5m\)`, `it +0 +0 +0 +0B +`)
+			`held +true`, `fresh +yes: upstream is not asked \(checked AGO, believed for 5m\)`, `this image +0 +0 +0 +0B +`)
 		wantLines(t, o.must("explain", "--table", "10.0.0.1:5000/app:2"),
-			`note +10.0.0.1:5000 is no upstream, so it is taken for this cache's address`, `rule +app => docker.io/team/app`,
-			`held +false`, `fresh +not held: upstream is asked`, `it +1 +1 +0 +0B +and what only upstream can tell`)
+			`note +10.0.0.1:5000 is no upstream, so it is taken for this cache's address; as a registry's name it would be answered with 404`, `rule +app => docker.io/team/app`,
+			`held +false`, `fresh +not held: upstream is asked`, `this image +1 +1 +0 +0B +and what only upstream can tell`)
 		// An index of which nothing else is held: what its manifests list is not known,
 		// unless another repository has brought it.
 		wantLines(t, o.must("explain", "--table", "--ns", "docker.io", "library/alpine"),
