@@ -95,7 +95,7 @@ func (x *exchange) classify(err error) error {
 	}
 	switch {
 	case x.ctx.hasExpired() && isContextError(err):
-		return oci.Errorf(oci.Timeout, "no answer from upstream within %v: %w", x.h.cfg.HeaderTimeout, err)
+		return &oci.Error{Code: oci.Timeout, Detail: fmt.Sprintf("no answer from upstream within %v", x.h.cfg.HeaderTimeout), Err: err}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &oci.Error{Code: oci.Timeout, Err: err}
 	case errors.Is(err, context.Canceled):

@@ -381,6 +381,9 @@ func TestMuteSourceIs504(t *testing.T) {
 						t.Errorf("answered after %v, want 15s", wait)
 					}
 					expectError(t, got, 504, "UNAVAILABLE")
+					if text := string(got.body); c.method == "GET" && !strings.Contains(text, `"no answer from upstream within 15s"`) {
+						t.Errorf("the client reads %s, want what it waited for, and no words of Go's", text)
+					}
 					if rec := d.record(); rec.Status != 504 || oci.CodeOf(rec.Err) != oci.Timeout {
 						t.Errorf("recorded %d %v", rec.Status, rec.Err)
 					}
