@@ -220,7 +220,9 @@ func (p *faultyPull) play(ctx context.Context, s *site, c faultClient) {
 	defer tick.Stop()
 	for began = time.Now(); time.Since(began) < faultMended; <-tick.C {
 		if _, p.mended = try(ctx, faultPull, c.env, c.pull(p)...); p.mended == nil {
-			p.greeting, p.mended = try(ctx, faultPull, c.env, c.run(p)...)
+			for tries := 0; tries < 3 && p.greeting == "" && p.mended == nil; tries++ { // ctr may lose what a short process prints
+				p.greeting, p.mended = try(ctx, faultPull, c.env, c.run(p)...)
+			}
 			return
 		}
 	}
