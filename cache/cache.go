@@ -123,7 +123,7 @@ func New(disk *store.Disk, upstream oci.Source, cfg Config) *Cache {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.fills.running = make(map[oci.Digest]*fill)
 	if cfg.Prefetch > 0 {
-		c.prefetch.slots = make(chan struct{}, cfg.Prefetch)
+		c.prefetch.slots, c.prefetch.ahead = make(chan struct{}, cfg.Prefetch), make(chan struct{}, maxAhead)
 	}
 	return c
 }

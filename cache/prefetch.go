@@ -13,6 +13,10 @@ import (
 // asked for.
 const busy = 12
 
+// maxAhead bounds the manifests whose layers are being filled ahead, or wait for
+// that: of more than so many, a layer would hardly come before it is asked for.
+const maxAhead = 64
+
 // maxRemembered bounds the layers of which we know the manifest.
 const maxRemembered = 16 << 10
 
@@ -24,6 +28,7 @@ const maxRemembered = 16 << 10
 // will want it may be there in a moment.
 type prefetch struct {
 	slots chan struct{} // fills at once; nil turns prefetching off
+	ahead chan struct{} // manifests at once, the waiting ones too
 
 	mu     sync.Mutex // guards layers and what they lead to
 	layers map[membership]*siblings
@@ -94,7 +99,13 @@ func (c *Cache) prefetchWith(ctx context.Context, repo oci.Repository, layer oci
 		return
 	}
 	life := oci.CarrySpan(ctx, c.ctx)
-	c.spawn(func() {
+	select {
+	case c.prefetch.ahead <- struct{}{}:
+	default:
+		return
+	}
+	c.spawn(func() { // or nobody will want the place again
+		defer func() { <-c.prefetch.ahead }()
 		var fills sync.WaitGroup
 		defer fills.Wait()
 		for _, d := range siblings {

@@ -133,6 +133,30 @@ func TestPrefetchGivesWay(t *testing.T) {
 	})
 }
 
+func TestPrefetchQueueIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := newCache(t, s, Config{Prefetch: 1})
+		defer closeCache(t, c)
+		c.prefetch.slots <- struct{}{} // a fill that takes long
+		for i := range maxAhead + 10 {
+			first, second := pattern(2*i, 100), pattern(2*i+1, 100)
+			m := s.pushImage(alpine, "latest", first, second)
+			if _, _, err := c.Manifest(t.Context(), alpine, m.Digest, oci.Ask{}); err != nil {
+				t.Fatal(err)
+			}
+			c.prefetchWith(t.Context(), alpine, oci.Sum(first), "")
+		}
+		synctest.Wait()
+		s.set(func() { s.asked = nil })
+		<-c.prefetch.slots
+		synctest.Wait()
+		if n := len(s.questions()); n != maxAhead {
+			t.Errorf("%d layers were filled ahead once there was a place, want %d", n, maxAhead)
+		}
+	})
+}
+
 func TestExtraStreamsLeavePlaces(t *testing.T) {
 	var e extras
 	taken := 0
