@@ -40,7 +40,7 @@ func TestClientsAreTold(t *testing.T) {
 		},
 		{"no client", nil, nil, "", "want one of docker, containerd"},
 		{"an unknown client", nil, []string{"dokcer"}, "", `"dokcer" is none of docker`},
-		{"an unknown flag", nil, []string{"docker", "--adress", "x"}, "", "entrepot help client"},
+		{"an unknown flag", nil, []string{"docker", "--host", "x"}, "", "entrepot help client"},
 		{"no address", nil, []string{"docker", "--address", "cache.example:5000/path"}, "", `"cache.example:5000/path" is no address`},
 		{"another scheme", nil, []string{"docker", "--address", "ftp://cache.example"}, "", "is no address"},
 		{"a CA without TLS", nil, []string{"podman", "--ca", "/etc/ca.pem"}, "", "--ca is for a server with TLS"},

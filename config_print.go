@@ -82,7 +82,7 @@ const helpWidth = 80
 // fold writes text in lines that begin with indent.
 func fold(b *strings.Builder, text, indent string) {
 	at := 0
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		switch {
 		case at == 0:
 			b.WriteString(indent)

@@ -193,7 +193,7 @@ func examineHeld(ctx context.Context, cfg *Config, subject, space string) findin
 	if err != nil {
 		return failed(badDirectory, subject, err.Error(), "end who has it, or set ENTREPOT_DATA")
 	}
-	defer disk.Close()
+	defer func() { _ = disk.Close() }()
 	return well(subject, "it can be opened; %s", space)
 }
 
