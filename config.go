@@ -84,6 +84,7 @@ type Config struct {
 	ShutdownTimeout   Duration         `env:"ENTREPOT_SHUTDOWN_TIMEOUT" envDefault:"8s" doc:"How long running answers may take after SIGTERM until they are cut (containers are killed after 10 s)"`
 	TraceEndpoint     CollectorURL     `env:"ENTREPOT_TRACE_ENDPOINT" doc:"OpenTelemetry collector that traces go to by OTLP over HTTP, such as http://127.0.0.1:4318; without it nothing is traced"`
 	TraceRatio        Portion          `env:"ENTREPOT_TRACE_RATIO" envDefault:"100%" doc:"The part of the requests that is traced; where a client sends a traceparent, that says"`
+	AccessLog         Switch           `env:"ENTREPOT_ACCESS_LOG" envDefault:"false" doc:"A line in the log for each request, at level info"`
 	LogLevel          LogLevel         `env:"ENTREPOT_LOG_LEVEL" envDefault:"info" doc:"debug (a line per request), info, warn or error"`
 	LogFormat         LogFormat        `env:"ENTREPOT_LOG_FORMAT" envDefault:"auto" doc:"console, json, or auto: console on a terminal"`
 

@@ -75,6 +75,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	m.watchCertificate(time.Now)
 	m.watchWarm(warm.NewList(warm.Config{}).Totals)
 	m.watchClients(nil)
+	m.watchConnections(func() int64 { return 0 })
 	cut := hitRecord()
 	cut.Err = io.ErrUnexpectedEOF
 	m.request(&cut)

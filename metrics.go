@@ -39,8 +39,10 @@ type metrics struct {
 	upstreamDurations *prometheus.HistogramVec
 	upstreamBytes     *prometheus.CounterVec
 
-	diskTrouble *prometheus.CounterVec
-	refused     *prometheus.CounterVec
+	diskTrouble  *prometheus.CounterVec
+	refused      *prometheus.CounterVec
+	loginsFailed prometheus.Counter
+	tracesLost   prometheus.Counter
 
 	// tables hold the resolved series by upstream, since looking them up by
 	// label costs a hit ten times as much.
@@ -89,6 +91,8 @@ func newMetrics(b build, upstreams []string) *metrics {
 		m.diskTrouble.WithLabelValues(reason)
 	}
 	m.refused = m.counter("policy_refused_total", "Requests that a rule of the policy refused, or would have refused in a dry run.", "rule", "mode")
+	m.loginsFailed = m.plainCounter("logins_failed_total", "Passwords and tokens of clients that were not believed.")
+	m.tracesLost = m.plainCounter("trace_exports_failed_total", "Batches of spans that the collector of traces did not take, or not all of.")
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels tell the build."}, []string{"version", "revision", "goversion"})
 	info.WithLabelValues(b.Version, b.Revision, b.Go).Set(1)
 	m.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -101,6 +105,12 @@ func (m *metrics) counter(name, help string, labels ...string) *prometheus.Count
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
 	m.registry.MustRegister(v)
 	return v
+}
+
+func (m *metrics) plainCounter(name, help string) prometheus.Counter {
+	c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+	m.registry.MustRegister(c)
+	return c
 }
 
 func (m *metrics) histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
@@ -274,6 +284,11 @@ func (m *metrics) watchCertificate(ends func() time.Time) {
 		}
 		return 0
 	})
+}
+
+// watchConnections adds how many connections clients have.
+func (m *metrics) watchConnections(open func() int64) {
+	m.gauge("client_connections", "Connections of clients to the registry, of which ENTREPOT_MAX_CONNECTIONS may be.", func() float64 { return float64(open()) })
 }
 
 // watchClients adds what is read of the limits on clients when it is scraped.

@@ -25,6 +25,7 @@ type observer struct {
 	ledger   *ledger.Ledger
 	throttle *throttle
 	traces   bool // requests have spans
+	access   bool // each request has a line at info
 }
 
 // repeatInterval is how often the same trouble is logged above debug.
@@ -41,7 +42,7 @@ func (o *observer) request(ctx context.Context, r proxy.Record) {
 	if o.traces {
 		tellSpan(oci.SpanOf(ctx), &r)
 	}
-	if level := levelOf(&r); level > zerolog.DebugLevel || o.log.GetLevel() <= zerolog.DebugLevel {
+	if level := o.levelOf(&r); level > zerolog.DebugLevel || o.log.GetLevel() <= zerolog.DebugLevel {
 		o.logRequest(level, &r)
 	}
 }
@@ -65,6 +66,7 @@ func tellSpan(span oci.Span, r *proxy.Record) {
 
 // traceFailure hears of spans that did not arrive.
 func (o *observer) traceFailure(err error) {
+	o.metrics.tracesLost.Inc()
 	held, ok := o.throttle.pass("traces")
 	if !ok {
 		return
@@ -74,6 +76,15 @@ func (o *observer) traceFailure(err error) {
 		e.Int("held_back", held)
 	}
 	e.Msg("traces are lost: the collector cannot take them")
+}
+
+// levelOf is levelOf, or info where each request is to have a line.
+func (o *observer) levelOf(r *proxy.Record) zerolog.Level {
+	level := levelOf(r)
+	if o.access {
+		level = max(level, zerolog.InfoLevel)
+	}
+	return level
 }
 
 // levelOf: a request is for debugging, unless we or an upstream failed it.
@@ -106,7 +117,7 @@ func wasCut(r *proxy.Record) bool {
 // trouble that repeats is held back.
 func (o *observer) logRequest(level zerolog.Level, r *proxy.Record) {
 	held := 0
-	if o.log.GetLevel() > zerolog.DebugLevel && !isPanic(r.Err) {
+	if o.log.GetLevel() > zerolog.DebugLevel && !o.access && !isPanic(r.Err) {
 		var ok bool
 		if held, ok = o.throttle.pass(r.Repository.Host + " " + http.StatusText(r.Status)); !ok {
 			return
@@ -145,6 +156,7 @@ func (o *observer) certificateTrouble(err error) {
 
 // loginFailed hears of every login that failed.
 func (o *observer) loginFailed(client, user string, err error) {
+	o.metrics.loginsFailed.Inc()
 	held, ok := o.throttle.pass("login")
 	if !ok {
 		return

@@ -57,6 +57,30 @@ func TestEveryRequestIsALineAtDebug(t *testing.T) {
 	}
 }
 
+func TestTheAccessLogHasEveryRequest(t *testing.T) {
+	down := hitRecord()
+	down.Status, down.Err = 503, oci.Errorf(oci.Unavailable, "down")
+	for level, want := range map[LogLevel]string{"debug": "info info warn warn", "info": "info info warn warn", "warn": "warn warn"} {
+		var out bytes.Buffer
+		o := observerOn(&out, level)
+		o.access = true
+		for _, r := range []proxy.Record{hitRecord(), hitRecord(), down, down} {
+			o.request(t.Context(), r)
+		}
+		var got []string
+		for line := range strings.Lines(out.String()) {
+			var fields struct{ Level string }
+			if err := json.Unmarshal([]byte(line), &fields); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, fields.Level)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("at %s the lines are %q, want %q", level, got, want)
+		}
+	}
+}
+
 func TestOperatorsHearOfTrouble(t *testing.T) {
 	disk := errors.New("disk on fire")
 	for _, row := range []struct {

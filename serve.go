@@ -67,6 +67,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	counts := newMetrics(about, cfg.upstreamNames())
 	spent := ledger.New()
 	watcher := newObserver(logger, counts, spent)
+	watcher.access = bool(cfg.AccessLog)
 
 	traced := openTraces(cfg, about, watcher)
 	defer traced.close(logger)
@@ -111,6 +112,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	counts.watch(disk.Stats, held.Stats, upstreams.Quotas, cfg.CacheSize)
 	clients := ratelimit.NewClients(ratelimit.ClientLimits{Rate: cfg.ClientRate.perSecond(), Transfers: int(cfg.ClientTransfers)})
 	counts.watchClients(clients)
+	counts.watchConnections(front.connections)
 	counts.watchUpstreams(spent, upstreams.Breakers)
 	allowed := traced.source(guarded(held, leadFinder{disk}, cfg, watcher))
 	guard, err := openAccess(cfg, allowed, held, watcher, reloads)
@@ -172,6 +174,14 @@ func startFront(l lines, shown *certs.Keeper, cfg *Config, scrape http.Handler, 
 		f.others = append(f.others, startServer("metrics", l.metrics, metricsHandler(scrape, &f.ready), nil, 0, logger, fail))
 	}
 	return f
+}
+
+// connections are those of clients to the registry.
+func (f *front) connections() (open int64) {
+	for _, s := range f.registry {
+		open += s.all.open.Load()
+	}
+	return open
 }
 
 // stop ends the registry's answers in their time, and then, so that probes see
