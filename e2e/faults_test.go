@@ -127,7 +127,7 @@ func TestFaults(t *testing.T) {
 			if held && (f.at == atBlob || f.at == atCDN) {
 				continue // nobody asks for what is held
 			}
-			for _, client := range strings.Fields(all) {
+			for client := range strings.FieldsSeq(all) {
 				if client != "podman" || f.podman {
 					pulls = append(pulls, newFaultyPull(t, f, held, client))
 				}
@@ -273,6 +273,7 @@ func (s *site) fetch(ctx context.Context, repo string, paths ...string) error {
 
 // check holds what came of the pull against its row.
 func (p *faultyPull) check(t *testing.T, answers []logged, around []string) {
+	t.Helper()
 	t.Logf("%.1f s, %d requests upstream, %v, %v", p.took.Seconds(), len(p.asked), p.errors(answers), p.err)
 	fails := !p.held && strings.Contains(p.fails, p.client)
 	either := !p.held && strings.Contains(p.either, p.client)
