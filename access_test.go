@@ -334,6 +334,7 @@ func TestListsShowWhatMayBeRead(t *testing.T) {
 // While a client pulls, users and rights change: no request of hers fails, and
 // who is new may log in. Tokens outlive a restart, since their key is kept.
 func TestUsersAndRightsChangeUnderLoad(t *testing.T) {
+	t.Parallel()
 	p := startProtected(t, "ENTREPOT_LOG_LEVEL=info")
 	client := newClient(t)
 	path := "/v2/library/app/manifests/1"

@@ -440,6 +440,7 @@ func TestEveryNameLeadsToItsUpstream(t *testing.T) {
 }
 
 func TestRangesOfColdAndHeldBlobsAreTheSame(t *testing.T) {
+	t.Parallel()
 	hub := ocitest.NewHub(t, ocitest.Config{})
 	image := ocitest.RandomImage(8, 3_000_000)
 	hub.Push("library/alpine", "latest", image)

@@ -128,6 +128,7 @@ func TestCertificatesThatAreRequired(t *testing.T) {
 // certificate changes: no request fails, and the new one is shown. A bad file
 // changes nothing but the log.
 func TestReloadUnderLoad(t *testing.T) {
+	t.Parallel()
 	hub, ca, dir := ocitest.NewHub(t, ocitest.Config{}), ocitest.NewCA(), t.TempDir()
 	image := ocitest.RandomImage(1, 50_000, 300)
 	hub.Push("library/app", "1", image)
