@@ -102,7 +102,8 @@ type Cache struct {
 	failures  failures // questions not to be asked again yet, by the same keys
 	noAPI     failures // repositories without a referrers API
 	mutes     mutes
-	unkept    failures // blobs that the disk would not take, by digest
+	kept      keptLists // of referrers
+	unkept    failures  // blobs that the disk would not take, by digest
 	fills     fills
 	extras    extras
 	prefetch  prefetch

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -262,6 +263,41 @@ func TestListsStandOnTheLadder(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestReferrersOfAnAPIOutliveAnOutage: the last answer is served while upstream
+// cannot give another, in bounded memory.
+func TestReferrersOfAnAPIOutliveAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := newCache(t, s, Config{})
+		defer closeCache(t, c)
+		subject := oci.Sum([]byte("subject"))
+		ask := func(d oci.Digest, want oci.CacheStatus) {
+			t.Helper()
+			refs, out, err := c.Referrers(t.Context(), alpine, d, "", oci.Ask{})
+			if err != nil || out.Cache != want || len(refs.Manifests) != 1 || refs.Manifests[0].Digest != d {
+				t.Errorf("%v %s %v, want the one, as %s", refs.Manifests, out.Cache, err, want)
+			}
+		}
+		ask(subject, oci.Miss)
+		s.set(func() { s.down, s.asked = errDown, nil })
+		for range 5 {
+			ask(subject, oci.Stale)
+		}
+		wantAsked(t, s, "GET library/alpine referrers "+subject.String())
+		_, _, err := c.Referrers(t.Context(), alpine, oci.Sum([]byte("other")), "", oci.Ask{})
+		wantCode(t, err, oci.CodeOf(errDown))
+		s.set(func() { s.down = nil })
+		time.Sleep(time.Minute)
+		ask(subject, oci.Miss)
+		for i := range 60_000 {
+			c.kept.put(strconv.Itoa(i), oci.ReferrerList{})
+		}
+		if c.kept.bytes > maxKeptLists || len(c.kept.lists) > maxKeptLists/200 {
+			t.Errorf("%d bytes in %d lists are kept", c.kept.bytes, len(c.kept.lists))
+		}
+	})
 }
 
 // TestForcedCheckAsksForTheTagAlone: however fresh the record, and however often

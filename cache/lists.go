@@ -106,7 +106,8 @@ type referrerPage struct {
 
 // Referrers asks upstream's API, or, where it has none, reads the fallback tag
 // of the distribution spec ("Referrers Tag Schema"), which is cached like any
-// tag. Where upstream cannot say, a fallback tag that is held must do.
+// tag. Where upstream cannot say, what its API said last must do, or else a
+// fallback tag that is held.
 func (c *Cache) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, error) {
 	if c.without(repo.Host) {
 		return c.fallbackReferrers(ctx, repo, d, artifactType, ask)
@@ -127,12 +128,20 @@ func (c *Cache) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest
 
 // apiReferrers asks upstream's API: ErrUnsupported where there is none.
 func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, error) {
-	_, err := c.disk.Tag(repo, d.FallbackTag())
-	held := err == nil
+	key := repo.String() + " referrers " + d.String() + " " + artifactType
+	kept, held := c.kept.get(key)
+	last := held
+	if !held {
+		_, err := c.disk.Tag(repo, d.FallbackTag())
+		held = err == nil
+	}
 	found, first, said, err := askList(ctx, c, &c.referrers, listQuestion[referrerPage]{
-		repo: repo, key: repo.String() + " referrers " + d.String() + " " + artifactType, held: held,
+		repo: repo, key: key, held: held,
 		ask: ask, work: func(ctx context.Context) (referrerPage, error) {
 			list, out, err := c.upstream.Referrers(ctx, repo, d, artifactType, ask)
+			if err == nil {
+				c.kept.put(key, list)
+			}
 			return referrerPage{list, out.Spent}, err
 		},
 	})
@@ -149,6 +158,10 @@ func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Dig
 		out.Checked, out.Why = time.Now(), "asked upstream"
 		return found.list, out, nil
 	case Ours:
+		if last {
+			out.Why = fmt.Sprintf("upstream cannot confirm it: %v", err)
+			return kept, out, nil
+		}
 		return c.heldReferrers(ctx, repo, d, artifactType, ask, err)
 	}
 	return oci.ReferrerList{}, out, err
