@@ -99,6 +99,7 @@ func awaitListener(t *testing.T, address string) {
 // Credential helpers that hang are waited for once and all at a time; then the
 // start goes on without them, and says so.
 func TestHelpersThatHangDoNotKeepTheStart(t *testing.T) {
+	t.Parallel()
 	hub := ocitest.NewHub(t, ocitest.Config{})
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, "pipe")
@@ -113,21 +114,20 @@ func TestHelpersThatHangDoNotKeepTheStart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Setenv("DOCKER_CONFIG", dir)
-	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	path := dir + string(os.PathListSeparator) + os.Getenv("PATH")
+	p := startProcess(t, append(over(hub, t.TempDir()), "PATH="+path, "DOCKER_CONFIG="+dir, "ENTREPOT_UPSTREAMS="+upstreamName+",a.example,b.example")...)
 	t.Cleanup(func() { // opening it to write lets all readers go on
 		if f, err := os.OpenFile(pipe, os.O_RDWR, 0); err == nil {
 			_, _ = f.WriteString("\n\n\n")
 			f.Close()
 		}
 	})
-	began := time.Now()
-	p := startProgram(t, hub, "DOCKER_CONFIG="+dir, "ENTREPOT_UPSTREAMS=docker.io,a.example,b.example")
-	if took := time.Since(began); took > 2*loginWait {
-		t.Errorf("the start took %s", took)
+	p.await(t)
+	if p.took > 2*loginWait {
+		t.Errorf("the start took %s", p.took)
 	}
 	if n := strings.Count(p.log.String(), "no login from DOCKER_CONFIG"); n != 3 {
-		t.Errorf("%d of 3 upstreams are said to be without a login:\n%s", n, p.log)
+		t.Errorf("%d of 3 upstreams are said to be without a login:\n%s", n, &p.log)
 	}
 }
 
