@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -141,5 +143,41 @@ func readDeployed(t *testing.T, file string, parse func([]byte) error) {
 	}
 	if err != nil {
 		t.Fatalf("%s: %v", file, err)
+	}
+}
+
+// TestNamedSettingsExist: a setting that a deployment or a document names is one,
+// since a server with another would not start.
+func TestNamedSettingsExist(t *testing.T) {
+	named := regexp.MustCompile(`ENTREPOT_[A-Z0-9_]*[A-Z0-9]\b`)
+	all := settings()
+	isSetting := func(name string) bool {
+		for _, form := range []string{name, name + fileSuffix} { // the chart adds _FILE
+			if _, _, _, ok := findSetting(all, form); ok {
+				return true
+			}
+		}
+		return false
+	}
+	files := documents(t)
+	if err := filepath.WalkDir("deploy", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			files = append(files, path)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range named.FindAllIndex(text, -1) {
+			name, rest := string(text[at[0]:at[1]]), string(text[at[1]:])
+			if !strings.HasPrefix(rest, "_") && isOurs(name) && !isSetting(name) {
+				t.Errorf("%s names %s, which is no setting", file, name)
+			}
+		}
 	}
 }

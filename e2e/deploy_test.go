@@ -43,7 +43,8 @@ func TestHelmChart(t *testing.T) {
 		"--set", "serviceMonitor.labels.release=prometheus", "--set", "imagePullSecrets[0].name=pull",
 	}
 	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tempDir(t)}
-	for name, set := range map[string][]string{"as it is": nil, "all of it": all} {
+	secure := []string{"--values", "../deploy/helm/secure.yaml"}
+	for name, set := range map[string][]string{"as it is": nil, "all of it": all, "secure": secure} {
 		t.Run(name, func(t *testing.T) {
 			run(t, env, append([]string{helmBin, "lint", "--strict", chart}, set...)...)
 			text := run(t, env, append([]string{helmBin, "template", "cache", chart}, set...)...)
@@ -87,6 +88,14 @@ func TestSystemdUnit(t *testing.T) {
 	}
 	path := filepath.Join(root, "entrepot.service")
 	write(t, path, strings.ReplaceAll(string(unit), "/usr/local/bin/entrepot", entrepotBin))
+	dropIn, err := os.ReadFile("../deploy/systemd/secure.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path+".d", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(path+".d", "secure.conf"), string(dropIn))
 	env := []string{"PATH=" + os.Getenv("PATH"), "SYSTEMD_UNIT_PATH=" + root + ":"}
 	cmd := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", path)
 	cmd.Env = env
@@ -97,7 +106,12 @@ func TestSystemdUnit(t *testing.T) {
 }
 
 func TestComposeFile(t *testing.T) {
-	run(t, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tempDir(t)}, "docker-compose", "--file", "../deploy/compose/compose.yaml", "config", "--quiet")
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tempDir(t)}
+	compose := []string{"docker-compose", "--file", "../deploy/compose/compose.yaml"}
+	run(t, env, append(compose, "config", "--quiet")...)
+	if text := run(t, env, append(compose, "--file", "../deploy/compose/secure.yaml", "config")...); !strings.Contains(text, "ENTREPOT_USERS_FILE: /config/users") || !strings.Contains(text, "/config:/config:ro") {
+		t.Errorf("with secure.yaml there is no file of users:\n%s", text)
+	}
 }
 
 // Each alert fires when it should, and not on a quiet day.

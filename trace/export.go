@@ -124,7 +124,7 @@ func wireSpan(s sdk.ReadOnlySpan) *wire.Span {
 		TraceId: trace[:], SpanId: id[:], TraceState: of.TraceState().String(), Flags: uint32(of.TraceFlags()),
 		Name: s.Name(), Kind: wire.Span_SPAN_KIND_INTERNAL,
 		StartTimeUnixNano: uint64(max(0, s.StartTime().UnixNano())), EndTimeUnixNano: uint64(max(0, s.EndTime().UnixNano())),
-		Attributes: keyValues(s.Attributes()), DroppedAttributesCount: uint32(max(0, s.DroppedAttributes())), //nolint:gosec // a handful
+		Attributes: keyValues(s.Attributes()), DroppedAttributesCount: uint32(max(0, s.DroppedAttributes())),
 		Status: &wire.Status{},
 	}
 	if s.SpanKind() == otel.SpanKindServer {
@@ -142,7 +142,7 @@ func wireSpan(s sdk.ReadOnlySpan) *wire.Span {
 func keyValues(all []attribute.KeyValue) []*common.KeyValue {
 	var list []*common.KeyValue
 	for _, kv := range all {
-		v := &common.AnyValue{Value: &common.AnyValue_StringValue{StringValue: text(kv.Value.Emit())}}
+		v := &common.AnyValue{Value: &common.AnyValue_StringValue{StringValue: text(kv.Value.String())}}
 		if kv.Value.Type() == attribute.INT64 {
 			v.Value = &common.AnyValue_IntValue{IntValue: kv.Value.AsInt64()}
 		}

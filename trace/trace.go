@@ -110,7 +110,7 @@ func (s *span) End(err error) {
 func attributes(about []any) []attribute.KeyValue {
 	var all []attribute.KeyValue
 	for i := 0; i+1 < len(about); i += 2 {
-		key := attribute.Key(about[i].(string)) //nolint:forcetypeassert // a mistake of ours
+		key := attribute.Key(about[i].(string)) // else a mistake of ours
 		switch v := about[i+1].(type) {
 		case int:
 			all = append(all, key.Int(v))
