@@ -462,14 +462,14 @@ func (f *Fill) keep() error {
 // writing.
 func (f *Fill) Reset() error {
 	f.disk.dropSpans(f.digest)
-	err := f.file.Truncate(0)
 	f.mu.Lock()
 	f.size, f.landed, f.synced = -1, nil, nil
 	f.hash, f.hashed = f.digest.Hash(), 0
 	f.blocks = nil
-	f.round++
+	f.round++ // before the bytes go: who misses them must not take that for the disk's failure
 	f.wakeLocked()
 	f.mu.Unlock()
+	err := f.file.Truncate(0)
 	f.reconcile(true)
 	return err
 }

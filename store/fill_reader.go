@@ -61,6 +61,14 @@ func (r *FillReader) Wants() (want Span, ok bool) {
 // cutLocked says that r gave out bytes that were found wrong.
 func (r *FillReader) cutLocked() bool { return r.round != r.fill.round && r.got.Load() }
 
+// isOutdated reports that the bytes were dropped since r last looked: that they
+// cannot be read is no failure of the disk, and available says what it means.
+func (r *FillReader) isOutdated() bool {
+	r.fill.mu.Lock()
+	defer r.fill.mu.Unlock()
+	return r.round != r.fill.round
+}
+
 // available waits for bytes and returns how many can be read at once.
 func (r *FillReader) available() (int64, error) {
 	f := r.fill
@@ -132,6 +140,9 @@ func (r *FillReader) Read(p []byte) (int, error) {
 	m, err := r.fill.readAt(p[:min(int64(len(p)), n)], r.pos.Load())
 	r.advance(int64(m))
 	if err != nil && (m == 0 || !errors.Is(err, io.EOF)) {
+		if m == 0 && r.isOutdated() {
+			return r.Read(p)
+		}
 		return m, fmt.Errorf("read %s: %w", r.fill.digest, onDisk(noEOF(err)))
 	}
 	return m, nil
@@ -158,6 +169,9 @@ func (r *FillReader) WriteTo(w io.Writer) (written int64, err error) {
 		m, err := io.CopyN(w, r.own, min(n, step))
 		r.advance(m)
 		written += m
+		if (errors.Is(err, io.EOF) || isRead(err)) && r.isOutdated() {
+			continue
+		}
 		if errors.Is(err, io.EOF) || isRead(err) {
 			return written, onDisk(noEOF(err))
 		}
