@@ -15,14 +15,26 @@ import (
 )
 
 // dispensable says how little is lost by evicting content: the more, the sooner
-// it goes. Age is what LRU looks at; the root of the size keeps many small blobs
-// rather than one large one without giving up too many bytes; uses again after a
-// pause are what a scan does not have. Chosen by simulation:
-// docs/decisions/0001-eviction.md.
+// it goes. Age is what LRU looks at; the power of the size keeps many small blobs
+// rather than one large one without giving up bytes; uses again after a pause are
+// what a scan does not have. What is as small as a manifest is spared: it frees
+// next to nothing, and to fetch it again is a pull that registries count. Chosen
+// by simulation: docs/decisions/0001-eviction.md.
 func dispensable(age time.Duration, bytes int64, uses uint8) float64 {
 	u := float64(max(1, uses))
-	return (max(0, age.Seconds()) + 60) * math.Sqrt(float64(bytes+blockSize)) / (u * u)
+	score := (max(0, age.Seconds()) + 60) * math.Pow(float64(bytes+blockSize), 0.3) / (u * u)
+	if bytes <= smallContent {
+		score /= sparing
+	}
+	return score
 }
+
+// smallContent is what nearly all manifests and configs stay below, in allocated
+// blocks, and sparing is by how much longer it may lie unused than the rest.
+const (
+	smallContent = 32 << 10
+	sparing      = 1000
+)
 
 // candidate is content that may be evicted.
 type candidate struct {

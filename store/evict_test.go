@@ -39,11 +39,12 @@ func TestOldUnusedAndLargeGoFirst(t *testing.T) {
 	const day = 24 * time.Hour
 	var (
 		old      = put(t, d, 1, 300_000, "docker.io", 30*day)
-		large    = put(t, d, 2, 3_000_000, "docker.io", 12*day)
-		small    = put(t, d, 3, 30_000, "docker.io", 12*day)
+		large    = put(t, d, 2, 3_000_000, "docker.io", 20*day)
+		small    = put(t, d, 3, 60_000, "docker.io", 12*day)
 		fresh    = put(t, d, 4, 300_000, "docker.io", day)
 		regular  = put(t, d, 5, 300_000, "docker.io", 12*day)
-		order    = []oci.Digest{large, old, small, fresh, regular}
+		manifest = put(t, d, 6, 3_000, "docker.io", 200*day)
+		order    = []oci.Digest{large, old, small, fresh, regular, manifest}
 		upcoming []oci.Digest
 	)
 	for range 5 { // used again and again, a day apart

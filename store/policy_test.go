@@ -523,8 +523,9 @@ func printPolicies(t *testing.T) {
 		{"age / uses^2", sweptBy(weighed(0, 2))},
 		{"age * size^0.3 / uses^2", sweptBy(weighed(0.3, 2))},
 		{"age * size^0.5 / uses", sweptBy(weighed(0.5, 1))},
-		{"age * size^0.5 / uses^2 (chosen)", sweptBy(dispensable)},
+		{"age * size^0.5 / uses^2", sweptBy(weighed(0.5, 2))},
 		{"age * size^0.7 / uses^2", sweptBy(weighed(0.7, 2))},
+		{"age * size^0.3 / uses^2, small content spared (chosen)", sweptBy(dispensable)},
 	}
 	parts := []float64{0.05, 0.15, 0.40}
 	rng := rand.New(rand.NewPCG(7, 7))
