@@ -138,6 +138,45 @@ func TestFillThatCannotBeReadBack(t *testing.T) {
 	mustRead(t, c, alpine, d, content)
 }
 
+// TestUnprovenBytesGetNoProvenEnd: who was given bytes of a fill that can neither
+// be proven nor read back is cut, whatever upstream sends by then.
+func TestUnprovenBytesGetNoProvenEnd(t *testing.T) {
+	s := newSource()
+	content := pattern(1, 8*mib)
+	d := s.pushBlob(alpine, content)
+	u := &unreadable{below: "fills", after: -1}
+	c := openUnreadable(t, t.TempDir(), s, u)
+	read, mended := make(chan struct{}), false
+	s.body = func(_ int, c []byte, off int64) io.Reader {
+		if mended {
+			return bytes.NewReader(c[off:])
+		}
+		return io.MultiReader(bytes.NewReader(pattern(2, 2*mib)), readerFunc(func([]byte) (int, error) {
+			<-read
+			return 0, io.ErrUnexpectedEOF
+		}))
+	}
+	b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Open(t.Context(), 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.CopyN(io.Discard, r, mib); err != nil {
+		t.Fatal(err)
+	}
+	mended = true
+	u.set(0)
+	n, err := io.Copy(io.Discard, struct{ io.Reader }{r})
+	close(read)
+	if err == nil {
+		t.Errorf("behind a megabyte of wrong bytes came %d more and a regular end", n)
+	}
+}
+
 // TestRecordsThatCannotBeRead are as good as none.
 func TestRecordsThatCannotBeRead(t *testing.T) {
 	s := newSource()

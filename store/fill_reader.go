@@ -228,6 +228,9 @@ func (r *FillReader) CopyPrefix(w io.Writer) error {
 	if !there {
 		return fmt.Errorf("fill %s: some bytes before %d are not there", f.digest, pos)
 	}
+	if err := f.disk.readFault(f.digest, fillName); err != nil {
+		return err
+	}
 	_, err := io.Copy(w, io.NewSectionReader(f.file, 0, pos))
 	return err
 }
