@@ -218,13 +218,12 @@ func (p patient) examineImages(ctx context.Context) []finding {
 	return all
 }
 
-// quotaProbe is the image by which Docker Hub shows what is left ("Docker Hub
-// usage and limits", pulls). A HEAD of it is not counted.
-var quotaProbe = wantedImage{oci.Repository{Host: oci.DockerHub, Path: "ratelimitpreview/test"}, "latest"}
-
+// examineQuota asks Docker Hub by the image that is there for it ("Docker Hub
+// usage and limits", pulls), whose HEAD is not counted.
 func (p patient) examineQuota(ctx context.Context) []finding {
 	if p.settings.Name == oci.DockerHub && len(p.client.Quotas()) == 0 {
-		_, _, _ = p.client.Resolve(ctx, quotaProbe.repo, quotaProbe.reference, oci.Ask{}) // its headers are what counts
+		probe := oci.Repository{Host: oci.DockerHub, Path: "ratelimitpreview/test"}
+		_, _, _ = p.client.Resolve(ctx, probe, "latest", oci.Ask{}) // its headers are what counts
 	}
 	var all []finding
 	for _, q := range p.client.Quotas() {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -158,6 +159,20 @@ func ownerOf(path string) (owner string, known bool) {
 		}
 	}
 	return owner, longest != ""
+}
+
+// TestTheImageIsBuiltOfEveryPackage: what .dockerignore does not name is not
+// there when the image is built.
+func TestTheImageIsBuiltOfEveryPackage(t *testing.T) {
+	text, err := os.ReadFile(".dockerignore")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range allowedImports {
+		if !slices.Contains(strings.Split(string(text), "\n"), "!"+name) {
+			t.Errorf(".dockerignore has no line !%s", name)
+		}
+	}
 }
 
 // TestTheBinaryHoldsNoTestCode, however it would get there.

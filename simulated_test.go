@@ -88,13 +88,16 @@ func (s *simulation) start(pairs []string) (stop func()) {
 		if err := disk.Close(); err != nil {
 			t.Error(err)
 		}
-		<-served
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 	}
 }
 
 // dirInMemory is a directory that is synced in no time, where there is one.
 func dirInMemory(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "entrepot-test-")
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "entrepot-test-") //nolint:usetesting // t.TempDir lies where syncing takes time
 	if err != nil {
 		return t.TempDir()
 	}

@@ -152,7 +152,7 @@ func TestLeavingEndsTheWarming(t *testing.T) {
 				}
 			case err := <-ended: // the server has not noticed yet that the one before has left
 				cancel()
-				<-held
+				t.Log("the one before:", <-held)
 				if err == nil || !strings.Contains(err.Error(), "being fetched for operators already") {
 					t.Fatalf("the command ended with %v", err)
 				}

@@ -112,7 +112,7 @@ func TestWaitingIsNotForTheBackground(t *testing.T) {
 					t.Errorf("it took %v, want %v at most", took, backgroundWait)
 				}
 				close(s.gave)
-				<-held // refused, or not
+				t.Log("in the background:", <-held) // refused, or not
 			})
 		})
 	}
