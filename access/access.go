@@ -67,7 +67,7 @@ type Gate struct {
 
 // New reads the files. Its errors name the place in them.
 func New(cfg Config) (*Gate, error) {
-	g := &Gate{cfg: cfg, mask: make([]byte, sha256.Size), slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+	g := &Gate{cfg: cfg, mask: make([]byte, sha256.Size), slots: make(chan struct{}, max(1, min(runtime.GOMAXPROCS(0)/2, triesAtOnce)))}
 	_, _ = rand.Read(g.mask) // never fails
 	g.tokens = &tokens{read: cfg.Key}
 	g.anonymous = &Session{gate: g}
@@ -182,7 +182,7 @@ func (g *Gate) keyOf(line string) key {
 func (g *Gate) admitToken(r *http.Request, k key, text string) (*Session, error) {
 	s, err := g.tokens.verify(text, time.Now())
 	if errors.Is(err, errForeign) {
-		return g.check(r, k, "", func(ctx context.Context) (*Session, error) { return g.foreign(ctx, text) })
+		return g.loginForeign(r, k, "", text)
 	}
 	if err != nil {
 		return nil, err
@@ -195,8 +195,9 @@ func (g *Gate) admitToken(r *http.Request, k key, text string) (*Session, error)
 // login takes a password, or in its place the token of a CI system.
 func (g *Gate) login(r *http.Request, k key, user, password string) (*Session, error) {
 	if g.rules.Load().issuerOf(password) != nil {
-		return g.check(r, k, user, func(ctx context.Context) (*Session, error) { return g.foreign(ctx, password) })
+		return g.loginForeign(r, k, user, password)
 	}
+	address := addressOf(r)
 	return g.check(r, k, user, func(ctx context.Context) (*Session, error) {
 		select { // comparing is made to be slow: it must not take the processors from who pulls
 		case g.slots <- struct{}{}:
@@ -204,32 +205,47 @@ func (g *Gate) login(r *http.Request, k key, user, password string) (*Session, e
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		// Only now: many that came at once would all be let pass before the first had failed.
+		if wait := g.failures.take(address, time.Now()); wait > 0 {
+			return nil, tooManyFailed(wait)
+		}
 		table := g.users.Load()
 		if !table.matches(user, password) {
 			return nil, errWrong
 		}
+		g.failures.giveBack(address, time.Now())
 		return &Session{gate: g, who: Identity{Name: user}, users: table}, nil
+	})
+}
+
+// loginForeign takes the token of a CI system. Such ones cannot be guessed, so
+// that those who come at once need not wait for one another.
+func (g *Gate) loginForeign(r *http.Request, k key, user, text string) (*Session, error) {
+	return g.check(r, k, user, func(ctx context.Context) (*Session, error) {
+		s, err := g.foreign(ctx, text)
+		if oci.CodeOf(err) == oci.Unauthorized {
+			g.failures.take(addressOf(r), time.Now())
+		}
+		return s, err
 	})
 }
 
 // check does what is costly for a credential that is not known: once, however
 // many ask with it at once, and not for an address that has failed too often.
 func (g *Gate) check(r *http.Request, k key, user string, work func(context.Context) (*Session, error)) (*Session, error) {
-	address := addressOf(r)
 	for {
 		made, err, _ := g.checks.Do(string(k[:]), func() (any, error) {
 			if s := g.known.get(k); s != nil && s.isCurrent(time.Now()) {
 				return s, nil // it was made while we waited for our turn
 			}
-			if wait := g.failures.wait(address, time.Now()); wait > 0 {
-				return nil, &oci.Error{Code: oci.TooManyRequests, Detail: "too many logins from this address have failed", RetryAfter: wait}
+			if wait := g.failures.wait(addressOf(r), time.Now()); wait > 0 {
+				return nil, tooManyFailed(wait)
 			}
 			s, err := work(r.Context())
 			switch {
 			case err == nil:
 				g.known.put(k, s)
 			case oci.CodeOf(err) == oci.Unauthorized:
-				g.failures.add(address, time.Now())
 				g.report(r, user, err)
 			}
 			return s, err
@@ -242,6 +258,10 @@ func (g *Gate) check(r *http.Request, k key, user string, work func(context.Cont
 			return nil, err
 		}
 	}
+}
+
+func tooManyFailed(wait time.Duration) error {
+	return &oci.Error{Code: oci.TooManyRequests, Detail: "too many logins from this address have failed", RetryAfter: wait}
 }
 
 func (g *Gate) report(r *http.Request, user string, err error) {

@@ -277,12 +277,53 @@ func TestGuessingIsSlow(t *testing.T) {
 	})
 }
 
+// Guesses that come at once are not let pass together before the first has
+// failed; right passwords that come at once are.
+func TestGuessingAtOnceIsSlowToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var file strings.Builder
+		for i := range 30 {
+			fmt.Fprintf(&file, "user%d:%s\n", i, hashOf(t, fmt.Sprint(i)))
+		}
+		g := newGate(t, &files{users: file.String()})
+		atOnce := func(n int, password string) map[oci.Code]int {
+			var mu sync.Mutex
+			codes := map[oci.Code]int{}
+			var all sync.WaitGroup
+			for i := range n {
+				all.Go(func() {
+					_, err := g.Admit(request(t, basic(fmt.Sprint("user", i), fmt.Sprint(password, i))), oci.Ping)
+					mu.Lock()
+					defer mu.Unlock()
+					if err != nil {
+						codes[oci.CodeOf(err)]++
+					}
+				})
+			}
+			all.Wait()
+			return codes
+		}
+		if codes := atOnce(30, ""); len(codes) > 0 {
+			t.Errorf("right passwords: %v", codes)
+		}
+		want := map[oci.Code]int{oci.Unauthorized: triesAtOnce, oci.TooManyRequests: 30 - triesAtOnce}
+		if diff := cmp.Diff(want, atOnce(30, "x")); diff != "" {
+			t.Errorf("wrong ones (-want +got):\n%s", diff)
+		}
+		time.Sleep(triesEvery) // the bubble's clock
+		want = map[oci.Code]int{oci.Unauthorized: 1, oci.TooManyRequests: 29}
+		if diff := cmp.Diff(want, atOnce(30, "y")); diff != "" {
+			t.Errorf("wrong ones later (-want +got):\n%s", diff)
+		}
+	})
+}
+
 func TestTablesAreBounded(t *testing.T) {
 	var f failures
 	now := time.Now()
 	for i := range maxOffenders + 100 {
 		r := &http.Request{RemoteAddr: fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)}
-		f.add(addressOf(r), now)
+		f.take(addressOf(r), now)
 	}
 	if len(f.seen) > maxOffenders {
 		t.Errorf("%d addresses are remembered, want %d at most", len(f.seen), maxOffenders)

@@ -70,6 +70,7 @@ func (t tries) now(now time.Time) float64 {
 }
 
 // wait is how long an address has to wait before it may try; 0 for not at all.
+// It takes nothing.
 func (f *failures) wait(address netip.Prefix, now time.Time) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -80,7 +81,8 @@ func (f *failures) wait(address netip.Prefix, now time.Time) time.Duration {
 	return max(0, time.Duration((1-t.now(now))*float64(triesEvery)))
 }
 
-func (f *failures) add(address netip.Prefix, now time.Time) {
+// take takes a try from an address, or tells how long it has to wait for one.
+func (f *failures) take(address netip.Prefix, now time.Time) (wait time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	t, known := f.seen[address]
@@ -88,7 +90,27 @@ func (f *failures) add(address netip.Prefix, now time.Time) {
 		t = tries{triesAtOnce, now}
 		f.forgetLocked(now)
 	}
-	f.seen[address] = tries{max(0, t.now(now)-1), now}
+	left := t.now(now)
+	if left < 1 {
+		return max(1, time.Duration((1-left)*float64(triesEvery)))
+	}
+	f.seen[address] = tries{left - 1, now}
+	return 0
+}
+
+// giveBack is for a try that did not fail.
+func (f *failures) giveBack(address netip.Prefix, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t, known := f.seen[address]
+	if !known {
+		return // it was forgotten meanwhile
+	}
+	if t.left = t.now(now) + 1; t.left >= triesAtOnce {
+		delete(f.seen, address)
+		return
+	}
+	f.seen[address] = tries{t.left, now}
 }
 
 // forgetLocked makes room: some that have all their tries again, or else one of
