@@ -381,7 +381,7 @@ func (g *Gate) certified(r *http.Request) *Session {
 	if s := g.known.get(k); s != nil && s.isCurrent(time.Now()) {
 		return s
 	}
-	if checkName(leaf.Subject.CommonName) != nil {
+	if checkName(leaf.Subject.CommonName) != nil || time.Now().After(leaf.NotAfter) { // a connection may outlive it
 		return nil
 	}
 	s := &Session{gate: g, who: Identity{leaf.Subject.CommonName, leaf.Subject.Organization}, until: leaf.NotAfter}

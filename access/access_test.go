@@ -663,6 +663,26 @@ func TestCertificatesAsIdentity(t *testing.T) {
 	}
 }
 
+// A connection that was opened with a certificate may stand for longer than
+// that holds.
+func TestCertificatesEnd(t *testing.T) {
+	leaf := ocitest.NewCA().Client("alice").Leaf
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, &files{rules: "rules: []", key: testKey})
+		leaf := *leaf
+		leaf.NotAfter = time.Now().Add(time.Minute) // by the bubble's clock
+		r := request(t, "")
+		r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{&leaf}}}
+		if s, err := g.Admit(r, oci.Ping); err != nil || s.Name() != "alice" {
+			t.Errorf("before its end: %v", err)
+		}
+		time.Sleep(time.Minute + time.Second)
+		if _, err := g.Admit(r, oci.Ping); !errors.Is(err, errLogin) {
+			t.Errorf("after its end: %v, want %v", err, errLogin)
+		}
+	})
+}
+
 func TestTokenServiceSpeaksBothWays(t *testing.T) {
 	g := newGate(t, &files{users: "alice:" + hashOf(t, "wonderland"), rules: "rules: []", key: testKey})
 	post := func(form string) *http.Request {
