@@ -30,8 +30,8 @@ func (c *Config) checkAccess(found *problems) {
 	if c.AccessFile != "" && !found.concern(accessVar, "ENTREPOT_UPSTREAMS", "ENTREPOT_UPSTREAM_", "ENTREPOT_RULE_") {
 		checkContent(found, accessVar, string(c.AccessFile), func(content []byte) error { return access.CheckRules(content, c.Names()) })
 	}
-	if key, _ := c.TokenKey.Value(); c.TokenKey.IsSet() && !found.concern(tokenKeyVar) && len(key) < 32 {
-		found.add(tokenKeyVar, "is too short: want 32 characters or more, such as openssl rand -hex 32 makes")
+	if key, _ := c.TokenKey.Value(); c.TokenKey.IsSet() && !found.concern(tokenKeyVar) && len(key) < access.MinKey {
+		found.add(tokenKeyVar, "is too short: want %d characters or more, such as openssl rand -hex 32 makes", access.MinKey)
 	}
 	if c.TokenKey.IsSet() && c.AccessFile == "" {
 		found.add(tokenKeyVar, "has no meaning without %s: only then there are tokens", accessVar)
@@ -75,7 +75,7 @@ func (c *Config) tokenKey() (func() (string, error), error) {
 	}
 	path := filepath.Join(string(c.Data), tokenKeyFile)
 	content, err := readSmallFile(path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(content) < 32 {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(content) < access.MinKey {
 		content, err = makeTokenKey(path)
 	}
 	if err != nil {

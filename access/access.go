@@ -37,7 +37,8 @@ type Config struct {
 	// may read everything, there are no tokens, and clients log in by password
 	// with each request.
 	ReadRules func() ([]byte, error)
-	// Key is what tokens are signed with now; whoever has it can make some.
+	// Key is what tokens are signed with now, MinKey bytes or more; whoever has it
+	// can make some.
 	// Required where there are rules.
 	Key func() (string, error)
 	// URL is how clients reach us, such as https://cache.example; empty: as they

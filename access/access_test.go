@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -538,7 +539,7 @@ func TestTokensThatAreNotBelieved(t *testing.T) {
 		"another audience":           {forge(t, jose.HS256, right, set("aud", "other")), errToken},
 		"no audience":                {forge(t, jose.HS256, right, func(c map[string]any) { delete(c, "aud") }), errToken},
 		"another issuer":             {forge(t, jose.HS256, right, set("iss", "other")), errToken},
-		"another key":                {forge(t, jose.HS256, keyOf("another"), nil), errToken},
+		"another key":                {forge(t, jose.HS256, keyOf("another"+testKey), nil), errToken},
 		"the setting itself as key":  {forge(t, jose.HS256, []byte(testKey), nil), errToken},
 		"another algorithm":          {forge(t, jose.HS512, append(right, right...), nil), errToken},
 		"a public key's algorithm":   {forge(t, jose.ES256, ec, nil), errToken},
@@ -587,6 +588,36 @@ func TestTokensEnd(t *testing.T) {
 			t.Errorf("after its end: %v", err)
 		}
 	})
+}
+
+// A key file that is being written is a short key for a moment: nothing is signed
+// with it, and nothing that is signed with it is believed, then or later.
+func TestKeysThatAreShortAreNotUsed(t *testing.T) {
+	f := &files{rules: "rules: []", key: testKey}
+	g := newGate(t, f)
+	sign := func() string {
+		text, err := g.tokens.sign(Identity{Name: "alice"}, scopes{}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	before := sign()
+	f.key = testKey[:MinKey-1]
+	meanwhile := sign()
+	f.key = "another" + testKey
+	short := sha256.Sum256([]byte("entrepot token\n" + testKey[:MinKey-1]))
+	for name, row := range map[string]struct {
+		text string
+		want error
+	}{
+		"before": {before, nil}, "meanwhile": {meanwhile, nil}, "after": {sign(), nil},
+		"by the short key": {forge(t, jose.HS256, short[:], nil), errToken},
+	} {
+		if _, err := g.Admit(request(t, "Bearer "+row.text), oci.Ping); !errors.Is(err, row.want) {
+			t.Errorf("%s: %v, want %v", name, err, row.want)
+		}
+	}
 }
 
 func TestChallenges(t *testing.T) {

@@ -35,13 +35,17 @@ type tokens struct {
 	ends     time.Time
 }
 
+// MinKey is the least length of what tokens are signed with.
+const MinKey = 32
+
 // keys are the current key, and those that are believed too. A key that cannot
-// be read gives the last one.
+// be read gives the last one, and so does one that is short, as of a file that is
+// being written: whoever has a token could find it out.
 func (t *tokens) keys(now time.Time) [][]byte {
 	text, _ := t.read()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if text != t.text && text != "" {
+	if text != t.text && len(text) >= MinKey {
 		if t.key != nil {
 			t.previous, t.ends = t.key, now.Add(tokenLife+tokenLeeway)
 		}
