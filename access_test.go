@@ -331,6 +331,28 @@ func TestListsShowWhatMayBeRead(t *testing.T) {
 	}
 }
 
+// Rights are for what a repository has, by its upstream's word. That a manifest in
+// another one lists a layer is not that: anybody may push such a manifest.
+func TestWhatIsHeldForOneRepositoryIsNotReadThroughAnother(t *testing.T) {
+	p := startProtected(t)
+	secret := ocitest.RandomImage(2, 3000, 300)
+	p.other.Push("team/secret", "1", secret)
+	p.pull(t, asUser(t, "root", "toor"), "ghcr.io/team/secret", "1", secret)
+	layer := secret.Blobs[len(secret.Blobs)-1]
+	claim := ocitest.Bytes("application/vnd.oci.image.manifest.v1+json", fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",`+
+		`"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[]}`, layer.Digest, layer.Size))
+	p.hub.PushManifest("public/claim", "1", claim)
+	client := newClient(t)
+	if status, body, _ := p.ask(t, client, http.MethodGet, "/v2/public/claim/manifests/1", nil); status != http.StatusOK {
+		t.Fatalf("the manifest: %d %s", status, body)
+	}
+	for _, method := range []string{http.MethodHead, http.MethodGet} {
+		if status, _, _ := p.ask(t, client, method, "/v2/public/claim/blobs/"+layer.Digest.String(), nil); status != http.StatusNotFound {
+			t.Errorf("%s of the secret layer by nobody: %d, want 404", method, status)
+		}
+	}
+}
+
 // While a client pulls, users and rights change: no request of hers fails, and
 // who is new may log in. Tokens outlive a restart, since their key is kept.
 func TestUsersAndRightsChangeUnderLoad(t *testing.T) {

@@ -200,7 +200,7 @@ func TestListsInListsReachTheirFields(t *testing.T) {
 	}, got); diff != "" {
 		t.Errorf("mirrors (-want +got):\n%s", diff)
 	}
-	if other.Name != "a.test" || len(other.Logins) != 1 || !slices.Equal(other.accounts(), []string{"x"}) || !c.hasLogins() {
+	if other.Name != "a.test" || len(other.Logins) != 1 || !slices.Equal(other.accounts(), []string{"x"}) || !c.hasSecrets() {
 		t.Errorf("the other upstream is %+v", other)
 	}
 	want := []cache.Rule{{Match: "*:latest", TTL: time.Minute}, {Match: "docker.io/library/*:[0-9]*.[0-9]*", TTL: cache.Never}}
@@ -241,7 +241,7 @@ func TestAccountsOfRules(t *testing.T) {
 			t.Errorf("%s/%s is asked for as %q, %v; want %q", row.host, row.path, login.Username, err, row.want)
 		}
 	}
-	if !c.hasLogins() {
+	if !c.hasSecrets() {
 		t.Error("what a rule's account may read is taken for what everybody may")
 	}
 }

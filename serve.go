@@ -421,7 +421,7 @@ func findLogins(ctx context.Context, cfg *Config, settings []UpstreamSettings, l
 // cache is what the settings say to the cache, to which zero means its default.
 func (c *Config) cache(watcher *observer) cache.Config {
 	cc := cache.Config{
-		TTL: c.TagTTL.Duration(), Rules: c.rules(), Offline: bool(c.Offline), Private: c.hasLogins(), Warn: watcher.cacheWarning,
+		TTL: c.TagTTL.Duration(), Rules: c.rules(), Offline: bool(c.Offline), Private: c.hasSecrets(), Warn: watcher.cacheWarning,
 		CheckWait: max(1, time.Duration(c.CheckWait)), Remember: time.Duration(c.NegativeTTL),
 		Streams: int(c.Streams), StreamThreshold: max(1, int64(c.StreamThreshold)),
 		Without: map[string]bool{}, DropDeleted: map[string]bool{},
@@ -495,10 +495,10 @@ func (u *UpstreamSettings) mirrors() []upstream.Mirror {
 	return all
 }
 
-// hasLogins reports whether an upstream may show us what it does not show to
-// everybody.
-func (c *Config) hasLogins() bool {
-	return c.DockerConfig != "" || slices.ContainsFunc(c.UpstreamSettings(), func(u UpstreamSettings) bool { return len(u.accounts()) > 0 })
+// hasSecrets reports whether there may be content that is not for every client:
+// an upstream shows it to our account alone, or it is only for some by our rules.
+func (c *Config) hasSecrets() bool {
+	return c.AccessFile != "" || c.DockerConfig != "" || slices.ContainsFunc(c.UpstreamSettings(), func(u UpstreamSettings) bool { return len(u.accounts()) > 0 })
 }
 
 func closeCache(c *cache.Cache, logger zerolog.Logger) {

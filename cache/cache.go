@@ -25,9 +25,10 @@ type Config struct {
 	Offline bool            // never contact an upstream
 	Without map[string]bool // upstreams that are never contacted
 
-	// Private says that some upstream is asked with credentials. A digest that
-	// a manifest merely lists is then confirmed by upstream before it is served
-	// from bytes that came by another way.
+	// Private says that not all content is for every client: some upstream is
+	// asked with credentials, or clients have rights. A digest that a manifest
+	// merely lists is then confirmed by upstream before it is served from bytes
+	// that came by another way.
 	Private bool
 
 	CheckWait   time.Duration   // how long a held tag waits for its check before it is served stale; 0 means 2 s
