@@ -103,10 +103,12 @@ func (d *Disk) putSpans(rec fillRecord) error {
 	if err != nil {
 		return err
 	}
-	return d.writeFile(fillName(rec.Digest)+spansSuffix, b, written{mode: 0o644, sync: true})
+	stamp := hint{owner: ownerOf(rec.Upstream), uses: 1}.stamp(time.Now()) // lasts, as that of the bytes does not: each write sets it
+	return d.writeFile(fillName(rec.Digest)+spansSuffix, b, written{mode: 0o644, sync: true, stamp: stamp})
 }
 
-// sweepFills removes what a crash left of fills that cannot be resumed.
+// sweepFills removes what a crash left of fills that cannot be resumed. What can
+// be is its upstream's again, as if the fill had been closed.
 func (d *Disk) sweepFills() error {
 	return fs.WalkDir(d.root.FS(), fillsDir, func(name string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
@@ -116,10 +118,23 @@ func (d *Disk) sweepFills() error {
 		if !isRecord {
 			twin = name + spansSuffix
 		}
-		if _, err := d.root.Lstat(twin); err == nil && !strings.HasPrefix(e.Name(), ".") {
+		if other, err := d.root.Lstat(twin); err == nil && !strings.HasPrefix(e.Name(), ".") {
+			if !isRecord {
+				d.lendHint(name, e, hintOf(other.ModTime()))
+			}
 			return nil
 		}
 		_, err = d.remove(name)
 		return err
 	})
+}
+
+// lendHint gives a file that has no hint another one's. It is only advice.
+func (d *Disk) lendHint(name string, e fs.DirEntry, h hint) {
+	info, err := e.Info()
+	if err != nil || hintOf(info.ModTime()).owner != 0 || h.owner == 0 {
+		return
+	}
+	stamp := h.stamp(info.ModTime())
+	_ = d.root.Chtimes(name, stamp, stamp)
 }

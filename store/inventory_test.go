@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -119,6 +120,54 @@ func TestUsageTellsWhoFilledWhat(t *testing.T) {
 	if nobody.Fills != 1 || nobody.Blobs != 2 {
 		t.Errorf("%+v", u.Upstreams)
 	}
+}
+
+// TestUsageAfterAKill: what had arrived of a blob is still known to be its
+// upstream's.
+func TestUsageAfterAKill(t *testing.T) {
+	dir, killed := t.TempDir(), t.TempDir()
+	d := openDisk(t, dir, nil)
+	pushImage(t, d, busybox, "latest", 1)
+	b := content(1, 5*mib)
+	f, err := d.Fill(oci.Sum(b), busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.SetSize(int64(len(b))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(b[:mib], 0); err != nil {
+		t.Fatal(err)
+	}
+	f.checkpoint(true)
+	if _, err := f.WriteAt(b[mib:2*mib], mib); err != nil { // which is not on record
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.CopyFS(killed, os.DirFS(dir)), copyTimes(dir, killed)); err != nil {
+		t.Fatal(err)
+	}
+	u, err := openDisk(t, killed, nil).Usage(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(u.Upstreams) != 1 || u.Upstreams[0].Upstream != "docker.io" || u.Upstreams[0].Fills != 1 || u.Upstreams[0].FillBytes < mib {
+		t.Errorf("%+v", u.Upstreams)
+	}
+}
+
+// copyTimes gives the files of a copy the times of its original.
+func copyTimes(from, to string) error {
+	return fs.WalkDir(os.DirFS(from), ".", func(name string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		return os.Chtimes(filepath.Join(to, name), info.ModTime(), info.ModTime())
+	})
 }
 
 func TestRemovedRepositoriesAreForgottenAndPruned(t *testing.T) {
