@@ -116,10 +116,7 @@ func (g *Guard) refuse(no *refusal, repo oci.Repository, reference string) error
 func (g *Guard) Explain(ctx context.Context, repo oci.Repository, reference string) string {
 	i := g.ruleOf(repo, reference)
 	if d, err := oci.ParseDigest(reference); err == nil {
-		i = g.ruleOf(repo, untagged(d))
-		if leads := g.leadsTo(ctx, repo, d); len(leads) > 0 {
-			i = g.ruleOf(repo, leads[0].Tag)
-		}
+		i = g.kindest(ctx, repo, d)
 	}
 	if i < 0 {
 		return "allowed: no rule matches"
@@ -139,6 +136,21 @@ func (g *Guard) Explain(ctx context.Context, repo oci.Repository, reference stri
 		return fmt.Sprintf("denied: %v", err)
 	}
 	return fmt.Sprintf("up to %s (%s) once it is known what it is", r.Name, r.Match)
+}
+
+// kindest is the rule that lets a manifest pass, if it does by the name of one of
+// the tags that lead to it; else that of the first of them.
+func (g *Guard) kindest(ctx context.Context, repo oci.Repository, d oci.Digest) int {
+	leads := g.leadsTo(ctx, repo, d)
+	if len(leads) == 0 {
+		return g.ruleOf(repo, untagged(d))
+	}
+	for _, lead := range leads {
+		if i := g.ruleOf(repo, lead.Tag); i < 0 || !g.cfg.Rules[i].Deny {
+			return i
+		}
+	}
+	return g.ruleOf(repo, leads[0].Tag)
 }
 
 // Resolve judges a tag by its name, and, where its rule has demands, by what it

@@ -9,6 +9,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -73,7 +74,7 @@ func (r *Rule) judge(c *content, lead Lead, now time.Time) string {
 // are judged each by itself.
 func (c *content) size() (n int64) {
 	for _, b := range c.links.Blobs() {
-		n += max(0, b.Size)
+		n += min(max(0, b.Size), math.MaxInt64-n) // a stranger's numbers must not wrap around
 	}
 	return n
 }

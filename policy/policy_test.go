@@ -118,6 +118,7 @@ func TestJudge(t *testing.T) {
 		"small enough":                   {Rule{MaxSize: 30}, `{"config":{"digest":"D","size":10},"layers":[{"digest":"D","size":20}]}`, "", oci.Platform{}, Lead{}, ""},
 		"too large by one":               {Rule{MaxSize: 29}, `{"config":{"digest":"D","size":10},"layers":[{"digest":"D","size":20}]}`, "", oci.Platform{}, Lead{}, "it has 30 bytes, and 29 are allowed"},
 		"sizes below zero do not count":  {Rule{MaxSize: 29}, `{"layers":[{"digest":"D","size":-100},{"digest":"D","size":30}]}`, "", oci.Platform{}, Lead{}, "30 bytes"},
+		"sizes do not wrap around":       {Rule{MaxSize: 29}, `{"layers":[{"digest":"D","size":9223372036854775807},{"digest":"D","size":9223372036854775807}]}`, "", oci.Platform{}, Lead{}, "29 are allowed"},
 		"platform":                       {Rule{Platforms: []string{"linux/amd64"}}, `{}`, "", oci.Platform{OS: "linux", Architecture: "amd64"}, Lead{}, ""},
 		"platform in any variant":        {Rule{Platforms: []string{"linux/arm64"}}, `{}`, "", oci.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}, Lead{}, ""},
 		"platform in one variant":        {Rule{Platforms: []string{"linux/arm/v7"}}, `{}`, "", oci.Platform{OS: "linux", Architecture: "arm", Variant: "v6"}, Lead{}, "it is for linux/arm/v6"},
@@ -289,8 +290,16 @@ func TestSomeTagSuffices(t *testing.T) {
 	if err := ask(); err != nil {
 		t.Errorf("once 1.2 has led to it: %v", err)
 	}
+	for reference, want := range map[string]string{"latest": "denied by rule 0", "1.2": "allowed by rule 1", d.String(): "allowed by rule 1"} {
+		if got := g.Explain(t.Context(), app, reference); !strings.HasPrefix(got, want) {
+			t.Errorf("%s is explained as %q, want %q", reference, got, want)
+		}
+	}
 	leads = nil
 	g.verdicts, g.led = memory[verdict]{}, memory[[]Lead]{}
+	if got := g.Explain(t.Context(), app, d.String()); !strings.HasPrefix(got, "denied by rule 2") {
+		t.Errorf("by nothing it is explained as %q", got)
+	}
 	if err := ask(); err == nil || !strings.Contains(err.Error(), "rule 2") {
 		t.Errorf("by nothing: %v", err)
 	}
