@@ -473,12 +473,13 @@ func isImageConfig(mediaType string) bool {
 // maxConfig is the largest config that is read; real ones have some kilobytes.
 const maxConfig = 1 << 20
 
-// readClaims reads the platform and the date that the config claims. One that is
-// too large, or no JSON, claims nothing.
+// readClaims reads the platform and the date that the config claims. Of one that is
+// too large, or no JSON, nobody knows what it claims.
 func (l *look) readClaims() error {
 	l.claims = true
 	config := l.content.links.Config
 	if config.Size < 0 || config.Size > maxConfig {
+		l.content.unclear = true
 		return nil
 	}
 	text, err := l.readBlob(config)
@@ -489,11 +490,13 @@ func (l *look) readClaims() error {
 		oci.Platform
 		Created string `json:"created"`
 	}
-	if json.Unmarshal(text, &claims) == nil {
-		l.content.platform = claims.Platform
-		if t := parseTime(claims.Created); l.content.created.IsZero() {
-			l.content.created = t
-		}
+	if json.Unmarshal(text, &claims) != nil {
+		l.content.unclear = true
+		return nil
+	}
+	l.content.platform = claims.Platform
+	if t := parseTime(claims.Created); l.content.created.IsZero() {
+		l.content.created = t
 	}
 	return nil
 }

@@ -58,6 +58,7 @@ type content struct {
 	links    *oci.Links
 	platform oci.Platform // of an image; zero if it is not known
 	created  time.Time    // as it claims; zero if it does not
+	unclear  bool         // an image, whose config cannot be read: it may be for anything
 }
 
 func (c *content) isIndex() bool { return len(c.links.Manifests) > 0 }
@@ -82,6 +83,9 @@ func (c *content) size() (n int64) {
 func (r *Rule) judgePlatform(c *content, lead Lead) string {
 	if len(r.Platforms) == 0 {
 		return ""
+	}
+	if c.unclear && !lead.Platform.Runs() {
+		return fmt.Sprintf("its config does not tell what it is for, and only %s is allowed", strings.Join(r.Platforms, ", "))
 	}
 	var has []oci.Platform
 	if c.isIndex() {

@@ -244,6 +244,34 @@ func TestWhatCannotBeJudgedIsNotServed(t *testing.T) {
 	}
 }
 
+// TestAnImageThatHidesItsPlatform is not taken for something that runs nowhere.
+func TestAnImageThatHidesItsPlatform(t *testing.T) {
+	const manifestType, configType = "application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.config.v1+json"
+	for name, row := range map[string]struct {
+		config string
+		size   int
+		want   string // in the refusal; empty: allowed
+	}{
+		"too large to be read":    {`{"os":"windows","architecture":"amd64"}`, maxConfig + 1, "does not tell what it is for"},
+		"smaller than none":       {`{"os":"windows","architecture":"amd64"}`, -1, "does not tell what it is for"},
+		"larger than it says":     {strings.Repeat(" ", maxConfig) + `{"os":"windows","architecture":"amd64"}`, 100, "does not tell what it is for"},
+		"no JSON":                 {`os=windows`, 100, "does not tell what it is for"},
+		"a signature, as cosign":  {`{"os":"","architecture":""}`, 100, ""},
+		"for what is not allowed": {`{"os":"windows","architecture":"amd64"}`, 100, "it is for windows/amd64"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSource()
+			d := oci.Sum([]byte(row.config))
+			s.blobs[d] = []byte(row.config)
+			s.pushManifest("1", manifestType, fmt.Sprintf(`{"config":{"mediaType":%q,"digest":%q,"size":%d}}`, configType, d, row.size))
+			err := resolve(New(s, Config{Rules: []Rule{{Name: "rule 0", Match: "*", Platforms: []string{"linux/*"}}}}), "1")
+			if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
+				t.Errorf("%v, want %q", err, row.want)
+			}
+		})
+	}
+}
+
 // TestRefusalsAreJudgedAgain: what is too young grows older.
 func TestRefusalsAreJudgedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
