@@ -33,6 +33,15 @@ const (
 	transferRetry = 5 * time.Second
 )
 
+// within is how long of most a client can wait for its turn and still have an answer:
+// what it is told when its time is up would blame upstream.
+func within(ctx context.Context, most time.Duration) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		most = min(most, time.Until(deadline)*2/3)
+	}
+	return max(0, most)
+}
+
 // A client that was quiet may send a pull's worth of requests at once: an image
 // of forty layers and then some, or what it may send in four seconds.
 const (
@@ -154,7 +163,7 @@ func (c *Clients) Admit(ctx context.Context, name string, now time.Time) error {
 	}
 	turn := bucket.ReserveN(now, 1)
 	wait := turn.DelayFrom(now)
-	if wait <= rateWait {
+	if wait <= within(ctx, rateWait) {
 		c.stats.waited.Add(1)
 		if err := sleep(ctx, wait, nil); err != nil {
 			turn.CancelAt(now)
@@ -164,11 +173,12 @@ func (c *Clients) Admit(ctx context.Context, name string, now time.Time) error {
 	}
 	turn.CancelAt(now)
 	c.stats.refused.Add(1)
-	if err := sleep(ctx, refusalHold, nil); err != nil {
+	hold := within(ctx, refusalHold)
+	if err := sleep(ctx, hold, nil); err != nil {
 		return err
 	}
 	return &oci.Error{
-		Code: oci.TooManyRequests, RetryAfter: max(time.Second, wait-refusalHold),
+		Code: oci.TooManyRequests, RetryAfter: max(time.Second, wait-hold),
 		Detail: fmt.Sprintf("this client has sent more requests than the cache takes from one, %g per second", c.limits.Rate),
 	}
 }
@@ -187,7 +197,7 @@ func (c *Clients) Transfer(ctx context.Context, name string) (end func(), err er
 	default:
 	}
 	c.stats.transfersWaited.Add(1)
-	t := time.NewTimer(transferWait)
+	t := time.NewTimer(within(ctx, transferWait))
 	defer t.Stop()
 	select {
 	case places <- struct{}{}:

@@ -129,14 +129,41 @@ func TestTransfersWaitForAPlace(t *testing.T) {
 		if _, err := c.Transfer(t.Context(), "a"); oci.CodeOf(err) != oci.TooManyRequests || oci.RetryAfter(err) <= 0 || time.Since(begin) != transferWait {
 			t.Errorf("after %v: %v", time.Since(begin), err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if _, err := c.Transfer(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) {
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if _, err := c.Transfer(ctx, "a"); !errors.Is(err, context.Canceled) {
 			t.Errorf("who left was told %v", err)
 		}
 		second()
 		third()
 		if s := c.Stats(); s.TransfersWaited != 3 || s.TransfersRefused != 1 {
+			t.Errorf("stats %+v", s)
+		}
+	})
+}
+
+// TestWaitingEndsBeforeTheAnswerIsDue: who has less time than others wait is told
+// that it is our limit, and not that upstream is late.
+func TestWaitingEndsBeforeTheAnswerIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := NewClients(ClientLimits{Rate: 0.5, Transfers: 1})
+		for range leastBurst {
+			_ = c.Admit(t.Context(), "a", time.Now())
+		}
+		end, err := c.Transfer(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer end()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.Admit(ctx, "a", time.Now()); oci.CodeOf(err) != oci.TooManyRequests || oci.RetryAfter(err) < time.Second || ctx.Err() != nil {
+			t.Errorf("a request: %v, retry after %v", err, oci.RetryAfter(err))
+		}
+		if _, err := c.Transfer(ctx, "a"); oci.CodeOf(err) != oci.TooManyRequests || ctx.Err() != nil {
+			t.Errorf("a transfer: %v", err)
+		}
+		if s := c.Stats(); s.Refused != 1 || s.TransfersRefused != 1 || s.Waited != 0 {
 			t.Errorf("stats %+v", s)
 		}
 	})
