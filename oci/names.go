@@ -76,7 +76,7 @@ func (n *Names) rule(upstream, path string) *Rule {
 		return nil
 	}
 	r := n.Rules.find(fullName(upstream, path))
-	if r != nil && r.Target.Name == "" && upstream != "" {
+	if r != nil && upstream != "" && !r.Target.hasRegistry() {
 		return nil
 	}
 	return r

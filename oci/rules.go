@@ -34,6 +34,12 @@ func (p Pattern) String() string {
 	return p.Name + "/*"
 }
 
+// hasRegistry reports whether p is for the names of one registry.
+func (p Pattern) hasRegistry() bool {
+	first, _, _ := strings.Cut(p.Name, "/")
+	return IsRegistry(first)
+}
+
 // Covers reports whether p stands for this name.
 func (p Pattern) Covers(name string) bool {
 	if !p.Below {
@@ -60,7 +66,7 @@ func (p Pattern) cut(name string) (rest string, ok bool) {
 // or * for every name without a registry.
 func ParseTarget(s string) (Pattern, error) {
 	p, err := parsePattern(s)
-	if first, _, _ := strings.Cut(p.Name, "/"); err != nil || p.Name == "" || IsRegistry(first) {
+	if err != nil || p.Name == "" || p.hasRegistry() {
 		if err == nil && p.Name != "" {
 			p.Name, err = parseFull(p)
 		}

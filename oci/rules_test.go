@@ -72,6 +72,8 @@ func TestRulesOfNames(t *testing.T) {
 		// that registry's names.
 		{"dotnet/sdk", "docker.io", "docker.io/dotnet/sdk"},
 		{"dotnet/sdk", "cache.example", "mcr.microsoft.com/dotnet/sdk"}, // our own name
+		{"sdk", "dotnet", "NAME_UNKNOWN"},                               // a registry that looks like a target
+		{"sdk", "dotnet/nightly", "NAME_UNKNOWN"},
 		{"docker.io/dotnet/sdk", "", "docker.io/dotnet/sdk"},
 		{"pause", "k8s.gcr.io", "mcr.microsoft.com/oss/kubernetes/pause"},
 		{"k8s.gcr.io/pause", "k8s.gcr.io", "mcr.microsoft.com/oss/kubernetes/pause"},
