@@ -184,6 +184,9 @@ func (c *Config) check(found *problems) {
 	if c.HeaderTimeout < Duration(time.Second) && !found.concern("ENTREPOT_HEADER_TIMEOUT") {
 		found.add("ENTREPOT_HEADER_TIMEOUT", "%s would refuse what an upstream is about to answer: want 1s or more", c.HeaderTimeout)
 	}
+	if c.QueueWait > c.queueWait() && c.sources["ENTREPOT_QUEUE_WAIT"] != "" && !found.concern("ENTREPOT_QUEUE_WAIT", "ENTREPOT_HEADER_TIMEOUT") {
+		found.add("ENTREPOT_QUEUE_WAIT", "%s is too long for a client that has its answer after ENTREPOT_HEADER_TIMEOUT=%s: want %s or less, or more there", c.QueueWait, c.HeaderTimeout, c.queueWait())
+	}
 	if c.CacheSize > 0 && c.CacheSize < minCacheSize && !found.concern("ENTREPOT_CACHE_SIZE") {
 		found.add("ENTREPOT_CACHE_SIZE", "%s holds next to nothing: want %s or more, or 0 for no cap", c.CacheSize, Size(minCacheSize))
 	}
@@ -197,6 +200,9 @@ func (c *Config) check(found *problems) {
 	c.checkPolicy(found)
 	c.checkWarm(found)
 }
+
+// queueWait is QueueWait, or what an answer's deadline leaves of it.
+func (c *Config) queueWait() Duration { return min(c.QueueWait, c.HeaderTimeout*2/3) }
 
 // minCacheSize is the least that the store takes for a budget.
 const minCacheSize = 4 << 20

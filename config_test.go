@@ -88,7 +88,7 @@ func TestEverySettingReachesItsField(t *testing.T) {
 		"ENTREPOT_UPSTREAM_1_NAME=registry.test:5443", "ENTREPOT_UPSTREAM_1_URL=https://Registry.test:5443/Mirror/x/", "ENTREPOT_UPSTREAM_1_CA_FILE="+ca, "ENTREPOT_UPSTREAM_1_ALLOW_PRIVATE=true",
 		"ENTREPOT_TAG_TTL=90s", "ENTREPOT_OFFLINE=1", "ENTREPOT_SHUTDOWN_TIMEOUT=0s", "ENTREPOT_LOG_LEVEL=debug", "ENTREPOT_LOG_FORMAT=json",
 		"ENTREPOT_SCRUB_RATE=0", "ENTREPOT_ADMIN_TOKEN=0123456789abcdef", "ENTREPOT_UPSTREAM_0_SHARE=12.5%",
-		"ENTREPOT_NEGATIVE_TTL=0s", "ENTREPOT_REFRESH_FROM=10.0.0.0/8, ::1,192.0.2.7", "ENTREPOT_FOREIGN_HOSTS=MCR.microsoft.com,http://near.test:81", "ENTREPOT_QUOTA_RESERVE=0%", "ENTREPOT_QUEUE_WAIT=1m",
+		"ENTREPOT_NEGATIVE_TTL=0s", "ENTREPOT_REFRESH_FROM=10.0.0.0/8, ::1,192.0.2.7", "ENTREPOT_FOREIGN_HOSTS=MCR.microsoft.com,http://near.test:81", "ENTREPOT_QUOTA_RESERVE=0%", "ENTREPOT_QUEUE_WAIT=40s",
 		"ENTREPOT_UPSTREAM_0_OFFLINE=true", "ENTREPOT_UPSTREAM_1_KEEP_DELETED=off", "ENTREPOT_UPSTREAM_0_RATE=0", "ENTREPOT_UPSTREAM_1_RATE=2.5",
 		"ENTREPOT_STREAMS=8", "ENTREPOT_STREAM_THRESHOLD=0", "ENTREPOT_PREFETCH=off", "ENTREPOT_CHECK_WAIT=0s", "ENTREPOT_HEADER_TIMEOUT=1m",
 	)
@@ -285,6 +285,7 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"no stream at all", []string{"ENTREPOT_STREAMS=0"}, []problem{{"ENTREPOT_STREAMS", "not a number from 1 to 64"}}},
 		{"too many streams", []string{"ENTREPOT_STREAMS=1000"}, []problem{{"ENTREPOT_STREAMS", "not a number from 1 to 64"}}},
 		{"neither on nor off", []string{"ENTREPOT_PREFETCH=maybe"}, []problem{{"ENTREPOT_PREFETCH", "neither true nor false"}}},
+		{"waiting beyond the answer", []string{"ENTREPOT_QUEUE_WAIT=60s"}, []problem{{"ENTREPOT_QUEUE_WAIT", "want 10s or less"}}},
 		{"no time for headers", []string{"ENTREPOT_HEADER_TIMEOUT=0s"}, []problem{{"ENTREPOT_HEADER_TIMEOUT", "want 1s or more"}}},
 		{"empty file name", []string{"ENTREPOT_DOCKERHUB_PASSWORD_FILE="}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "is empty: want the path"}}},
 		{"empty secret", []string{"ENTREPOT_DOCKERHUB_PASSWORD="}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD", "is empty"}}},

@@ -443,7 +443,7 @@ func (c *Config) cache(watcher *observer) cache.Config {
 func (c *Config) limits(u UpstreamSettings) ratelimit.Limits {
 	l := ratelimit.Limits{
 		Rate: u.Rate, Reserve: c.QuotaReserve.Fraction(),
-		Wait: max(1, min(time.Duration(c.QueueWait), time.Duration(c.HeaderTimeout)*2/3)),
+		Wait: max(1, time.Duration(c.queueWait())),
 	}
 	if l.Reserve == 0 {
 		l.Reserve = -1
