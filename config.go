@@ -316,6 +316,16 @@ func (c *Config) UpstreamSettings() []UpstreamSettings {
 	return all
 }
 
+// offline are the upstreams that are not to be asked.
+func (c *Config) offline() (names []string) {
+	for _, u := range c.UpstreamSettings() {
+		if u.Offline || bool(c.Offline) {
+			names = append(names, u.Name)
+		}
+	}
+	return names
+}
+
 // Names decides which repository a client means.
 func (c *Config) Names() *oci.Names {
 	return &oci.Names{Default: string(c.DefaultUpstream), Upstreams: c.upstreamNames(), Own: c.OwnNames, Rules: c.nameRules()}

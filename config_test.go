@@ -151,6 +151,9 @@ func TestEverySettingReachesItsField(t *testing.T) {
 	if diff := cmp.Diff(map[string]float64{"ghcr.io": 0.125}, c.shares()); diff != "" || c.ScrubRate != 0 || !c.AdminToken.IsSet() {
 		t.Errorf("shares (-want +got):\n%s\nscrub rate %s", diff, c.ScrubRate)
 	}
+	if !slices.Equal(c.offline(), c.upstreamNames()) {
+		t.Errorf("offline are %q", c.offline())
+	}
 	if time.Duration(c.HeaderTimeout) != time.Minute {
 		t.Errorf("ENTREPOT_HEADER_TIMEOUT is %s", c.HeaderTimeout)
 	}

@@ -164,6 +164,9 @@ func (p *picture) hosts(s statusJSON) {
 		colour = red
 	}
 	p.heading(ink{bold, "HOSTS  "}, ink{colour, fmt.Sprintf("%d of %d in trouble", len(troubled), len(s.Breakers))})
+	for _, name := range s.Offline {
+		p.line(ink{plain, "  " + left(p.nameWidth()-2, name) + "  "}, ink{yellow, "offline"}, ink{plain, " as it is set: only what is held is served"})
+	}
 	for _, b := range troubled {
 		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, b.Host) + "  "}}, troubleOf(b, s.Now)...)...)
 		if b.Error != "" {

@@ -267,7 +267,7 @@ func exampleStatus() statusJSON {
 	const gib = 1 << 30
 	line := func(upstream, name string, sum ledger.Sum) lineJSON { return lineJSON{upstream, name, sum} }
 	return statusJSON{
-		Version: "v1.2.3", Data: "/var/lib/entrepot", Since: now.Add(-75 * time.Hour), Now: now,
+		Version: "v1.2.3", Data: "/var/lib/entrepot", Since: now.Add(-75 * time.Hour), Now: now, Offline: []string{"registry.k8s.io"},
 		Breakers: []breakerJSON{
 			{Upstream: "docker.io", Host: "registry-1.docker.io", State: "closed"},
 			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Error: "timeout: auth.docker.io: no answer"},

@@ -15,6 +15,7 @@ type statusJSON struct {
 	Data     string        `json:"data"` // the data directory, absolute
 	Since    time.Time     `json:"since"`
 	Now      time.Time     `json:"now"`
+	Offline  []string      `json:"offline,omitempty"` // upstreams that are set not to be asked
 	Breakers []breakerJSON `json:"breakers"`
 	Quotas   []quotaJSON   `json:"quotas"`
 	Spent    spentJSON     `json:"spent"`
@@ -104,7 +105,7 @@ type memoryJSON struct {
 func newStatusJSON(api *adminAPI, hours, top int) statusJSON {
 	l, now, disk := api.live, time.Now(), api.disk.Stats()
 	s := statusJSON{
-		Version: api.about.Version, Data: api.about.Data, Since: l.began.Round(0), Now: now.Round(0),
+		Version: api.about.Version, Data: api.about.Data, Since: l.began.Round(0), Now: now.Round(0), Offline: api.cfg.offline(),
 		Breakers: []breakerJSON{}, Quotas: []quotaJSON{}, Fills: []fillJSON{},
 		Spent:  newSpentJSON(l.ledger.Report(hours, top), hours),
 		Disk:   diskJSON{disk.Held, api.budget, disk.Free},

@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -98,6 +99,9 @@ func TestOneUpstreamIsSetOffline(t *testing.T) {
 	}
 	if lines := hub.Lines(); len(lines) > 0 {
 		t.Errorf("an upstream that is offline was asked %q", lines)
+	}
+	if s := operatorOf(t, p).status(); !slices.Equal(s.Offline, []string{"docker.io"}) {
+		t.Errorf("status says that %q are offline", s.Offline)
 	}
 }
 
