@@ -52,6 +52,9 @@ func TestHelmChart(t *testing.T) {
 			if monitored := strings.Contains(objects, "Kind=PrometheusRule"); monitored != (set != nil) {
 				t.Errorf("the chart made\n%s", objects)
 			}
+			if strings.Contains(text, "/healthz") || !strings.Contains(text, "command: [/entrepot, healthcheck]") {
+				t.Error("the kubelet asks itself whether the registry is well, and has no certificate to show where one is required")
+			}
 			checkSettings(t, text)
 		})
 	}
