@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"entrepot/internal/ocitest"
+	"entrepot/oci"
 )
 
 // examination is one run of doctor over a hub.
@@ -35,6 +36,7 @@ func TestDoctor(t *testing.T) {
 	if err := os.WriteFile(occupied, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	none := oci.Sum(nil).String()
 	anonymous := ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}}
 	for name, x := range map[string]examination{
 		"well": {
@@ -56,7 +58,8 @@ func TestDoctor(t *testing.T) {
 		"clock far away":  {hub: anonymous, fault: &ocitest.Fault{Match: ping, Effect: ocitest.Effect{Do: "answer", Status: 200, Header: http.Header{"Date": {time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)}}}}, code: 18, want: []string{"FAIL  clock: it and localhost:"}},
 		"no such image":   {hub: anonymous, args: []string{"app:2"}, code: 19, want: []string{"ok    upstream docker.io", "FAIL  image docker.io/library/app:2"}},
 		"no image's name": {hub: anonymous, args: []string{"unknown.example/app"}, code: 19, want: []string{`FAIL  image "unknown.example/app"`}},
-		"offline":         {hub: anonymous, environ: []string{"ENTREPOT_OFFLINE=true"}, prepare: (*ocitest.Hub).Close, want: []string{"ok    upstream docker.io: offline"}},
+		"offline":         {hub: anonymous, environ: []string{"ENTREPOT_OFFLINE=true"}, prepare: (*ocitest.Hub).Close, args: []string{"app:1"}, want: []string{"ok    upstream docker.io: offline", "warn  image docker.io/library/app:1: not looked up"}},
+		"image by digest": {hub: anonymous, args: []string{"app@" + none}, code: 19, want: []string{"FAIL  image docker.io/library/app@" + none}},
 	} {
 		t.Run(name, func(t *testing.T) { x.run(t) })
 	}

@@ -73,6 +73,13 @@ type wantedImage struct {
 	reference string
 }
 
+func (im wantedImage) String() string {
+	if strings.Contains(im.reference, ":") {
+		return im.repo.String() + "@" + im.reference
+	}
+	return im.repo.String() + ":" + im.reference
+}
+
 // upstreamWarnings keeps what upstreams' clients warn of.
 type upstreamWarnings struct {
 	mu  sync.Mutex // guards all
@@ -111,7 +118,11 @@ func (p patient) subject() string { return "upstream " + p.settings.Name }
 
 func (p patient) examine(ctx context.Context) []finding {
 	if bool(p.cfg.Offline) || p.settings.Offline {
-		return []finding{well(p.subject(), "offline, as it is set to be")}
+		all := []finding{well(p.subject(), "offline, as it is set to be")}
+		for _, im := range p.images {
+			all = append(all, doubtful("image "+im.String(), "not looked up: its upstream is offline", "see whether it is held: entrepot explain "+im.String()))
+		}
+		return all
 	}
 	var all []finding
 	for _, ping := range p.client.Ping(ctx) {
@@ -207,7 +218,7 @@ func clockFinding(host string, skew time.Duration) finding {
 func (p patient) examineImages(ctx context.Context) []finding {
 	var all []finding
 	for _, im := range p.images {
-		subject := "image " + im.repo.String() + ":" + im.reference
+		subject := "image " + im.String()
 		res, _, err := p.client.Resolve(ctx, im.repo, im.reference, oci.Ask{Refresh: true})
 		if err != nil {
 			all = append(all, failed(badImage, subject, plainText(err), "see that it is there, and that the account may pull it"))
