@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"entrepot/internal/ocitest"
 
@@ -226,4 +228,58 @@ func TestAttacksBelowTheBoundDoNotDisturbAPull(t *testing.T) {
 	other := ocitest.RandomImage(2, 3_000_000)
 	hub.Push("library/busybox", "latest", other)
 	p.pull(t, client, "busybox", "latest", other)
+}
+
+// TestSlowHeadersAreTimedOut, a byte each second as well as none at all, and those
+// without an end are refused. A connection that waits for its next request may
+// wait for longer.
+func TestSlowHeadersAreTimedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := ocitest.NewNetwork()
+		l := network.Listen("cache")
+		s := startServer("registry", l, http.HandlerFunc(healthz), nil, 0, zerolog.Nop(), func(err error) { t.Error(err) })
+		defer s.stop(t.Context(), time.Second)
+		connect := func(sent string) net.Conn {
+			conn, err := network.DialContext(t.Context(), "tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(conn, sent); err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}
+		began := time.Now()
+		silent, slow := connect(""), connect("GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+		defer silent.Close()
+		defer slow.Close()
+		go func() {
+			for err := error(nil); err == nil; time.Sleep(time.Second) {
+				_, err = slow.Write([]byte("x"))
+			}
+		}()
+		for _, conn := range []net.Conn{silent, slow} {
+			if _, err := io.Copy(io.Discard, conn); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took != readHeaderTimeout {
+				t.Errorf("it was cut after %v, want %v", took, readHeaderTimeout)
+			}
+		}
+		kept := connect("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		defer kept.Close()
+		if resp, _ := answerOn(t, kept); resp.StatusCode != http.StatusOK {
+			t.Error(resp.Status)
+		}
+		began = time.Now()
+		if _, err := io.Copy(io.Discard, kept); err != nil || time.Since(began) != idleTimeout {
+			t.Errorf("an idle connection: %v after %v, want %v", err, time.Since(began), idleTimeout)
+		}
+		large := connect("GET / HTTP/1.1\r\nHost: x\r\n")
+		defer large.Close()
+		go func() { _, _ = io.WriteString(large, strings.Repeat("X-Large: "+strings.Repeat("x", 1000)+"\r\n", 40)) }()
+		if resp, _ := answerOn(t, large); resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Error(resp.Status)
+		}
+	})
 }
