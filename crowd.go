@@ -72,13 +72,13 @@ func (c *crowd) leave() {
 }
 
 // guard lets requests wait for room. Probes are answered in any case: a crowd is
-// no reason to be started again.
+// no reason to be started again, or to be sent no more clients.
 func (c *crowd) guard(h http.Handler) http.Handler {
 	if c.most == 0 {
 		return h
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c.open.Load() > c.most && r.URL.Path != "/healthz" && !c.await(r.Context()) {
+		if c.open.Load() > c.most && r.URL.Path != "/healthz" && r.URL.Path != "/readyz" && !c.await(r.Context()) {
 			w.Header().Set("Connection", "close")
 			oci.WriteError(w, &oci.Error{Code: oci.Unavailable, Detail: "too many connections", RetryAfter: crowdWait})
 			return

@@ -283,3 +283,32 @@ func TestSlowHeadersAreTimedOut(t *testing.T) {
 		}
 	})
 }
+
+// TestOperatorsListenersAreBounded, so that whoever reaches them cannot use up the
+// open files that clients need. Probes are answered there, too.
+func TestOperatorsListenersAreBounded(t *testing.T) {
+	t.Parallel()
+	p := startProgram(t, ocitest.NewHub(t, ocitest.Config{}))
+	address := strings.TrimPrefix(p.admin, "http://")
+	silent := func() net.Conn {
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	for range int(operatorConnections) {
+		silent()
+	}
+	if resp, _ := answerOn(t, ask(t, address, "/readyz")); resp.StatusCode != http.StatusOK || !resp.Close {
+		t.Errorf("a probe is told %s, close %v", resp.Status, resp.Close)
+	}
+	surplus := int((&crowd{most: int64(operatorConnections)}).surplus())
+	for range surplus {
+		silent()
+	}
+	if _, err := silent().Read(make([]byte, 1)); err == nil {
+		t.Error("one connection too many is answered")
+	}
+}

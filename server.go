@@ -31,6 +31,10 @@ const (
 	bodyTimeout       = 5 * time.Second
 )
 
+// operatorConnections bounds each listener of operators and scrapers. What they
+// take is not for clients to do without.
+const operatorConnections Bound = 500
+
 // server is one listener and the HTTP server on it.
 type server struct {
 	name string // "registry", for messages
