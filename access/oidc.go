@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"entrepot/oci"
@@ -44,11 +45,12 @@ type issuer struct {
 	url, audience, caFile string
 	identities            []claimRule
 	client                *http.Client
+	down                  atomic.Bool // it gave no answer when it was asked last
 
-	mu       sync.Mutex // guards what follows; held across a fetch, for which all who have such a token wait
-	verifier *oidc.IDTokenVerifier
-	failed   error
-	again    time.Time
+	mu     sync.Mutex // guards what follows; held across a fetch, for which all who have such a token wait
+	keys   *oidc.RemoteKeySet
+	failed error
+	again  time.Time
 }
 
 // claimRule says who somebody is whose claims are these.
@@ -115,7 +117,7 @@ func (i *issuer) prepare(cfg *Config) error {
 		transport.TLSClientConfig.RootCAs = pool
 	}
 	i.client = &http.Client{
-		Transport: bounded{transport}, Timeout: issuerTimeout,
+		Transport: bounded{transport, &i.down}, Timeout: issuerTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("it redirects elsewhere") },
 	}
 	return nil
@@ -123,13 +125,17 @@ func (i *issuer) prepare(cfg *Config) error {
 
 // bounded asks over https alone, and gives no more of an answer than any honest
 // one has.
-type bounded struct{ over http.RoundTripper }
+type bounded struct {
+	over http.RoundTripper
+	down *atomic.Bool
+}
 
 func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" {
 		return nil, errors.New("it names an address without TLS")
 	}
 	resp, err := b.over.RoundTrip(r)
+	b.down.Store(err != nil || resp.StatusCode != http.StatusOK)
 	if err == nil {
 		resp.Body = struct {
 			io.Reader
@@ -140,27 +146,81 @@ func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // ready is what verifies the issuer's tokens, fetched if it is not there yet.
-func (i *issuer) ready() (*oidc.IDTokenVerifier, error) {
+func (i *issuer) ready() (*oidc.RemoteKeySet, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.verifier == nil && time.Now().After(i.again) {
-		ctx, cancel := context.WithTimeout(context.Background(), issuerTimeout) // for all who wait, not for one request
-		defer cancel()
-		provider, err := oidc.NewProvider(oidc.ClientContext(ctx, i.client), i.url)
+	if i.keys == nil && time.Now().After(i.again) {
+		keys, err := i.discover()
 		if err != nil {
 			i.failed, i.again = err, time.Now().Add(issuerRetry)
-		} else {
-			var algorithms []string
-			for _, a := range foreignAlgorithms {
-				algorithms = append(algorithms, string(a))
-			}
-			i.verifier = provider.VerifierContext(oidc.ClientContext(context.Background(), i.client), &oidc.Config{ClientID: i.audience, SupportedSigningAlgs: algorithms})
 		}
+		i.keys = keys
 	}
-	if i.verifier == nil {
+	if i.keys == nil {
 		return nil, fmt.Errorf("issuer %s: %w", i.url, i.failed)
 	}
-	return i.verifier, nil
+	return i.keys, nil
+}
+
+// discover asks where the issuer's keys are.
+func (i *issuer) discover() (*oidc.RemoteKeySet, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), issuerTimeout) // for all who wait, not for one request
+	defer cancel()
+	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, i.client), i.url)
+	if err != nil {
+		return nil, err
+	}
+	var told struct {
+		Keys string `json:"jwks_uri"`
+	}
+	if err := provider.Claims(&told); err != nil {
+		return nil, err
+	}
+	return oidc.NewRemoteKeySet(oidc.ClientContext(context.Background(), i.client), told.Keys), nil
+}
+
+// signatures tells a signature that is wrong from keys that could not be fetched
+// to find out, which the library does not.
+type signatures struct {
+	keys    *oidc.RemoteKeySet
+	down    *atomic.Bool
+	trouble error
+}
+
+// VerifySignature implements oidc.KeySet. It fetches the keys again unless one
+// of those that are there fits.
+func (s *signatures) VerifySignature(ctx context.Context, text string) ([]byte, error) {
+	payload, err := s.keys.VerifySignature(ctx, text)
+	if err != nil && s.down.Load() {
+		s.trouble = err
+	}
+	return payload, err
+}
+
+// verify reads a token of the issuer's.
+func (i *issuer) verify(ctx context.Context, text string) (*oidc.IDToken, error) {
+	keys, trouble := i.ready()
+	if trouble == nil {
+		signed := &signatures{keys: keys, down: &i.down}
+		var algorithms []string
+		for _, a := range foreignAlgorithms {
+			algorithms = append(algorithms, string(a))
+		}
+		token, err := oidc.NewVerifier(i.url, signed, &oidc.Config{ClientID: i.audience, SupportedSigningAlgs: algorithms}).Verify(ctx, text)
+		_, expired := errors.AsType[*oidc.TokenExpiredError](err)
+		switch {
+		case err == nil:
+			return token, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err() // whoever asked has left, which says nothing of the token
+		case expired:
+			return nil, errExpired
+		case signed.trouble == nil:
+			return nil, &oci.Error{Code: oci.Unauthorized, Detail: "the token is not valid here", Err: errors.Join(errToken, err)}
+		}
+		trouble = fmt.Errorf("issuer %s: %w", i.url, signed.trouble)
+	}
+	return nil, &oci.Error{Code: oci.Unavailable, Detail: "the token's issuer cannot be asked now", Err: trouble}
 }
 
 // foreign is the session of an issuer's token.
@@ -169,16 +229,9 @@ func (g *Gate) foreign(ctx context.Context, text string) (*Session, error) {
 	if i == nil {
 		return nil, errToken
 	}
-	verifier, err := i.ready()
+	token, err := i.verify(ctx, text)
 	if err != nil {
-		return nil, &oci.Error{Code: oci.Unavailable, Detail: "the token's issuer cannot be asked now", Err: err}
-	}
-	token, err := verifier.Verify(ctx, text)
-	if err != nil {
-		if _, expired := errors.AsType[*oidc.TokenExpiredError](err); expired {
-			return nil, errExpired
-		}
-		return nil, &oci.Error{Code: oci.Unauthorized, Detail: "the token is not valid here", Err: errors.Join(errToken, err)}
+		return nil, err
 	}
 	var claims map[string]any
 	if err := token.Claims(&claims); err != nil {

@@ -1,11 +1,13 @@
 package access
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -178,5 +180,53 @@ func TestIssuerInTrouble(t *testing.T) {
 	}
 	if elsewhere.Load() > 0 {
 		t.Error("somebody else was asked")
+	}
+}
+
+// Keys that cannot be fetched, though the issuer could be asked before, say
+// nothing of a token: it is not refused, and its sender is not slowed down. A
+// wrong one is refused again once they can.
+func TestIssuerInTroubleLater(t *testing.T) {
+	s := newCISystem(t)
+	g := s.gate(t)
+	if _, err := g.rules.Load().issuers[0].ready(); err != nil {
+		t.Fatal(err)
+	}
+	fault := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	s.fault.Store(&fault)
+	right, wrong := request(t, "Bearer "+s.token(t, s.key, nil)), request(t, "Bearer "+s.token(t, s.key, func(c map[string]any) { c["aud"] = "other" }))
+	for range triesAtOnce + 1 {
+		if _, err := g.Admit(right, oci.Ping); oci.CodeOf(err) != oci.Unavailable {
+			t.Fatalf("without keys: %v, want UNAVAILABLE", err)
+		}
+	}
+	s.fault.Store(nil)
+	if _, err := g.Admit(wrong, oci.Ping); oci.CodeOf(err) != oci.Unauthorized {
+		t.Errorf("for another audience: %v, want UNAUTHORIZED", err)
+	}
+	if _, err := g.Admit(right, oci.Ping); err != nil {
+		t.Errorf("when they can be fetched again: %v", err)
+	}
+}
+
+// Who leaves while keys are fetched has not failed.
+func TestWhoLeavesHasNotFailed(t *testing.T) {
+	s := newCISystem(t)
+	g := s.gate(t)
+	if _, err := g.rules.Load().issuers[0].ready(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan struct{})
+	fault := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		leave()
+		<-left
+		w.WriteHeader(http.StatusBadGateway)
+	})
+	s.fault.Store(&fault)
+	_, err := g.Admit(request(t, "Bearer "+s.token(t, s.key, nil)).WithContext(ctx), oci.Ping)
+	close(left)
+	if !errors.Is(err, context.Canceled) || len(g.failures.seen) > 0 {
+		t.Errorf("%v, and %d addresses have failed", err, len(g.failures.seen))
 	}
 }
