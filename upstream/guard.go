@@ -18,7 +18,7 @@ const (
 	public    place = iota
 	loopback        // this machine
 	private         // RFC 1918, unique local, shared (carrier-grade NAT)
-	linkLocal       // the link, and with it the metadata services of clouds
+	linkLocal       // the link, and the metadata services of clouds, wherever those lie
 	nowhere         // unspecified, multicast, reserved, benchmarking
 )
 
@@ -34,6 +34,7 @@ var places = []struct {
 }{
 	{netip.MustParsePrefix("0.0.0.0/8"), nowhere},
 	{netip.MustParsePrefix("10.0.0.0/8"), private},
+	{netip.MustParsePrefix("100.100.100.200/32"), linkLocal}, // Alibaba's metadata
 	{netip.MustParsePrefix("100.64.0.0/10"), private},
 	{netip.MustParsePrefix("127.0.0.0/8"), loopback},
 	{netip.MustParsePrefix("168.63.129.16/32"), linkLocal}, // Azure's platform address, answered on the host
@@ -47,7 +48,9 @@ var places = []struct {
 	{netip.MustParsePrefix("::1/128"), loopback},
 	{netip.MustParsePrefix("64:ff9b:1::/48"), private}, // NAT64 of one's own
 	{netip.MustParsePrefix("100::/64"), nowhere},
-	{netip.MustParsePrefix("2001::/32"), nowhere}, // Teredo
+	{netip.MustParsePrefix("2001::/32"), nowhere},          // Teredo
+	{netip.MustParsePrefix("fd00:ec2::/112"), linkLocal},   // Amazon's metadata, name and time servers
+	{netip.MustParsePrefix("fd20:ce::254/128"), linkLocal}, // Google's metadata
 	{netip.MustParsePrefix("fc00::/7"), private},
 	{netip.MustParsePrefix("fe80::/10"), linkLocal},
 	{netip.MustParsePrefix("fec0::/10"), private}, // site-local, deprecated
