@@ -38,7 +38,7 @@ type Config struct {
 	TLSACMEDirectory  SecureURL        `env:"ENTREPOT_TLS_ACME_DIRECTORY" doc:"Its authority's directory, if not Let's Encrypt's"`
 	TLSACMECAFile     File             `env:"ENTREPOT_TLS_ACME_CA_FILE" doc:"PEM file of authorities to trust there instead of the system's"`
 	TLSClientCAFile   File             `env:"ENTREPOT_TLS_CLIENT_CA_FILE" doc:"PEM file of the authorities whose certificates tell who a client is: the common name is the user, organizations are groups"`
-	TLSClientAuth     ClientAuth       `env:"ENTREPOT_TLS_CLIENT_AUTH" envDefault:"optional" doc:"required: no connection without such a certificate"`
+	TLSClientAuth     ClientAuth       `env:"ENTREPOT_TLS_CLIENT_AUTH" envDefault:"optional" doc:"required: no connection to ENTREPOT_LISTEN without such a certificate"`
 	UsersFile         File             `env:"ENTREPOT_USERS_FILE" doc:"htpasswd file, bcrypt alone (htpasswd -B), of those who may log in; read again when it changes. Without it and ENTREPOT_ACCESS_FILE nobody has to"`
 	AccessFile        File             `env:"ENTREPOT_ACCESS_FILE" doc:"YAML file of who may read which repositories, and of CI systems whose tokens are taken; read again when it changes"`
 	TokenKey          Secret           `env:"ENTREPOT_TOKEN_KEY" doc:"What tokens for clients are signed with, 32 characters or more, the same for all replicas; without it one is made in the data directory"`
@@ -360,6 +360,9 @@ func (c *Config) Warnings() []string {
 	}
 	if variable := c.clearLogins(); variable != "" {
 		warn("passwords of clients travel in clear to %s: give the registry a certificate, or let something that ends TLS stand before it and set ENTREPOT_URL", variable)
+	}
+	if c.TLSClientAuth == "required" && c.PlainListen != "" && !c.PlainListen.isLoopback() && !c.hasAccess() {
+		warn("%s=%s asks nobody for a certificate: everybody who reaches it can pull, unless there are users or rights", plainVar, c.PlainListen)
 	}
 	for _, u := range c.UpstreamSettings() {
 		for _, place := range u.signedInAt() {

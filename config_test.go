@@ -621,6 +621,27 @@ func TestPasswordsInClearAreWarnedOf(t *testing.T) {
 	}
 }
 
+// The address without TLS is a way round certificates that are required.
+func TestAPlainWayRoundCertificatesIsWarnedOf(t *testing.T) {
+	ca := ocitest.NewCA()
+	chain, key := pairFiles(t, t.TempDir(), "tls", ca.Certificate())
+	base := []string{"ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key, "ENTREPOT_TLS_CLIENT_CA_FILE=" + writeFile(t, string(ca.PEM)), "ENTREPOT_TLS_CLIENT_AUTH=required"}
+	for name, row := range map[string]struct {
+		env  []string
+		want bool
+	}{
+		"none":             {nil, false},
+		"for everybody":    {[]string{"ENTREPOT_PLAIN_LISTEN=:5002"}, true},
+		"for this machine": {[]string{"ENTREPOT_PLAIN_LISTEN=127.0.0.1:5002"}, false},
+		"with rights":      {[]string{"ENTREPOT_PLAIN_LISTEN=:5002", "ENTREPOT_ACCESS_FILE=" + writeFile(t, "rules: []\n")}, false},
+	} {
+		got := strings.Contains(strings.Join(mustLoad(t, slices.Concat(base, row.env)...).Warnings(), "\n"), "asks nobody for a certificate")
+		if got != row.want {
+			t.Errorf("%s: warned %t, want %t", name, got, row.want)
+		}
+	}
+}
+
 func TestSizeText(t *testing.T) {
 	for text, want := range map[string]Size{
 		"0": 0, "1": 1, "512B": 512, "1KB": 1000, "1KiB": 1024, "200GiB": 200 << 30, "200gb": 200e9, "1.5TiB": 3 << 39, "0.5B": 0, "8191PiB": 8191 << 50,
