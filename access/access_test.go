@@ -138,26 +138,43 @@ func TestPasswords(t *testing.T) {
 	}
 }
 
-// Who does not exist is compared with a hash as costly as anybody's: an answer
-// that comes at once would tell who does.
+// A wrong password costs the same whoever it is for, somebody with a hash that is
+// cheaper than others or nobody: an answer that comes sooner would tell who exists.
 func TestUnknownUsersTakeAsLong(t *testing.T) {
 	costly, err := bcrypt.GenerateFromPassword([]byte("x"), 7)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for want, content := range map[int]string{
-		4: "alice:" + hashOf(t, "x"),
-		7: "alice:" + hashOf(t, "x") + "\nbob:" + string(costly) + "\ncarol:" + hashOf(t, "x"),
+		1 << 4: "alice:" + hashOf(t, "x"),
+		1 << 7: "alice:" + hashOf(t, "x") + "\nbob:" + string(costly) + "\ncarol:" + hashOf(t, "x"),
 	} {
 		table, err := parseUsers([]byte(content))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if cost, err := bcrypt.Cost(table.dummy); err != nil || cost != want {
-			t.Errorf("the cost for nobody is %d (%v), want that of the costliest, %d", cost, err, want)
+		spent := 0
+		table.compare = func(hash, password []byte) error {
+			cost, err := bcrypt.Cost(hash)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spent += 1 << cost
+			err = bcrypt.CompareHashAndPassword(hash, password)
+			if err != nil && !errors.Is(err, bcrypt.ErrMismatchedHashAndPassword) {
+				t.Errorf("nothing is compared: %v", err)
+			}
+			return err
 		}
-		if err := bcrypt.CompareHashAndPassword(table.dummy, []byte("x")); !errors.Is(err, bcrypt.ErrMismatchedHashAndPassword) {
-			t.Errorf("nothing is compared for nobody: %v", err)
+		for _, user := range []string{"alice", "bob", "carol", "mallory", ""} {
+			for _, password := range []string{"wrong", "", "nul\x00", strings.Repeat("x", 73)} {
+				if spent = 0; table.matches(user, password) || spent != want {
+					t.Errorf("%q of %q costs %d, want %d", password, user, spent, want)
+				}
+			}
+		}
+		if !table.matches("alice", "x") {
+			t.Error("the right password is not taken")
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package access
 
 import (
-	"bytes"
 	"fmt"
 	"strings"
 
@@ -11,8 +10,9 @@ import (
 // userTable is an htpasswd file. It never changes: another file makes another
 // table.
 type userTable struct {
-	hashes map[string][]byte
-	dummy  []byte // what a password of nobody is compared with, so that it takes as long
+	hashes  map[string][]byte
+	highest int                               // the cost of the costliest; 0: nobody has a password
+	compare func(hash, password []byte) error // a test's, or bcrypt's
 }
 
 // maxCost is the highest cost that is taken. Each step doubles the time; 10 takes
@@ -23,8 +23,8 @@ const maxCost = 16
 // library for that file, but it also takes hashes that are broken within
 // minutes, passes over lines that it cannot read, and does not tell the cost.
 func parseUsers(content []byte) (*userTable, error) {
-	t := &userTable{hashes: map[string][]byte{}}
-	highest, number := bcrypt.MinCost, 0
+	t := &userTable{hashes: map[string][]byte{}, highest: bcrypt.MinCost, compare: bcrypt.CompareHashAndPassword}
+	number := 0
 	for line := range strings.Lines(string(content)) {
 		number++
 		line = strings.TrimRight(line, "\r\n")
@@ -45,9 +45,8 @@ func parseUsers(content []byte) (*userTable, error) {
 			return nil, fmt.Errorf("line %d: %s is there already: want each user once", number, name)
 		}
 		t.hashes[name] = []byte(hash)
-		highest = max(highest, cost)
+		t.highest = max(t.highest, cost)
 	}
-	t.dummy = dummyHash(highest)
 	return t, nil
 }
 
@@ -56,19 +55,24 @@ func dummyHash(cost int) []byte {
 	return fmt.Appendf(nil, "$2a$%02d$%s", cost, strings.Repeat("Ejm2nSTu", 6)+"Ejm2O")
 }
 
-// matches reports whether the password is the user's. For a user who does not
-// exist it takes as long as for one who does.
+// matches reports whether the password is the user's. If it is not, that takes as
+// long for every user as for one who does not exist.
 func (t *userTable) matches(user, password string) bool {
-	hash, exists := t.hashes[user]
-	if !exists {
-		hash = t.dummy
+	if t.highest == 0 {
+		return false
 	}
-	if hash == nil {
-		return false // nobody has a password
-	}
+	hash, cost := t.hashes[user], t.highest
 	// Beyond 72 bytes bcrypt sees nothing, and a NUL ends what it does see.
-	if len(password) > 72 || bytes.IndexByte([]byte(password), 0) >= 0 {
-		hash, exists = t.dummy, false
+	if hash != nil && len(password) <= 72 && strings.IndexByte(password, 0) < 0 {
+		if t.compare(hash, []byte(password)) == nil {
+			return true
+		}
+		cost, _ = bcrypt.Cost(hash)
+	} else {
+		_ = t.compare(dummyHash(cost), []byte(password))
 	}
-	return bcrypt.CompareHashAndPassword(hash, []byte(password)) == nil && exists
+	for ; cost < t.highest; cost++ { // each step costs as much as all before it
+		_ = t.compare(dummyHash(cost), []byte(password))
+	}
+	return false
 }
