@@ -15,6 +15,11 @@ import (
 // that much later. A look is one stat for each file.
 const reloadEvery = time.Second
 
+// settleTime is how old a change has to be before it is read. htpasswd and
+// editors write files in place: in between they are empty, which is a file of
+// users that has none.
+const settleTime = 100 * time.Millisecond
+
 // reloadable is what is read from files, and again when they change.
 type reloadable struct {
 	what  string   // for the log
@@ -56,8 +61,8 @@ func (r *reloader) start() {
 			select {
 			case <-r.stop:
 				return
-			case now := <-ticks.C:
-				r.round(now)
+			case <-ticks.C:
+				r.round(time.Now())
 			case <-hangups:
 				r.readAll()
 			}
@@ -72,7 +77,7 @@ func (r *reloader) close() {
 
 func (r *reloader) round(now time.Time) {
 	for _, one := range r.all {
-		one.refresh(r.log)
+		one.refresh(r.log, now)
 	}
 	for _, do := range r.also {
 		do(now)
@@ -90,12 +95,21 @@ func (r *reloader) readAll() {
 }
 
 // refresh looks before it reads: a change that comes while it reads is then
-// seen the next time.
-func (one *reloadable) refresh(log zerolog.Logger) {
+// seen the next time, and so is one that has only just come.
+func (one *reloadable) refresh(log zerolog.Logger, now time.Time) {
 	seen := look(one.paths)
-	if one.told != "" || !slices.EqualFunc(seen, one.seen, sameFile) {
+	if one.told == "" && slices.EqualFunc(seen, one.seen, sameFile) {
+		return
+	}
+	if !slices.ContainsFunc(seen, func(file os.FileInfo) bool { return isUnsettled(file, now) }) {
 		one.read(log, seen)
 	}
+}
+
+// isUnsettled reports whether a file is being written, as far as its time can
+// tell; one that lies in the future cannot.
+func isUnsettled(file os.FileInfo, now time.Time) bool {
+	return file != nil && now.Sub(file.ModTime()).Abs() < settleTime
 }
 
 func (one *reloadable) read(log zerolog.Logger, seen []os.FileInfo) {

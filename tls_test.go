@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -195,7 +196,7 @@ func TestReloader(t *testing.T) {
 	var log bytes.Buffer
 	r := newReloader(zerolog.New(&log))
 	r.add("thing", load, path)
-	now := time.Now()
+	now := time.Now().Add(reloadEvery)
 	r.round(now)
 	replaceFile(t, path, []byte("2"))
 	r.round(now)
@@ -213,6 +214,36 @@ func TestReloader(t *testing.T) {
 	}
 	if got := strings.Count(log.String(), "what was read before stays"); got != 1 {
 		t.Errorf("trouble was told %d times, want once:\n%s", got, &log)
+	}
+}
+
+// A file that is written in place is empty for a moment, and is not read then.
+func TestFilesThatAreBeingWrittenAreLeftForTheNextLook(t *testing.T) {
+	path := writeFile(t, "1")
+	var loaded []string
+	r := newReloader(zerolog.Nop())
+	r.add("thing", func() error {
+		content, err := os.ReadFile(path)
+		loaded = append(loaded, string(content))
+		return err
+	}, path)
+	now := time.Now()
+	write := func(content string, at time.Time) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path, []byte(content), 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("", now)
+	r.round(now)
+	r.round(now.Add(settleTime / 2))
+	r.round(now.Add(-settleTime / 2)) // the file system's clock is not quite ours
+	write("22", now)
+	r.round(now.Add(settleTime))
+	write("333", now.Add(time.Hour)) // by a clock that is wrong
+	r.round(now.Add(settleTime))
+	if diff := cmp.Diff([]string{"22", "333"}, loaded); diff != "" {
+		t.Errorf("loaded (-want +got):\n%s", diff)
 	}
 }
 
