@@ -331,6 +331,40 @@ func TestListsShowWhatMayBeRead(t *testing.T) {
 	}
 }
 
+// Who somebody is holds at each address: over TLS by certificate or password, and
+// without it by password alone.
+func TestEachAddressAsksWhoItIs(t *testing.T) {
+	ca, dir := ocitest.NewCA(), t.TempDir()
+	chain, key := pairFiles(t, dir, "tls", ca.Certificate())
+	p := startProtected(t, "ENTREPOT_TLS_CERT_FILE="+chain, "ENTREPOT_TLS_KEY_FILE="+key, "ENTREPOT_TLS_CLIENT_CA_FILE="+writeFile(t, string(ca.PEM)), "ENTREPOT_PLAIN_LISTEN=127.0.0.1:0")
+	plain := *p.program
+	plain.registry = p.plain
+	const mine, others = "/v2/library/app/manifests/1", "/v2/library/secret/manifests/1"
+	for name, row := range map[string]struct {
+		at           *program
+		client       *http.Client
+		who          credential
+		mine, others int
+	}{
+		"nobody over TLS":                    {p.program, tlsClient(t, ca, true), nil, 401, 401},
+		"nobody in clear":                    {&plain, newClient(t), nil, 401, 401},
+		"alice's password over TLS":          {p.program, tlsClient(t, ca, true), login("alice", "wonderland"), 200, 404},
+		"alice's password in clear":          {&plain, newClient(t), login("alice", "wonderland"), 200, 404},
+		"alice's certificate":                {p.program, tlsClient(t, ca, true, ca.Client("alice")), nil, 200, 404},
+		"alice's certificate by HTTP/1.1":    {p.program, tlsClient(t, ca, false, ca.Client("alice")), nil, 200, 404},
+		"a group's certificate":              {p.program, tlsClient(t, ca, true, ca.Client("eve", "admins")), nil, 200, 200},
+		"somebody's certificate":             {p.program, tlsClient(t, ca, true, ca.Client("mallory")), nil, 404, 404},
+		"a certificate and a wrong password": {p.program, tlsClient(t, ca, true, ca.Client("alice")), login("alice", "hunter2"), 401, 401},
+	} {
+		at := &protected{program: row.at}
+		for path, want := range map[string]int{mine: row.mine, others: row.others} {
+			if status, body, _ := at.ask(t, row.client, http.MethodGet, path, row.who); status != want {
+				t.Errorf("%s: %s: %d %s, want %d", name, path, status, body, want)
+			}
+		}
+	}
+}
+
 // Rights are for what a repository has, by its upstream's word. That a manifest in
 // another one lists a layer is not that: anybody may push such a manifest.
 func TestWhatIsHeldForOneRepositoryIsNotReadThroughAnother(t *testing.T) {

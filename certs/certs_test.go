@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -176,6 +177,59 @@ func TestClientCertificates(t *testing.T) {
 				t.Errorf("the client is %q, want %q", got, row.want)
 			}
 		})
+	}
+}
+
+// A session that is resumed shows no certificate: an authority that was taken
+// away is not believed in it either.
+func TestAuthoritiesThatAreTakenAway(t *testing.T) {
+	ca, issuer := ocitest.NewCA(), ocitest.NewCA()
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		d := newDirectory(t)
+		files := d.pair(t, ca.Certificate())
+		files.ClientCAs = d.write(t, "ca.crt", issuer.PEM)
+		k := mustOpen(t, files)
+		config := k.Config() // one for all handshakes, as a server has it
+		client := &tls.Config{RootCAs: ca.Pool(), ServerName: "localhost", Certificates: []tls.Certificate{issuer.Client("alice")}, ClientSessionCache: tls.NewLRUClientSessionCache(1), MaxVersion: version}
+		shake := func() (server tls.ConnectionState, err error) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			raw, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			left := make(chan struct{})
+			go func() {
+				defer close(left)
+				defer raw.Close()
+				_, _ = io.Copy(io.Discard, tls.Client(raw, client)) // also takes the ticket
+			}()
+			conn, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := tls.Server(conn, config)
+			err = s.Handshake()
+			server = s.ConnectionState()
+			s.Close()
+			<-left
+			return server, err
+		}
+		for _, resumed := range []bool{false, true} {
+			if server, err := shake(); err != nil || server.DidResume != resumed || len(server.VerifiedChains) == 0 {
+				t.Fatalf("with %s: %v, resumed %t, want %t", tls.VersionName(version), err, server.DidResume, resumed)
+			}
+		}
+		d.write(t, "ca.crt", ocitest.NewCA().PEM)
+		if err := k.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		if server, err := shake(); err == nil {
+			t.Errorf("with %s: what was taken away is believed (%d chains, resumed %t)", tls.VersionName(version), len(server.VerifiedChains), server.DidResume)
+		}
 	}
 }
 
