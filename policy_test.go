@@ -166,3 +166,20 @@ func TestPolicyDryRun(t *testing.T) {
 	wantLines(t, server.must("explain", "--table", "team/app:1"), `policy +denied: .*rule 1 \(\*\) denies docker.io/team/app:1: it is \d+s old, and 1d is the least; a dry run, which refuses nothing`)
 	wantLines(t, server.must("explain", "--table", "team/app:2"), `policy +up to rule 1 \(\*\) once it is known what it is; .*`)
 }
+
+// TestARefusedManifestIsNoBlobEither: to be judged it was fetched, so it is held,
+// and nobody has it by the other route.
+func TestARefusedManifestIsNoBlobEither(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := made(1, amd64, time.Now(), 1000)
+	hub.Push("team/app", "1", image)
+	settings := []string{"ENTREPOT_DATA=" + t.TempDir(), "ENTREPOT_POLICY_0_MATCH=*", "ENTREPOT_POLICY_0_MIN_AGE=3d"}
+	client := newClient(t)
+	for _, kind := range []string{"manifests", "blobs"} { // the second one of a process that remembers nothing
+		p := startProgram(t, hub, settings...)
+		if status, body, _ := get(t, client, p.registry+"/v2/team/app/"+kind+"/"+image.Digest.String()); status != http.StatusForbidden || !strings.Contains(body, "3d is the least") {
+			t.Errorf("%s: %d %s", kind, status, body)
+		}
+		stopProgram(t, p)
+	}
+}

@@ -325,19 +325,27 @@ func (g *Guard) admit(ctx context.Context, repo oci.Repository, d oci.Digest, as
 	return l.manifest, l.out, nil
 }
 
-// Blob refuses what a repository has of which nothing may be pulled. Beyond that
-// a blob does not say which image it is of, so it is its manifest that is
-// guarded.
+// Blob refuses what a repository has of which nothing may be pulled, and a
+// manifest, if it is known to be one, as Manifest does. Beyond that a blob does not
+// say which image it is of, so it is its manifest that is guarded.
 func (g *Guard) Blob(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Blob, error) {
 	if err := g.admitRepository(repo); err != nil {
 		return nil, err
 	}
-	if no, ok := g.remembered(memoryKey{byDigest, repo, d}); ok { // a manifest, asked for as a blob
+	no, judged := g.remembered(memoryKey{byDigest, repo, d})
+	if judged {
 		if err := g.refuse(no, repo, d.String()); err != nil {
 			return nil, err
 		}
 	}
-	return g.src.Blob(ctx, repo, d, ask)
+	b, err := g.src.Blob(ctx, repo, d, ask)
+	if err == nil && !judged && oci.IsManifestType(b.Descriptor().MediaType) {
+		_, _, err = g.admit(ctx, repo, d, ask)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // Tags refuses a repository of which nothing may be pulled.
