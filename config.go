@@ -80,7 +80,7 @@ type Config struct {
 	HeaderTimeout     Duration         `env:"ENTREPOT_HEADER_TIMEOUT" envDefault:"15s" doc:"How long a client waits for the headers of an answer until it is told 504, at least 1s"`
 	ClientRate        Rate             `env:"ENTREPOT_CLIENT_RATE" envDefault:"0" doc:"Requests per second that one client may send over time: a user, an address, or a /64 of IPv6; it may send 100 at once, or four seconds' worth; what is more waits up to 5 s, and then is told 429; 0: any number"`
 	ClientTransfers   Bound            `env:"ENTREPOT_CLIENT_TRANSFERS" envDefault:"0" doc:"Blobs that one client may have on their way at once; others wait up to 10 s, and then are told 429; 0: any number"`
-	MaxConnections    Bound            `env:"ENTREPOT_MAX_CONNECTIONS" envDefault:"16384" doc:"Connections of clients at once; beyond it those that are idle are closed, and new ones wait and are told 503; 0: any number"`
+	MaxConnections    Bound            `env:"ENTREPOT_MAX_CONNECTIONS" envDefault:"16384" doc:"Connections of clients at once, at each of the registry's addresses; beyond it those that are idle are closed, and new ones wait and are told 503; 0: any number"`
 	ShutdownTimeout   Duration         `env:"ENTREPOT_SHUTDOWN_TIMEOUT" envDefault:"8s" doc:"How long running answers may take after SIGTERM until they are cut (containers are killed after 10 s)"`
 	TraceEndpoint     CollectorURL     `env:"ENTREPOT_TRACE_ENDPOINT" doc:"OpenTelemetry collector that traces go to by OTLP over HTTP, such as http://127.0.0.1:4318; without it nothing is traced"`
 	TraceRatio        Portion          `env:"ENTREPOT_TRACE_RATIO" envDefault:"100%" doc:"The part of the requests that is traced; where a client sends a traceparent, that says"`

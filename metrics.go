@@ -288,7 +288,7 @@ func (m *metrics) watchCertificate(ends func() time.Time) {
 
 // watchConnections adds how many connections clients have.
 func (m *metrics) watchConnections(open func() int64) {
-	m.gauge("client_connections", "Connections of clients to the registry, of which ENTREPOT_MAX_CONNECTIONS may be.", func() float64 { return float64(open()) })
+	m.gauge("client_connections", "Connections of clients to the registry, of which each of its addresses takes ENTREPOT_MAX_CONNECTIONS.", func() float64 { return float64(open()) })
 }
 
 // watchClients adds what is read of the limits on clients when it is scraped.
