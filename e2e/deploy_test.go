@@ -60,6 +60,18 @@ func TestHelmChart(t *testing.T) {
 	}
 }
 
+// Numbers of YAML reach the server as they are written.
+func TestHelmChartWritesNumbersOut(t *testing.T) {
+	values := filepath.Join(tempDir(t), "values.yaml")
+	write(t, values, "settings:\n  ENTREPOT_CACHE_SIZE: 200000000000\n  ENTREPOT_UPSTREAM_0_RATE: 2.5\n  ENTREPOT_OFFLINE: true\n")
+	text := run(t, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + tempDir(t)}, helmBin, "template", "cache", "../deploy/helm/entrepot", "--values", values)
+	for _, want := range []string{"200000000000", "2.5", "true"} {
+		if !strings.Contains(text, "value: \""+want+"\"") {
+			t.Errorf("there is no %s in\n%s", want, text)
+		}
+	}
+}
+
 // checkSettings starts no server with settings that it does not know: a container
 // would end there and then.
 func checkSettings(t *testing.T, text string) {

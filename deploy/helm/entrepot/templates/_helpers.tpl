@@ -13,3 +13,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "entrepot.name" -}}
 {{- if contains "entrepot" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-entrepot{{ end -}}
 {{- end }}
+
+{{- /* A number of YAML is a float here, of which text makes 2e+11. */ -}}
+{{- define "entrepot.text" -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- end }}
