@@ -187,6 +187,9 @@ func (c *Config) check(found *problems) {
 	if c.QueueWait > c.queueWait() && c.sources["ENTREPOT_QUEUE_WAIT"] != "" && !found.concern("ENTREPOT_QUEUE_WAIT", "ENTREPOT_HEADER_TIMEOUT") {
 		found.add("ENTREPOT_QUEUE_WAIT", "%s is too long for a client that has its answer after ENTREPOT_HEADER_TIMEOUT=%s: want %s or less, or more there", c.QueueWait, c.HeaderTimeout, c.queueWait())
 	}
+	if bool(c.AccessLog) && (c.LogLevel == "warn" || c.LogLevel == "error") {
+		found.add("ENTREPOT_ACCESS_LOG", "has lines of level info, which ENTREPOT_LOG_LEVEL=%s leaves out: want info or debug there", c.LogLevel)
+	}
 	if c.CacheSize > 0 && c.CacheSize < minCacheSize && !found.concern("ENTREPOT_CACHE_SIZE") {
 		found.add("ENTREPOT_CACHE_SIZE", "%s holds next to nothing: want %s or more, or 0 for no cap", c.CacheSize, Size(minCacheSize))
 	}

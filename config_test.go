@@ -289,6 +289,7 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"too many streams", []string{"ENTREPOT_STREAMS=1000"}, []problem{{"ENTREPOT_STREAMS", "not a number from 1 to 64"}}},
 		{"neither on nor off", []string{"ENTREPOT_PREFETCH=maybe"}, []problem{{"ENTREPOT_PREFETCH", "neither true nor false"}}},
 		{"waiting beyond the answer", []string{"ENTREPOT_QUEUE_WAIT=60s"}, []problem{{"ENTREPOT_QUEUE_WAIT", "want 10s or less"}}},
+		{"an access log that nobody sees", []string{"ENTREPOT_ACCESS_LOG=true", "ENTREPOT_LOG_LEVEL=warn"}, []problem{{"ENTREPOT_ACCESS_LOG", "want info or debug there"}}},
 		{"no time for headers", []string{"ENTREPOT_HEADER_TIMEOUT=0s"}, []problem{{"ENTREPOT_HEADER_TIMEOUT", "want 1s or more"}}},
 		{"empty file name", []string{"ENTREPOT_DOCKERHUB_PASSWORD_FILE="}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "is empty: want the path"}}},
 		{"empty secret", []string{"ENTREPOT_DOCKERHUB_PASSWORD="}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD", "is empty"}}},
