@@ -92,7 +92,7 @@ func (g *Gate) ReloadUsers() error {
 	if err != nil {
 		return err
 	}
-	g.users.Store(table) // sessions of the old table are not believed any more
+	g.users.Store(table)
 	return nil
 }
 
@@ -215,7 +215,7 @@ func (g *Gate) login(r *http.Request, k key, user, password string) (*Session, e
 			return nil, errWrong
 		}
 		g.failures.giveBack(address, time.Now())
-		return &Session{gate: g, who: Identity{Name: user}, users: table}, nil
+		return &Session{gate: g, who: Identity{Name: user}, hash: table.hashes[user]}, nil
 	})
 }
 

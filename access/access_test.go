@@ -179,8 +179,8 @@ func TestUnknownUsersTakeAsLong(t *testing.T) {
 	}
 }
 
-// A credential is compared once, however many ask with it at once and after;
-// not any more when the file has changed.
+// A credential is compared once, however many ask with it at once and after, and
+// whatever else changes in the file; not any more when its user has changed.
 func TestPasswordIsComparedOnce(t *testing.T) {
 	f := &files{users: "alice:" + hashOf(t, "wonderland")}
 	g := newGate(t, f)
@@ -204,6 +204,23 @@ func TestPasswordIsComparedOnce(t *testing.T) {
 	}
 	if len(g.slots) != held {
 		t.Error("a slot was not given back")
+	}
+	line := f.users
+	for _, content := range []string{"bob:" + hashOf(t, "x") + "\n" + line, line} {
+		f.users = content
+		if err := g.ReloadUsers(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := g.Admit(request(t, basic("alice", "wonderland")), oci.Ping); s != sessions[0] {
+			t.Errorf("somebody else's change made alice log in anew (%v)", err)
+		}
+	}
+	f.users = "bob:" + hashOf(t, "wonderland")
+	if err := g.ReloadUsers(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Admit(request(t, basic("alice", "wonderland")), oci.Ping); !errors.Is(err, errWrong) {
+		t.Errorf("after alice was removed: %v", err)
 	}
 	f.users = "alice:" + hashOf(t, "changed")
 	if err := g.ReloadUsers(); err != nil {

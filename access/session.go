@@ -1,6 +1,7 @@
 package access
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync/atomic"
@@ -15,8 +16,9 @@ import (
 type Session struct {
 	gate  *Gate
 	who   Identity
-	until time.Time  // zero: no end
-	users *userTable // of a password: those among whom it was right
+	until time.Time                 // zero: no end
+	hash  []byte                    // of a password: what it was compared with
+	users atomic.Pointer[userTable] // of a password: those among whom it still was the user's
 
 	token   bool // it holds for what follows alone
 	catalog bool
@@ -35,9 +37,21 @@ type decision struct {
 // Name is who asks; empty for nobody in particular.
 func (s *Session) Name() string { return s.who.Name }
 
-// isCurrent reports whether what the session was made from still holds.
+// isCurrent reports whether what the session was made from still holds. Another
+// file of users is no reason to compare a password again whose hash is the same.
 func (s *Session) isCurrent(now time.Time) bool {
-	return (s.until.IsZero() || now.Before(s.until)) && (s.users == nil || s.users == s.gate.users.Load())
+	if !s.until.IsZero() && !now.Before(s.until) {
+		return false
+	}
+	table := s.gate.users.Load()
+	if s.hash == nil || s.users.Load() == table {
+		return true
+	}
+	if !bytes.Equal(table.hashes[s.who.Name], s.hash) {
+		return false
+	}
+	s.users.Store(table)
+	return true
 }
 
 // may reports why a repository may not be asked; kind says how a thing that
