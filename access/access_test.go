@@ -498,6 +498,48 @@ func TestRulesChangeUnderATokensFeet(t *testing.T) {
 	}
 }
 
+// many is a Catalog, and counts how often it is walked through.
+type many struct {
+	names  []string
+	walked int
+}
+
+func (m *many) Repositories(_ context.Context, page oci.Page) ([]string, bool, error) {
+	m.walked++
+	i, _ := slices.BinarySearch(m.names, page.Last+"\x00")
+	rest := m.names[i:]
+	if page.N >= 0 && len(rest) > page.N {
+		return rest[:page.N], true, nil
+	}
+	return rest, false, nil
+}
+
+// Who may see little of a large catalog costs no more than who may see all.
+func TestTheCatalogIsWalkedOnceForAPage(t *testing.T) {
+	var m many
+	for i := range 5000 {
+		m.names = append(m.names, fmt.Sprintf("docker.io/others/%04d", i))
+	}
+	m.names = append(m.names, "docker.io/public/a", "docker.io/public/b", "docker.io/zoo/x")
+	g := newGate(t, &files{rules: "rules: [{who: [anonymous], repositories: ['docker.io/public/*']}]", key: testKey})
+	g.cfg.Catalog = &m
+	for i, row := range []struct {
+		page oci.Page
+		want []string
+		more bool
+	}{
+		{oci.Page{N: 1}, []string{"docker.io/public/a"}, true},
+		{oci.Page{N: 1, Last: "docker.io/public/a"}, []string{"docker.io/public/b"}, false},
+		{oci.Page{N: -1}, []string{"docker.io/public/a", "docker.io/public/b"}, false},
+		{oci.Page{N: 1, Last: "docker.io/public/b"}, nil, false},
+	} {
+		names, more, err := g.anonymous.Repositories(t.Context(), row.page)
+		if err != nil || more != row.more || !slices.Equal(names, row.want) || m.walked != i+1 {
+			t.Errorf("%+v: %q, more %t, walked %d times (%v), want %q, %t", row.page, names, more, m.walked, err, row.want, row.more)
+		}
+	}
+}
+
 func TestScopes(t *testing.T) {
 	for _, row := range []struct {
 		params  []string

@@ -126,10 +126,9 @@ func (s *Session) Referrers(ctx context.Context, repo oci.Repository, d oci.Dige
 	return s.gate.cfg.Source.Referrers(ctx, repo, d, artifactType, s.ask(ask))
 }
 
-// catalogStep is how many repositories are looked through at a time.
-const catalogStep = 1000
-
-// Repositories implements oci.Catalog: those that may be seen.
+// Repositories implements oci.Catalog: those that may be seen. All are asked for
+// at once: each question walks through all that there are, and how many pages it
+// takes until one is full depends on what others may see.
 func (s *Session) Repositories(ctx context.Context, page oci.Page) (names []string, more bool, err error) {
 	if s.token && !s.catalog {
 		return nil, false, errScope
@@ -138,24 +137,19 @@ func (s *Session) Repositories(ctx context.Context, page oci.Page) (names []stri
 	if rules == nil {
 		return s.gate.cfg.Catalog.Repositories(ctx, page)
 	}
-	for last := page.Last; ; {
-		found, goesOn, err := s.gate.cfg.Catalog.Repositories(ctx, oci.Page{N: catalogStep, Last: last})
-		if err != nil {
-			return nil, false, err
-		}
-		for _, name := range found {
-			repo, ok := repositoryOf(name)
-			if !ok || rules.allowed(s.who, repo)&readMetadata == 0 {
-				continue
-			}
-			if page.N >= 0 && len(names) == page.N {
-				return names, true, nil
-			}
-			names = append(names, name)
-		}
-		if !goesOn || len(found) == 0 {
-			return names, false, nil
-		}
-		last = found[len(found)-1]
+	all, _, err := s.gate.cfg.Catalog.Repositories(ctx, oci.Page{N: -1, Last: page.Last})
+	if err != nil {
+		return nil, false, err
 	}
+	for _, name := range all {
+		repo, ok := repositoryOf(name)
+		if !ok || rules.allowed(s.who, repo)&readMetadata == 0 {
+			continue
+		}
+		if page.N >= 0 && len(names) == page.N {
+			return names, true, nil
+		}
+		names = append(names, name)
+	}
+	return names, false, nil
 }
