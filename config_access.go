@@ -28,7 +28,7 @@ func (c *Config) checkAccess(found *problems) {
 		checkContent(found, usersVar, string(c.UsersFile), access.CheckUsers)
 	}
 	if c.AccessFile != "" && !found.concern(accessVar, "ENTREPOT_UPSTREAMS", "ENTREPOT_UPSTREAM_", "ENTREPOT_RULE_") {
-		checkContent(found, accessVar, string(c.AccessFile), func(content []byte) error { return access.CheckRules(content, c.Names()) })
+		checkContent(found, accessVar, string(c.AccessFile), func(content []byte) error { return access.CheckRules(content, c.Names(), readSmallFile) })
 	}
 	if key, _ := c.TokenKey.Value(); c.TokenKey.IsSet() && !found.concern(tokenKeyVar) && len(key) < access.MinKey {
 		found.add(tokenKeyVar, "is too short: want %d characters or more, such as openssl rand -hex 32 makes", access.MinKey)

@@ -105,14 +105,9 @@ func (g *Gate) ReloadRules() error {
 	if err != nil {
 		return err
 	}
-	r, err := parseRules(content, g.cfg.Names)
+	r, err := readRules(content, &g.cfg)
 	if err != nil {
 		return err
-	}
-	for _, i := range r.issuers {
-		if err := i.prepare(&g.cfg); err != nil {
-			return err
-		}
 	}
 	g.rules.Store(r)
 	return nil
@@ -396,10 +391,25 @@ func CheckUsers(content []byte) error {
 	return err
 }
 
-// CheckRules reports what is wrong with an access file.
-func CheckRules(content []byte, names *oci.Names) error {
-	_, err := parseRules(content, names)
+// CheckRules reports what is wrong with an access file, and with the files that it
+// names.
+func CheckRules(content []byte, names *oci.Names, readFile func(path string) ([]byte, error)) error {
+	_, err := readRules(content, &Config{Names: names, ReadFile: readFile})
 	return err
+}
+
+// readRules makes rules that are ready for use.
+func readRules(content []byte, cfg *Config) (*rules, error) {
+	r, err := parseRules(content, cfg.Names)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range r.issuers {
+		if err := i.prepare(cfg); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
 }
 
 // Readers are those who may read what a repository has, in the words of an access

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -404,9 +405,10 @@ func TestAccessFile(t *testing.T) {
 		"no claims":       {"oidc: [{issuer: 'https://x.test', audience: a, identities: [{user: u}]}]", "claims must be there"},
 		"no identities":   {"oidc: [{issuer: 'https://x.test', audience: a}]", "identities must be there"},
 		"bad identity":    {"oidc: [{issuer: 'https://x.test', audience: a, identities: [{claims: {sub: x}, user: ''}]}]", "is not a user's name"},
+		"no such CA":      {"oidc: [{issuer: 'https://x.test', audience: a, ca_file: /nonexistent, identities: [{claims: {sub: x}, user: u}]}]", "oidc: https://x.test: ca_file: open /nonexistent"},
 		"issuer twice":    {"oidc: [{issuer: 'https://x.test', audience: a, identities: [{claims: {sub: x}, user: u}]}, {issuer: 'https://x.test', audience: a, identities: [{claims: {sub: x}, user: u}]}]", "want each issuer once"},
 	} {
-		err := CheckRules([]byte(row.content), testNames)
+		err := CheckRules([]byte(row.content), testNames, os.ReadFile)
 		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s: %v, want %q", name, err, row.want)
 		}
