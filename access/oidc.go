@@ -225,7 +225,8 @@ func (i *issuer) verify(ctx context.Context, text string) (*oidc.IDToken, error)
 
 // foreign is the session of an issuer's token.
 func (g *Gate) foreign(ctx context.Context, text string) (*Session, error) {
-	i := g.rules.Load().issuerOf(text)
+	rules := g.rules.Load()
+	i := rules.issuerOf(text)
 	if i == nil {
 		return nil, errToken
 	}
@@ -243,7 +244,7 @@ func (g *Gate) foreign(ctx context.Context, text string) (*Session, error) {
 			if token.Expiry.Before(until) {
 				until = token.Expiry
 			}
-			return &Session{gate: g, who: one.who, until: until}, nil
+			return &Session{gate: g, who: one.who, until: until, rules: rules}, nil
 		}
 	}
 	return nil, oci.Errorf(oci.Unauthorized, "the token's claims are those of nobody here")

@@ -155,6 +155,32 @@ func TestTokensOfACISystem(t *testing.T) {
 	}
 }
 
+// What the file says of who a token's claims are holds at once, for tokens that
+// are known already too.
+func TestClaimsThatAreNobodysAnyMore(t *testing.T) {
+	s := newCISystem(t)
+	g := s.gate(t)
+	r := request(t, "Bearer "+s.token(t, s.key, nil))
+	if _, err := g.Admit(r, oci.Ping); err != nil {
+		t.Fatal(err)
+	}
+	before, err := g.cfg.ReadRules()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := g.rules.Load().issuers[0]
+	defer first.client.CloseIdleConnections()
+	g.cfg.ReadRules = func() ([]byte, error) {
+		return []byte(strings.Replace(string(before), "repo:acme/*", "repo:acme/other:*", 1)), nil
+	}
+	if err := g.ReloadRules(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Admit(r, oci.Ping); oci.CodeOf(err) != oci.Unauthorized {
+		t.Errorf("after the change: %v, want UNAUTHORIZED", err)
+	}
+}
+
 // An issuer that cannot be asked, or wants to lead us elsewhere, is trouble, and
 // no login.
 func TestIssuerInTrouble(t *testing.T) {

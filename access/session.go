@@ -19,6 +19,7 @@ type Session struct {
 	until time.Time                 // zero: no end
 	hash  []byte                    // of a password: what it was compared with
 	users atomic.Pointer[userTable] // of a password: those among whom it still was the user's
+	rules *rules                    // of a CI system's token: those that said whose it is
 
 	token   bool // it holds for what follows alone
 	catalog bool
@@ -41,6 +42,9 @@ func (s *Session) Name() string { return s.who.Name }
 // file of users is no reason to compare a password again whose hash is the same.
 func (s *Session) isCurrent(now time.Time) bool {
 	if !s.until.IsZero() && !now.Before(s.until) {
+		return false
+	}
+	if s.rules != nil && s.rules != s.gate.rules.Load() {
 		return false
 	}
 	table := s.gate.users.Load()
