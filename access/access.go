@@ -188,6 +188,9 @@ func (g *Gate) admitToken(r *http.Request, k key, text string) (*Session, error)
 	return s, nil
 }
 
+// turnWait bounds how long a password waits to be compared.
+const turnWait = 15 * time.Second
+
 // login takes a password, or in its place the token of a CI system.
 func (g *Gate) login(r *http.Request, k key, user, password string) (*Session, error) {
 	if g.rules.Load().issuerOf(password) != nil {
@@ -195,9 +198,13 @@ func (g *Gate) login(r *http.Request, k key, user, password string) (*Session, e
 	}
 	address := addressOf(r)
 	return g.check(r, k, user, func(ctx context.Context) (*Session, error) {
+		turn := time.NewTimer(turnWait)
+		defer turn.Stop()
 		select { // comparing is made to be slow: it must not take the processors from who pulls
 		case g.slots <- struct{}{}:
 			defer func() { <-g.slots }()
+		case <-turn.C:
+			return nil, oci.Errorf(oci.Unavailable, "too many are logging in at once")
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

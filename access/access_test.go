@@ -354,6 +354,26 @@ func TestGuessingAtOnceIsSlowToo(t *testing.T) {
 	})
 }
 
+// Who cannot have a turn, since very many log in at once, is told so, and has not
+// failed.
+func TestLoginsWaitForTheirTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, &files{users: "alice:" + hashOf(t, "wonderland")})
+		for range cap(g.slots) {
+			g.slots <- struct{}{}
+		}
+		r := request(t, basic("alice", "wonderland"))
+		began := time.Now()
+		if _, err := g.Admit(r, oci.Ping); oci.CodeOf(err) != oci.Unavailable || time.Since(began) != turnWait {
+			t.Errorf("after %v: %v, want UNAVAILABLE after %v", time.Since(began), err, turnWait)
+		}
+		time.AfterFunc(turnWait/2, func() { <-g.slots })
+		if _, err := g.Admit(r, oci.Ping); err != nil || len(g.failures.seen) > 0 {
+			t.Errorf("when there is a turn: %v, and %d addresses have failed", err, len(g.failures.seen))
+		}
+	})
+}
+
 func TestTablesAreBounded(t *testing.T) {
 	var f failures
 	now := time.Now()
