@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -441,6 +442,40 @@ func TestTokensOutliveARestart(t *testing.T) {
 	info, err := os.Stat(filepath.Join(strings.TrimPrefix(data, "ENTREPOT_DATA="), tokenKeyFile))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the key is kept as %v (%v)", info.Mode(), err)
+	}
+}
+
+// A key that is short, or that everybody here could have read, is made anew.
+func TestTokenKeysThatAreNotBelieved(t *testing.T) {
+	for name, row := range map[string]struct {
+		content string
+		mode    os.FileMode
+		kept    bool
+	}{
+		"ours":            {testTokenKey, 0o600, true},
+		"of a group":      {testTokenKey, 0o660, true},
+		"readable by all": {testTokenKey, 0o644, false},
+		"writable by all": {testTokenKey, 0o602, false},
+		"short":           {testTokenKey[1:], 0o600, false},
+		"empty":           {"", 0o600, false},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, tokenKeyFile)
+		if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(row.content), 0o600), os.Chmod(path, row.mode)); err != nil {
+			t.Fatal(err)
+		}
+		read, err := (&Config{Data: Dir(dir)}).tokenKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, _ := read()
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (key == row.content) != row.kept || len(key) < 32 || !row.kept && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: the key is %q, with mode %v", name, key, info.Mode())
+		}
 	}
 }
 

@@ -75,7 +75,7 @@ func (c *Config) tokenKey() (func() (string, error), error) {
 	}
 	path := filepath.Join(string(c.Data), tokenKeyFile)
 	content, err := readSmallFile(path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(content) < access.MinKey {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && (len(content) < access.MinKey || isReadByAll(path)) {
 		content, err = makeTokenKey(path)
 	}
 	if err != nil {
@@ -83,6 +83,13 @@ func (c *Config) tokenKey() (func() (string, error), error) {
 	}
 	key := strings.TrimSpace(string(content))
 	return func() (string, error) { return key, nil }, nil
+}
+
+// isReadByAll reports whether everybody on this machine can read a file, as after
+// a restore that has not kept its mode. Its group may: volumes are given to one.
+func isReadByAll(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().Perm()&0o007 != 0
 }
 
 // makeTokenKey writes a key that nobody else can read. A file that a crash left
