@@ -7,6 +7,7 @@
 package access
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -301,9 +302,10 @@ func unknown(kind oci.Kind) error {
 	return oci.ErrNameUnknown
 }
 
-// repository is what a client's name means in this request.
+// repository is what a client's name means in this request. An empty ns is none,
+// as it is for whoever answers.
 func (g *Gate) repository(r *http.Request, name string) (repo oci.Repository, scoped bool, err error) {
-	return g.cfg.Names.Repository(name, r.URL.Query().Get("ns"), r.Host)
+	return g.cfg.Names.Repository(name, cmp.Or(r.URL.Query()["ns"]...), r.Host)
 }
 
 const service = "entrepot"

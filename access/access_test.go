@@ -736,6 +736,10 @@ func TestChallenges(t *testing.T) {
 			withRules, "/v2/acme/app/tags/list?ns=ghcr.io", false, "", errLogin,
 			`Bearer realm="http://cache.example:5000/token",service="entrepot",scope="repository:ghcr.io/acme/app:pull"`,
 		},
+		"mirror, and an empty ns": {
+			withRules, "/v2/acme/app/tags/list?ns=&ns=ghcr.io", false, "", errLogin,
+			`Bearer realm="http://cache.example:5000/token",service="entrepot",scope="repository:ghcr.io/acme/app:pull"`,
+		},
 		"catalog":                {withRules, "/v2/_catalog", false, "", errScope, `Bearer realm="http://cache.example:5000/token",service="entrepot",scope="registry:catalog:*",error="insufficient_scope"`},
 		"expired":                {withRules, "/v2/", false, "", errExpired, `Bearer realm="http://cache.example:5000/token",service="entrepot",error="invalid_token"`},
 		"a Host that breaks out": {withRules, "/v2/", false, `x",realm="http://evil`, errLogin, `Basic realm="entrepot"`},
