@@ -200,10 +200,12 @@ func (g *Glob) UnmarshalText(text []byte) error {
 	switch {
 	case strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return fmt.Errorf("%s holds a space, or what no name holds: %s", quote(s), want)
-	case !strings.ContainsAny(s, ":*?["):
-		return fmt.Errorf("%s has no tag and no *, so no tag matches it: %s", quote(s), want)
+	case !strings.ContainsAny(s[strings.LastIndexByte(s, '/')+1:], ":*?["):
+		return fmt.Errorf("%s has no tag and no * at its end, so no tag matches it: %s", quote(s), want)
 	case !mayStartWithHost(s):
 		return fmt.Errorf("%s does not start with an upstream, as all names that it is compared with do: %s", quote(s), want)
+	case otherName(s) != "":
+		return fmt.Errorf("%s is compared with names that are written otherwise, so it matches none: want %s", quote(s), otherName(s))
 	case hasBadRange(s):
 		return fmt.Errorf("%s has a bracket that is no range, which matches nothing: %s", quote(s), want)
 	}
@@ -223,6 +225,23 @@ func mayStartWithHost(s string) bool {
 		return true
 	}
 	return isOpen && !strings.Contains(literal, ":")
+}
+
+// otherName is a pattern as it has to begin for an upstream that is written
+// otherwise, or one of Docker Hub's own images; empty if there is none better.
+func otherName(s string) string {
+	host, path, ok := strings.Cut(s, "/")
+	name, tag, _ := strings.Cut(path, ":")
+	folded := oci.FoldHost(host)
+	switch {
+	case !ok:
+		return ""
+	case folded == oci.DockerHub && !strings.ContainsAny(name, "/*?["):
+		return folded + "/library/" + name + ":" + tag
+	case folded != host:
+		return folded + "/" + path
+	}
+	return ""
 }
 
 // hasBadRange finds brackets that are not of the form [a-z].
