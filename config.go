@@ -377,6 +377,11 @@ func (c *Config) Warnings() []string {
 			warn("everybody who reaches %s can pull from %s what the account %s may read", c.Listen, u.Name, strings.Join(accounts, " or "))
 		}
 	}
+	for i, r := range c.Policy {
+		if host := r.Match.upstream(); host != "" && !slices.Contains(c.upstreamNames(), host) {
+			warn("ENTREPOT_POLICY_%d_MATCH=%s is about %s, which is not an upstream: it matches nothing", i, r.Match, host)
+		}
+	}
 	if c.DockerConfig != "" {
 		if _, err := os.Stat(filepath.Join(string(c.DockerConfig), "config.json")); err != nil {
 			warn("DOCKER_CONFIG is set, but there is no login to read: %v", err)

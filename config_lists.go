@@ -213,6 +213,16 @@ func (g *Glob) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// upstream is the one upstream that a pattern is about; empty if it can be about
+// others.
+func (g Glob) upstream() string {
+	host, _, ok := strings.Cut(string(g), "/")
+	if !ok || strings.ContainsAny(host, "*?[") {
+		return ""
+	}
+	return host
+}
+
 // mayStartWithHost reports whether a pattern can match a name with an upstream
 // before it, as far as that can be seen: alpine:* cannot.
 func mayStartWithHost(s string) bool {

@@ -591,15 +591,20 @@ func TestWarnings(t *testing.T) {
 	c := mustLoad(t, "ENTREPOT_ADMIN_LISTEN=:5001", "DOCKER_CONFIG=/nonexistent",
 		"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL=http://a.test", "ENTREPOT_UPSTREAM_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_PASSWORD=hunter2",
 		"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=other", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2",
-		"ENTREPOT_UPSTREAM_0_URL_0=http://b.test", "ENTREPOT_UPSTREAM_0_URL_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_URL_0_PASSWORD=hunter2")
+		"ENTREPOT_UPSTREAM_0_URL_0=http://b.test", "ENTREPOT_UPSTREAM_0_URL_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_URL_0_PASSWORD=hunter2",
+		"ENTREPOT_POLICY_0_MATCH=dcoker.io/*", "ENTREPOT_POLICY_0_ACTION=deny", "ENTREPOT_POLICY_1_MATCH=a.test/*", "ENTREPOT_POLICY_1_ACTION=deny")
 	got := strings.Join(c.Warnings(), "\n")
 	for _, want := range []string{
 		"ENTREPOT_ADMIN_LISTEN=:5001", "until ENTREPOT_ADMIN_TOKEN is set", "in clear: its URL is http://a.test", "in clear: its URL is http://b.test",
 		"everybody who reaches :5000 can pull from a.test what the account me or other may read", "DOCKER_CONFIG",
+		"ENTREPOT_POLICY_0_MATCH=dcoker.io/* is about dcoker.io",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no warning with %q in:\n%s", want, got)
 		}
+	}
+	if strings.Contains(got, "ENTREPOT_POLICY_1") {
+		t.Errorf("a policy for an upstream is warned of:\n%s", got)
 	}
 }
 
