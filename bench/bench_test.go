@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -271,6 +272,18 @@ func example() results {
 			},
 			{Name: farName, Family: "far", Title: farTitle, Skipped: "a TUN device: operation not permitted"},
 		},
+	}
+}
+
+// Results are written where there was nothing yet, and read as they were.
+func TestResultsAreKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "results", "performance.json")
+	if err := writeResults(path, example()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := readResults(path)
+	if err != nil || !reflect.DeepEqual(got, example()) {
+		t.Errorf("%v: read %+v, want %+v", err, got, example())
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -52,8 +53,12 @@ func readResults(path string) (results, error) {
 	return r, nil
 }
 
+// writeResults makes the directory too: a run is too long to be lost for one.
 func writeResults(path string, r results) error {
 	b, err := json.MarshalIndent(r, "", "  ")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o755)
+	}
 	if err != nil {
 		return err
 	}
