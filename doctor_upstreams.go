@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -171,7 +169,7 @@ func (p patient) diagnose(ctx context.Context, subject string, ping upstream.Pin
 	switch {
 	case errors.As(ping.Err, &nameless):
 		return failed(badName, subject, detail, "look at /etc/resolv.conf and the network; behind a forward proxy set HTTPS_PROXY")
-	case isTLSTrouble(ping.Err):
+	case upstream.IsTLS(ping.Err):
 		return failed(badTLS, subject, detail, "look at the clock; where the certificate comes from an authority of your own, set ENTREPOT_UPSTREAM_<n>_CA_FILE")
 	case oci.CodeOf(ping.Err) == oci.TooManyRequests:
 		return failed(badQuota, subject, detail, "wait; an account of your own has limits of its own")
@@ -196,14 +194,6 @@ func plainText(err error) string {
 		text += ": " + causeText(e.Err)
 	}
 	return text
-}
-
-func isTLSTrouble(err error) bool {
-	var verification *tls.CertificateVerificationError
-	var record tls.RecordHeaderError
-	var alert tls.AlertError
-	var authority x509.UnknownAuthorityError
-	return errors.As(err, &verification) || errors.As(err, &record) || errors.As(err, &alert) || errors.As(err, &authority)
 }
 
 func clockFinding(host string, skew time.Duration) finding {

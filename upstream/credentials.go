@@ -28,13 +28,6 @@ import (
 // what it is asked for is only needed when upstream wants to know.
 type Credentials func(ctx context.Context, repo oci.Repository) (authn.AuthConfig, error)
 
-// Password signs in to every repository with one name and password.
-func Password(username, password string) Credentials {
-	return func(context.Context, oci.Repository) (authn.AuthConfig, error) {
-		return authn.AuthConfig{Username: username, Password: password}, nil
-	}
-}
-
 // PasswordFrom signs in with a name and a password that is read each time, as
 // from a file, so that a changed one counts at once and is tried whatever came of
 // the one before. While it cannot be read, what read gives beside the error is

@@ -73,3 +73,10 @@ func TestTheLastLoginIsUsedWithAWarning(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// Password signs in to every repository with one name and password.
+func Password(username, password string) Credentials {
+	return func(context.Context, oci.Repository) (authn.AuthConfig, error) {
+		return authn.AuthConfig{Username: username, Password: password}, nil
+	}
+}

@@ -48,7 +48,7 @@ func classify(err error) (oci.Code, string) {
 		return oci.Timeout, "no answer in time"
 	}
 	switch {
-	case isTLS(err):
+	case IsTLS(err):
 		return oci.BadUpstream, "its certificate or TLS handshake was refused"
 	case isProtocol(err):
 		return oci.BadUpstream, "it does not speak proper HTTP"
@@ -64,7 +64,8 @@ func classify(err error) (oci.Code, string) {
 	return oci.Unavailable, "the connection broke"
 }
 
-func isTLS(err error) bool {
+// IsTLS reports that a connection failed of its certificate or handshake.
+func IsTLS(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return true
 	}
