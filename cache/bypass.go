@@ -11,17 +11,22 @@ import (
 	"entrepot/oci"
 )
 
+// given is what somebody who goes past the disk has of the bytes before.
+type given struct {
+	from     int64                                 // the client has all from here on
+	copyBack func(w io.Writer, offset int64) error // the bytes from offset on, as they are on disk
+}
+
 // openBypass streams a blob through without keeping it. The number of such
 // transfers is bounded: each is a copy of its own on the line from upstream.
-// prefix, if not nil, can give the bytes before offset to a hash, so that they
-// are not fetched for it.
-func (b *blob) openBypass(ctx context.Context, offset, length int64, why string, prefix func(io.Writer) error) (oci.Reader, error) {
+// has is nil if the client has nothing yet.
+func (b *blob) openBypass(ctx context.Context, offset, length int64, why string, has *given) (oci.Reader, error) {
 	select {
 	case b.c.bypasses <- struct{}{}:
 	default:
 		return nil, oci.Errorf(oci.Unavailable, "%s cannot be kept, and %d transfers that are not kept are running already", b.dg, cap(b.c.bypasses))
 	}
-	r, err := b.startBypass(ctx, offset, length, prefix)
+	r, err := b.startBypass(ctx, offset, length, has)
 	if err != nil {
 		<-b.c.bypasses
 		return nil, err
@@ -30,7 +35,7 @@ func (b *blob) openBypass(ctx context.Context, offset, length int64, why string,
 	return r, nil
 }
 
-func (b *blob) startBypass(ctx context.Context, offset, length int64, prefix func(io.Writer) error) (*bypassReader, error) {
+func (b *blob) startBypass(ctx context.Context, offset, length int64, has *given) (*bypassReader, error) {
 	up, err := b.remote(ctx, b.ask)
 	if err != nil {
 		return nil, err
@@ -40,7 +45,7 @@ func (b *blob) startBypass(ctx context.Context, offset, length int64, prefix fun
 	if length < 0 { // to prove a read to the end, all of it must pass through the hash
 		r.hash, r.dg = b.dg.Hash(), b.dg
 		r.prove = b.proven
-		if offset > 0 && (prefix == nil || prefix(r.hash) != nil) {
+		if offset > 0 && (has == nil || has.copyBack(r.hash, 0) != nil) {
 			r.hash.Reset()
 			from = 0
 		}
@@ -49,7 +54,7 @@ func (b *blob) startBypass(ctx context.Context, offset, length int64, prefix fun
 		return nil, err
 	}
 	r.outcome = r.src.Outcome()
-	if err := r.skipTo(from); err != nil {
+	if err := r.skipTo(from, has); err != nil {
 		return nil, errors.Join(err, r.src.Close())
 	}
 	return r, nil
@@ -64,13 +69,28 @@ func (b *blob) proven() {
 }
 
 // skipTo drops what comes before from, which the hash has seen or need not see,
-// and then what comes before the offset, which it must.
-func (r *bypassReader) skipTo(from int64) error {
-	_, err := io.CopyN(io.Discard, r.src, from-r.src.Offset())
-	if err == nil {
-		_, err = io.CopyN(io.Discard, readerFunc(r.fetch), r.offset-from)
+// and then what comes before the offset, which it must: as upstream sends it,
+// but as the client was given it where it was.
+func (r *bypassReader) skipTo(from int64, has *given) error {
+	unseen := r.offset
+	if has != nil {
+		unseen = max(from, has.from)
 	}
-	if err != nil {
+	err := r.discard(from-r.src.Offset(), r.src.Read)
+	if err == nil {
+		err = r.discard(unseen-from, r.fetch)
+	}
+	if err == nil && r.hash != nil && unseen < r.offset {
+		if err := has.copyBack(r.hash, unseen); err != nil {
+			return fmt.Errorf("what the client has cannot be proven: %w", err)
+		}
+		err = r.discard(r.offset-unseen, r.src.Read)
+	}
+	return err
+}
+
+func (r *bypassReader) discard(n int64, read readerFunc) error {
+	if _, err := io.CopyN(io.Discard, read, n); err != nil {
 		return fmt.Errorf("skip to offset %d: %w", r.offset, unexpected(err))
 	}
 	return nil

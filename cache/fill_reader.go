@@ -3,7 +3,6 @@ package cache
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 
@@ -74,27 +73,16 @@ func (r *fillReader) WriteTo(w io.Writer) (int64, error) {
 	return n + m, err
 }
 
-// goPast opens the rest at upstream. Whoever has bytes that cannot be read back is
-// not given it: what follows would prove upstream's bytes, and not those.
+// goPast opens the rest at upstream. What r gave out is proven with it: if that
+// cannot be read back, upstream's bytes would be proven instead of those, so r is
+// cut.
 func (r *fillReader) goPast(why error) (err error) {
 	left := r.length
 	if left >= 0 {
 		left -= r.Pos() - r.offset
 	}
-	var unread error
-	prefix := func(w io.Writer) error {
-		err := r.CopyPrefix(w)
-		if r.Pos() > r.offset {
-			unread = err
-		}
-		return err
-	}
 	r.fill.leave(r)
-	r.past, err = r.blob.openBypass(r.ctx, r.Pos(), left, why.Error(), prefix)
-	if err == nil && unread != nil {
-		err = errors.Join(fmt.Errorf("%w: %w", why, unread), r.past.Close())
-		r.past = nil
-	}
+	r.past, err = r.blob.openBypass(r.ctx, r.Pos(), left, why.Error(), &given{r.offset, r.CopyBack})
 	return err
 }
 

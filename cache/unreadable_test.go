@@ -207,3 +207,69 @@ func TestRecordsThatCannotBeRead(t *testing.T) {
 	c = openCache(t, dir, s, Config{})
 	pull()
 }
+
+// TestOpenRangeGoesPastTheDisk: a client that has bytes from the middle of a
+// fill gets the rest, proven together with those, whether the beginning is on
+// disk or not.
+func TestOpenRangeGoesPastTheDisk(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		first func([]byte) // what happens to the bytes that it is given first
+		want  bool         // it gets all of it
+	}{
+		{name: "right", first: func([]byte) {}, want: true},
+		{name: "wrong", first: func(b []byte) { b[0] ^= 1 }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := newSource()
+			content := pattern(1, 8*mib)
+			d := s.pushBlob(alpine, content)
+			full := make(chan struct{})
+			disk, err := store.Open(t.Context(), store.Config{Dir: t.TempDir(), Faults: func(op store.Op, _ string) error {
+				select {
+				case <-full:
+					if op == store.OpWrite {
+						return syscall.ENOSPC
+					}
+				default:
+				}
+				return nil
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := New(disk, s, Config{})
+			defer closeCache(t, c)
+			const offset = 5 * mib
+			s.body = func(_ int, b []byte, off int64) io.Reader {
+				if off < offset {
+					return bytes.NewReader(b[off:])
+				}
+				first := bytes.Clone(b[off : off+mib])
+				row.first(first)
+				return io.MultiReader(bytes.NewReader(first), readerFunc(func([]byte) (int, error) {
+					<-full
+					return 0, io.EOF
+				}))
+			}
+			b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := b.Open(t.Context(), offset, -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			got := bytes.Buffer{}
+			if _, err := io.CopyN(&got, r, mib); err != nil {
+				t.Fatal(err)
+			}
+			close(full)
+			_, err = io.Copy(&got, struct{ io.Reader }{r})
+			if whole := err == nil && bytes.Equal(got.Bytes(), content[offset:]); whole != row.want || (err == nil) != row.want {
+				t.Errorf("%d bytes of %d, %v", got.Len(), len(content)-offset, err)
+			}
+		})
+	}
+}

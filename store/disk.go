@@ -195,6 +195,7 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 
 // Close ends background work and gives the directory back.
 func (d *Disk) Close() error {
+	d.proving.close()
 	d.cancel()
 	d.work.Wait()
 	d.saveHeld(d.isCounted())

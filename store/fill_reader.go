@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -218,21 +219,27 @@ func (r *FillReader) advance(n int64) {
 // Pos is the offset of the next byte.
 func (r *FillReader) Pos() int64 { return r.pos.Load() }
 
-// CopyPrefix writes every byte before Pos to w, if all of them are there. It
-// reads on when the fill has failed: what landed stays as long as r is open.
-func (r *FillReader) CopyPrefix(w io.Writer) error {
+// CopyBack writes the bytes from offset from up to Pos to w, if all of them are
+// there. It reads on when the fill has failed: what landed stays as long as r is
+// open.
+func (r *FillReader) CopyBack(w io.Writer, from int64) error {
 	f, pos := r.fill, r.pos.Load()
+	if from >= pos {
+		return nil
+	}
 	f.mu.Lock()
-	there := f.landed.Reach(0) >= pos && r.round == f.round
+	there := f.landed.Reach(from) >= pos && r.round == f.round
 	f.mu.Unlock()
 	if !there {
 		return fmt.Errorf("fill %s: some bytes before %d are not there", f.digest, pos)
 	}
 	if err := f.disk.readFault(f.digest, fillName); err != nil {
-		return err
+		return onDisk(err)
 	}
-	_, err := io.Copy(w, io.NewSectionReader(f.file, 0, pos))
-	return err
+	if n, err := io.Copy(w, io.NewSectionReader(f.file, from, pos-from)); err != nil || n < pos-from {
+		return onDisk(noEOF(cmp.Or(err, io.EOF)))
+	}
+	return nil
 }
 
 // Close ends the reading.

@@ -31,8 +31,15 @@ const maxProving = 4
 // proving are the large files that are being hashed before their first answer.
 type proving struct {
 	places  chan struct{}
-	mu      sync.Mutex // guards running
+	mu      sync.Mutex // guards what follows
+	closed  bool       // nothing may begin any more
 	running map[oci.Digest]*hashing
+}
+
+func (p *proving) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
 }
 
 // hashing is one of them.
@@ -49,7 +56,12 @@ func (d *Disk) proveOnce(ctx context.Context, dg oci.Digest, info fs.FileInfo) e
 	p := &d.proving
 	p.mu.Lock()
 	h := p.running[dg]
-	if h == nil {
+	switch {
+	case h != nil:
+	case p.closed:
+		p.mu.Unlock()
+		return fmt.Errorf("hash %s: the data directory is being closed: %w", dg, context.Canceled)
+	default:
 		h = &hashing{done: make(chan struct{})}
 		p.running[dg] = h
 		d.work.Go(func() {
