@@ -39,7 +39,6 @@ const operatorConnections Bound = 500
 type server struct {
 	name string // "registry", for messages
 	http *http.Server
-	cut  context.CancelFunc // ends the context of every request
 	work sync.WaitGroup     // accepting, and each connection until its last handler is done
 	all  crowd
 
@@ -67,8 +66,7 @@ func listen(ctx context.Context, variable string, a Address) (net.Listener, erro
 // unless secure is nil. most bounds its connections; 0 does not. failed is told,
 // once at most, if no more connections can be taken.
 func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger, failed func(error)) *server {
-	ctx, cut := context.WithCancel(context.Background())
-	s := &server{name: name, cut: cut, all: crowd{most: int64(most)}}
+	s := &server{name: name, all: crowd{most: int64(most)}}
 	h = endsAfterChunks(s.all.guard(h))
 	serve := func() error { return s.http.Serve(l) }
 	if secure != nil {
@@ -83,7 +81,6 @@ func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.New(serverLog{logger}, "", 0),
-		BaseContext:                  func(net.Listener) context.Context { return ctx },
 		ConnState:                    s.count,
 		ConnContext:                  proxy.ConnContext,
 	}
@@ -163,8 +160,7 @@ func (s *server) awaitStreams() {
 // when all handlers have, or grace after the cut.
 func (s *server) stop(ctx context.Context, grace time.Duration) (cut bool) {
 	cut = s.http.Shutdown(ctx) != nil
-	s.cut()
-	_ = s.http.Close()
+	_ = s.http.Close() // which ends the contexts of requests with their connections
 	done := make(chan struct{})
 	go func() {
 		s.work.Wait()

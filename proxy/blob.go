@@ -14,10 +14,7 @@ import (
 // that led to it.
 const octetStream = "application/octet-stream"
 
-var (
-	octetStreamType = []string{octetStream}
-	bytesUnit       = []string{"bytes"}
-)
+var bytesUnit = []string{"bytes"}
 
 func (x *exchange) blob() error {
 	d := x.req.Digest
@@ -28,7 +25,7 @@ func (x *exchange) blob() error {
 		}
 		defer end()
 	}
-	b, err := x.pass.Source.Blob(&x.ctx, x.repo, d, x.ask)
+	b, err := x.pass.Source.Blob(&x.ctx, x.at.repo, d, x.ask)
 	if err != nil {
 		return err
 	}
@@ -58,7 +55,9 @@ func (x *exchange) blobHead(b oci.Blob, d oci.Digest) (done bool, err error) {
 	case !x.mute:
 		return false, nil
 	}
-	x.describeBlob(d, size)
+	if err := x.describeBlob(d, size); err != nil {
+		return false, err
+	}
 	x.WriteHeader(http.StatusOK)
 	return true, nil
 }
@@ -70,9 +69,9 @@ func (x *exchange) stat(b oci.Blob) (int64, error) {
 	return desc.Size, err
 }
 
-func (x *exchange) describeBlob(d oci.Digest, size int64) {
-	x.describe(octetStreamType, d, size)
+func (x *exchange) describeBlob(d oci.Digest, size int64) error {
 	x.Header()["Accept-Ranges"] = bytesUnit
+	return x.describe(oci.Descriptor{MediaType: octetStream, Digest: d, Size: size})
 }
 
 // sendWhole answers 200. A size that is not known once the first byte is there
@@ -105,7 +104,9 @@ func (x *exchange) sendWhole(b oci.Blob, d oci.Digest) error {
 		return x.ctx.Err()
 	}
 	x.served(rd.Outcome())
-	x.describeBlob(d, size)
+	if err := x.describeBlob(d, size); err != nil {
+		return err
+	}
 	return x.sendPart(http.StatusOK, rd, part{0, size, true})
 }
 
@@ -141,7 +142,9 @@ func (x *exchange) sendRanges(b oci.Blob, d oci.Digest, ranges []byteRange) erro
 		return x.sendMultipart(b, d, o)
 	}
 	p := o.parts[0]
-	x.describeBlob(d, p.length)
+	if err := x.describeBlob(d, p.length); err != nil {
+		return err
+	}
 	x.set("Content-Range", contentRange(p, o.size))
 	return x.sendPart(http.StatusPartialContent, o.rd, p)
 }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"net"
+	"net/http"
 	"syscall"
 	"time"
 )
@@ -15,6 +16,7 @@ type line struct {
 	until           time.Time       // its write deadline, as we last set it
 	raw             syscall.RawConn // nil until a large answer goes out
 	near            bool            // its send buffer is fixed, for good
+	address         string          // the client's, without port; empty until it is asked for
 }
 
 type lineKey struct{}
@@ -38,4 +40,15 @@ func lineOf(ctx context.Context) *line {
 // than finding it.
 func (l *line) patient(now time.Time, stall time.Duration) bool {
 	return l != nil && l.until.Sub(now) > stall-stall/8
+}
+
+// client is the address of who asks.
+func (l *line) client(r *http.Request) string {
+	if l == nil {
+		return clientAddress(r)
+	}
+	if l.address == "" {
+		l.address = clientAddress(r)
+	}
+	return l.address
 }

@@ -62,26 +62,42 @@ func (x *exchange) set(name, value string) {
 	x.Header()[name] = x.values[n-1 : n : n]
 }
 
-// usualValues are a digest, an entity tag, a length, and one more.
-const usualValues = 4
+// usualValues are those of an answer that is not about content.
+const usualValues = 2
 
 func (x *exchange) setInt(name string, n int64) { x.set(name, strconv.FormatInt(n, 10)) }
 
 // describe sets what every answer about content tells (design section 9). A
 // size below zero is one that nobody knows.
-func (x *exchange) describe(mediaType []string, d oci.Digest, size int64) {
-	x.Header()["Content-Type"] = mediaType
-	var room [192]byte // a sha512 digest, quoted, and a size
-	b := append(append(append(room[:0], '"'), d.String()...), '"')
-	etag := len(b)
-	b = strconv.AppendInt(b, max(size, 0), 10)
-	text := string(b)
-	x.set("Docker-Content-Digest", text[1:etag-1])
-	x.set("Etag", text[:etag])
-	if size >= 0 {
-		x.set("Content-Length", text[etag:])
+func (x *exchange) describe(desc oci.Descriptor) error {
+	told, err := x.at.describing(desc)
+	if err != nil {
+		return err
+	}
+	h := x.Header()
+	h["Content-Type"], h["Docker-Content-Digest"], h["Etag"] = told.mediaType, told.digest, told.entityTag
+	if told.length != nil {
+		h["Content-Length"] = told.length
 	}
 	x.tellOutcome()
+	return nil
+}
+
+// describe makes the header values for desc.
+func describe(desc oci.Descriptor) (*description, error) {
+	mediaType, err := contentType(desc.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	d := &description{Descriptor: desc, mediaType: mediaType}
+	digest := desc.Digest.String()
+	values := [3]string{digest, `"` + digest + `"`}
+	d.digest, d.entityTag = values[0:1:1], values[1:2:2]
+	if desc.Size >= 0 {
+		values[2] = strconv.FormatInt(desc.Size, 10)
+		d.length = values[2:3:3]
+	}
+	return d, nil
 }
 
 var hitValue = []string{string(oci.Hit)}
@@ -131,8 +147,8 @@ func warning(why string) string {
 	return string(append(b, '"'))
 }
 
-// mediaTypes are the header values of the manifests that there are.
-var mediaTypes = headerValues(oci.ManifestAccept) //nolint:gochecknoglobals // a table
+// mediaTypes are the header values of the content that there is.
+var mediaTypes = headerValues(append([]string{octetStream}, oci.ManifestAccept...)) //nolint:gochecknoglobals // a table
 
 func headerValues(types []string) map[string][]string {
 	values := make(map[string][]string, len(types))

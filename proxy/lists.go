@@ -15,13 +15,13 @@ const catalogPage = 1000
 
 // page reads n and last. Where n is missing it is -1: all that the source has.
 func (x *exchange) page() (oci.Page, error) {
-	page := oci.Page{N: -1, Last: x.query.last}
-	if !x.query.hasN {
+	page := oci.Page{N: -1, Last: x.at.query.last}
+	if !x.at.query.hasN {
 		return page, nil
 	}
-	n, err := strconv.ParseUint(x.query.n, 10, 31)
+	n, err := strconv.ParseUint(x.at.query.n, 10, 31)
 	if err != nil {
-		return page, oci.Errorf(oci.PageInvalid, "n is no number of results: %q", clip(x.query.n, 40))
+		return page, oci.Errorf(oci.PageInvalid, "n is no number of results: %q", clip(x.at.query.n, 40))
 	}
 	page.N = int(n)
 	return page, nil
@@ -46,8 +46,8 @@ func (x *exchange) link(path, last string, n int) {
 		u += "n=" + strconv.Itoa(n) + "&"
 	}
 	u += "last=" + url.QueryEscape(last)
-	if x.query.ns != "" {
-		u += "&ns=" + url.QueryEscape(x.query.ns)
+	if x.at.query.ns != "" {
+		u += "&ns=" + url.QueryEscape(x.at.query.ns)
 	}
 	x.set("Link", u+`>; rel="next"`)
 }
@@ -61,7 +61,7 @@ func (x *exchange) tags() error {
 	if page.N == 0 {
 		ask.N = 1 // whether the repository exists is still worth an answer
 	}
-	list, out, err := x.pass.Source.Tags(&x.ctx, x.repo, ask, x.ask)
+	list, out, err := x.pass.Source.Tags(&x.ctx, x.at.repo, ask, x.ask)
 	x.learn(out)
 	if err != nil {
 		return err
@@ -110,7 +110,7 @@ var (
 
 // referrers answers with an index, empty where nothing refers to the digest.
 func (x *exchange) referrers() error {
-	list, out, err := x.pass.Source.Referrers(&x.ctx, x.repo, x.req.Digest, x.query.artifactType, x.ask)
+	list, out, err := x.pass.Source.Referrers(&x.ctx, x.at.repo, x.req.Digest, x.at.query.artifactType, x.ask)
 	x.learn(out)
 	if err != nil {
 		return err
@@ -119,7 +119,7 @@ func (x *exchange) referrers() error {
 	if manifests == nil {
 		manifests = []oci.Referrer{}
 	}
-	if x.query.artifactType != "" {
+	if x.at.query.artifactType != "" {
 		x.Header()["Oci-Filters-Applied"] = filteredHeaders
 	}
 	return x.sendJSON(indexType, struct {

@@ -26,14 +26,14 @@ func (x *exchange) manifest() error {
 // type and size are known; else the manifest is asked for as well, because
 // clients that miss one of the headers spend a counted GET.
 func (x *exchange) resolve(reference string) error {
-	named, out, err := x.pass.Source.Resolve(&x.ctx, x.repo, reference, x.ask)
+	named, out, err := x.pass.Source.Resolve(&x.ctx, x.at.repo, reference, x.ask)
 	x.learn(out)
 	if err != nil {
 		return err
 	}
 	switch {
 	case named.Digest.IsZero():
-		return fmt.Errorf("source resolved %s:%s to no digest", x.repo, reference)
+		return fmt.Errorf("source resolved %s:%s to no digest", x.at.repo, reference)
 	case x.holds(named.Digest):
 		return x.notModified(named.Digest)
 	case named.Manifest != nil:
@@ -47,7 +47,7 @@ func (x *exchange) resolve(reference string) error {
 func (x *exchange) manifestByDigest(d oci.Digest) error {
 	ask := x.ask
 	ask.Refresh = false // a digest's content cannot have changed
-	m, out, err := x.pass.Source.Manifest(&x.ctx, x.repo, d, ask)
+	m, out, err := x.pass.Source.Manifest(&x.ctx, x.at.repo, d, ask)
 	x.learn(out)
 	if err != nil {
 		return err
@@ -68,11 +68,9 @@ func (x *exchange) sendManifest(d oci.Digest, m oci.Manifest) error {
 }
 
 func (x *exchange) sendManifestHead(desc oci.Descriptor) error {
-	mediaType, err := contentType(desc.MediaType)
-	if err != nil {
+	if err := x.describe(desc); err != nil {
 		return err
 	}
-	x.describe(mediaType, desc.Digest, desc.Size)
 	x.WriteHeader(http.StatusOK)
 	return nil
 }

@@ -142,13 +142,17 @@ func panicked(p any) error {
 }
 
 func (x *exchange) record() Record {
+	var repo oci.Repository
+	if x.at != nil {
+		repo = x.at.repo
+	}
 	return Record{
 		Method:     clip(x.r.Method, 20),
 		Kind:       x.kind,
 		Client:     x.ask.Client,
 		User:       x.pass.User,
 		UserAgent:  clip(x.r.UserAgent(), 200),
-		Repository: x.repo,
+		Repository: repo,
 		Reference:  x.req.Reference(),
 		Outcome:    x.outcome,
 		Status:     x.status,
