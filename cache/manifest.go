@@ -46,16 +46,17 @@ func (c *Cache) Manifest(ctx context.Context, repo oci.Repository, dg oci.Digest
 // heldManifest answers from the disk; ErrNotHeld where the disk does not hold
 // the bytes, or does not know that they belong to repo.
 func (c *Cache) heldManifest(ctx context.Context, repo oci.Repository, dg oci.Digest) (oci.Manifest, oci.Outcome, error) {
-	marker, err := c.marker(ctx, repo, dg)
+	marker, content, err := c.disk.ReadIn(ctx, repo, dg, c.cfg.MaxManifest)
+	if errors.Is(err, store.ErrNotHeld) { // unless the marker can be derived
+		if marker, err = c.marker(ctx, repo, dg); err == nil {
+			content, err = c.disk.Read(ctx, dg, c.cfg.MaxManifest)
+		}
+	}
 	if err != nil {
 		return oci.Manifest{}, oci.Outcome{}, err
 	}
 	if marker.State == store.Named && c.cfg.Private {
 		return oci.Manifest{}, oci.Outcome{}, store.ErrNotHeld
-	}
-	content, err := c.disk.Read(ctx, dg, c.cfg.MaxManifest)
-	if err != nil {
-		return oci.Manifest{}, oci.Outcome{}, err
 	}
 	if marker.State == store.Proven && oci.IsManifestType(marker.MediaType) {
 		desc := oci.Descriptor{MediaType: marker.MediaType, Digest: dg, Size: int64(len(content))}

@@ -62,7 +62,7 @@ func (o *openBlob) Close() error {
 // through the gate. What is open is not evicted.
 func (d *Disk) Open(ctx context.Context, dg oci.Digest, want int64) (*Content, error) {
 	if e := d.memory.get(dg); e != nil {
-		d.touchFromMemory(dg, e)
+		d.touchFromMemory(dg, e, time.Now())
 		return &Content{memory: e.content, size: int64(len(e.content))}, nil
 	}
 	f, info, err := d.openProven(ctx, dg, want)
@@ -84,7 +84,7 @@ func (d *Disk) Open(ctx context.Context, dg oci.Digest, want int64) (*Content, e
 // changed. Errors as Open.
 func (d *Disk) Read(ctx context.Context, dg oci.Digest, limit int64) ([]byte, error) {
 	if e := d.memory.get(dg); e != nil {
-		d.touchFromMemory(dg, e)
+		d.touchFromMemory(dg, e, time.Now())
 		return e.content, nil
 	}
 	f, info, err := d.openProven(ctx, dg, -1)
@@ -186,10 +186,16 @@ func justWritten(info fs.FileInfo) bool {
 	return age >= 0 && age < settling
 }
 
+// forgetContent drops what is in memory of content whose file goes.
+func (d *Disk) forgetContent(dg oci.Digest) {
+	d.memory.drop(dg)
+	d.recall.changed()
+}
+
 // drop removes content that is not what its name says, unless another file has
 // taken the name since bad was looked at.
 func (d *Disk) drop(dg oci.Digest, bad fs.FileInfo, why string) error {
-	d.memory.drop(dg)
+	d.forgetContent(dg)
 	if now, err := d.root.Lstat(blobName(dg)); err != nil || !os.SameFile(now, bad) {
 		return fmt.Errorf("%s was replaced, %s: %w", dg, why, ErrNotHeld)
 	}
@@ -228,9 +234,8 @@ func (d *Disk) touch(dg oci.Digest, last time.Time) {
 	_ = d.root.Chtimes(blobName(dg), stamp, stamp)
 }
 
-func (d *Disk) touchFromMemory(dg oci.Digest, e *inMemory) {
-	last := e.touched.Load()
-	now := time.Now().Unix()
+func (d *Disk) touchFromMemory(dg oci.Digest, e *inMemory, at time.Time) {
+	last, now := e.touched.Load(), at.Unix()
 	if now-last < int64(touchEvery/time.Second) || !e.touched.CompareAndSwap(last, now) {
 		return
 	}

@@ -89,6 +89,7 @@ type Disk struct {
 	memory *memory
 
 	markers *recent[string, Marker]
+	recall  *recall
 	tags    *recent[string, Tag]
 	proofs  *recent[oci.Digest, proof]
 	derived *recent[oci.Repository, struct{}] // whose markers were derived not long ago
@@ -180,7 +181,7 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 	if d.memory, err = newMemory(cfg.Memory); err != nil {
 		return err
 	}
-	d.markers = newRecent[string, Marker](16<<10, recheck)
+	d.markers, d.recall = newRecent[string, Marker](16<<10, recheck), newRecall()
 	d.tags = newRecent[string, Tag](16<<10, recheck)
 	d.derived = newRecent[oci.Repository, struct{}](1<<10, deriveEvery)
 	d.proofs = newRecent[oci.Digest, proof](4<<10, 24*time.Hour)

@@ -214,7 +214,7 @@ func (d *Disk) evict(c candidate) (freed int64) {
 	if c.fill {
 		d.dropSpans(c.digest)
 	} else {
-		d.memory.drop(c.digest)
+		d.forgetContent(c.digest)
 	}
 	freed, err = d.remove(c.path())
 	if err != nil {

@@ -284,7 +284,7 @@ func (d *Disk) RemoveManifest(ctx context.Context, repo oci.Repository, dg oci.D
 	for _, one := range append(slices.Collect(maps.Keys(alone)), dg) {
 		name := markerName(repo, one)
 		_, err := d.remove(name)
-		d.markers.forget(name)
+		d.forgetMarker(name)
 		if err = cmp.Or(ctx.Err(), err); err != nil && !isGone(err) {
 			return fmt.Errorf("remove %s@%s: %w", repo, dg, err)
 		}
@@ -378,7 +378,7 @@ func (d *Disk) removeBelow(ctx context.Context, dir string) (removed int, err er
 		}
 		_, err := d.remove(name)
 		d.tags.forget(name)
-		d.markers.forget(name)
+		d.forgetMarker(name)
 		if err != nil && !isGone(err) {
 			return removed, err
 		}

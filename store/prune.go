@@ -195,7 +195,7 @@ func (d *Disk) removeMarkers(ctx context.Context, markers []entry) (removed int,
 			break
 		}
 		n, err := d.remove(e.path())
-		d.markers.forget(e.path())
+		d.forgetMarker(e.path())
 		if err != nil {
 			continue
 		}

@@ -206,11 +206,18 @@ func (d *Disk) Mark(repo oci.Repository, dg oci.Digest, m Marker) error {
 	}
 	name := markerName(repo, dg)
 	if err := d.writeFile(name, b, record); err != nil {
-		d.markers.forget(name)
+		d.forgetMarker(name)
 		return fmt.Errorf("mark %s in %s: %w", dg, repo, err)
 	}
 	d.markers.put(name, m)
+	d.recall.changed()
 	return nil
+}
+
+// forgetMarker has a marker looked for anew: its file has changed or gone.
+func (d *Disk) forgetMarker(name string) {
+	d.markers.forget(name)
+	d.recall.changed()
 }
 
 // Repositories lists, in ASCII order, up to n repositories in path form that
