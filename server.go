@@ -59,7 +59,7 @@ func listen(ctx context.Context, variable string, a Address) (net.Listener, erro
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", variable, err)
 	}
-	return l, nil
+	return proxy.Listener{Listener: l}, nil
 }
 
 // startServer answers on l with h until stop; over TLS, and then HTTP/2 as well,

@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -227,32 +225,24 @@ func (w *wire) ask(request []byte, want int64) error {
 	return nil
 }
 
-var lengthHeader = []byte("content-length:")
-
 // head reads an answer's header.
 func (w *wire) head() (length int64, err error) {
-	line, err := w.in.ReadSlice('\n')
-	if err != nil {
-		return 0, err
-	}
-	if len(line) < 12 || string(line[9:12]) != "200" {
-		return 0, fmt.Errorf("answered %q", bytes.TrimSpace(line))
-	}
-	length = -1
+	var head []byte
 	for {
 		line, err := w.in.ReadSlice('\n')
 		if err != nil {
 			return 0, err
 		}
 		if len(line) <= 2 {
-			return length, nil
+			break
 		}
-		if len(line) > len(lengthHeader) && bytes.EqualFold(line[:len(lengthHeader)], lengthHeader) {
-			if length, err = strconv.ParseInt(strings.TrimSpace(string(line[len(lengthHeader):])), 10, 64); err != nil {
-				return 0, err
-			}
-		}
+		head = append(head, line...)
 	}
+	if len(head) < 12 || string(head[9:12]) != "200" {
+		line, _, _ := bytes.Cut(head, []byte("\r"))
+		return 0, fmt.Errorf("answered %q", line)
+	}
+	return lengthOf(head)
 }
 
 // drop closes at once, without the wait for stray packets that would use up

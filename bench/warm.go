@@ -2,104 +2,10 @@ package main
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
-
-// settle is how long a load runs before it is measured.
-const settle = 200 * time.Millisecond
-
-// load runs asker loops until d has gone by, and measures what happened after a
-// settling time. ask makes one request for n-th client's loop; close ends it.
-type load struct {
-	clients int
-	d       time.Duration
-	open    func(ctx context.Context) (ask func() error, done func(), err error)
-}
-
-// loaded is what a load found.
-type loaded struct {
-	requests int
-	took     time.Duration
-	delays   []time.Duration // of each request, sorted
-}
-
-func (l load) run(ctx context.Context, s *server) (loaded, usage, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	delays, failures := make([][]time.Duration, l.clients), make([]error, l.clients)
-	settled := time.Now().Add(min(settle, l.d))
-	end := settled.Add(l.d)
-	var all sync.WaitGroup
-	for n := range l.clients {
-		all.Go(func() {
-			ask, done, err := l.open(ctx)
-			if err != nil {
-				failures[n] = err
-				return
-			}
-			defer done()
-			for begin := time.Now(); begin.Before(end) && ctx.Err() == nil; {
-				if err := ask(); err != nil {
-					failures[n] = err
-					return
-				}
-				now := time.Now()
-				if !now.Before(settled) {
-					delays[n] = append(delays[n], now.Sub(begin))
-				}
-				begin = now
-			}
-		})
-	}
-	time.Sleep(time.Until(settled))
-	w := s.watch()
-	all.Wait()
-	took, u := time.Since(settled), w.end()
-	if err := firstOf(failures); err != nil {
-		return loaded{}, u, err
-	}
-	found := loaded{took: took, delays: slices.Concat(delays...)}
-	found.requests = len(found.delays)
-	slices.Sort(found.delays)
-	return found, u, ctx.Err()
-}
-
-// keepAlive asks for one path again and again over one connection.
-func keepAlive(s *server, path string, size int64, buffer int) func(context.Context) (func() error, func(), error) {
-	question := request(s.addr, path)
-	return func(ctx context.Context) (func() error, func(), error) {
-		w, err := newWire(ctx, s.dial, s.addr, buffer)
-		if err != nil {
-			return nil, nil, err
-		}
-		stop := context.AfterFunc(ctx, func() { w.Close() })
-		return func() error { return w.ask(question, size) }, func() { stop(); w.drop() }, nil
-	}
-}
-
-// oneShot dials for each request.
-func oneShot(s *server, path string, size int64) func(context.Context) (func() error, func(), error) {
-	question := request(s.addr, path, "Connection: close")
-	return func(ctx context.Context) (func() error, func(), error) {
-		buffer := make([]byte, 64<<10)
-		ask := func() error {
-			w, err := newWire(ctx, s.dial, s.addr, 0)
-			if err != nil {
-				return err
-			}
-			defer w.drop()
-			w.buffer = buffer
-			if deadline, ok := ctx.Deadline(); ok {
-				_ = w.SetDeadline(deadline)
-			}
-			return w.ask(question, size)
-		}
-		return ask, func() {}, nil
-	}
-}
 
 // readBlob is the throughput of a held blob. Bytes count as they come: at many
 // connections no blob is whole when time is up.
@@ -177,12 +83,15 @@ func askManifest(name, by string, keep bool, clients int, d time.Duration) func(
 		if by == "digest" {
 			reference = i.Digest.String()
 		}
-		path, size := s.path(i.Repo+"/manifests/"+reference), int64(len(i.Manifest))
-		open := oneShot(s, path, size)
-		if keep {
-			open = keepAlive(s, path, size, 16<<10)
+		var last []string
+		if !keep {
+			last = []string{"Connection: close"}
 		}
-		got, u, err := load{clients, d, open}.run(ctx, s)
+		h := &hammer{
+			addr: s.addr, question: request(s.addr, s.path(i.Repo+"/manifests/"+reference), last...), size: int64(len(i.Manifest)),
+			clients: clients, keep: keep,
+		}
+		got, u, err := h.run(ctx, s, d)
 		if err != nil {
 			return nil, err
 		}

@@ -44,11 +44,11 @@ func ListenConfig() net.ListenConfig {
 // for http.Server.ConnContext, and makes no system call for a bare connection,
 // whose client may want nothing but a manifest.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
-	switch c := c.(type) {
-	case *net.TCPConn:
-		return &line{Context: ctx, conn: c}
-	case interface{ NetConn() net.Conn }: // TLS, which sends records, never a file
-		if sc, ok := c.NetConn().(syscall.Conn); ok {
+	if tcp := tcpOf(c); tcp != nil {
+		return &line{Context: ctx, conn: tcp}
+	}
+	if secure, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS, which sends records, never a file
+		if sc, ok := secure.NetConn().(syscall.Conn); ok {
 			if raw, err := sc.SyscallConn(); err == nil {
 				_ = raw.Control(boundUnsent)
 			}

@@ -13,7 +13,7 @@ func ListenConfig() net.ListenConfig { return net.ListenConfig{} }
 // ConnContext lets answers know the connection that they go out on. It is for
 // http.Server.ConnContext.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
-	if tcp, ok := c.(*net.TCPConn); ok {
+	if tcp := tcpOf(c); tcp != nil {
 		return &line{Context: ctx, conn: tcp}
 	}
 	return ctx
