@@ -15,6 +15,9 @@ import (
 	"time"
 )
 
+// wakeful is how long a load looks for answers before it sleeps.
+const wakeful = 50 * time.Microsecond
+
 // settle is how long a load runs before it is measured.
 const settle = 200 * time.Millisecond
 
@@ -88,17 +91,34 @@ func (h *hammer) until(ctx context.Context, end time.Time) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := syscall.EpollWait(h.poll, events, 100)
-		if err != nil && !errors.Is(err, syscall.EINTR) {
-			return os.NewSyscallError("epoll_wait", err)
+		n, err := h.wait(events)
+		if err != nil {
+			return err
 		}
-		for _, e := range events[:max(n, 0)] {
+		for _, e := range events[:n] {
 			if err := h.hear(h.talks[e.Fd]); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// wait looks for answers for a moment before it sleeps until there are some.
+func (h *hammer) wait(events []syscall.EpollEvent) (n int, err error) {
+	for awake := time.Now().Add(wakeful); ; {
+		patience := 0
+		if time.Now().After(awake) {
+			patience = 100
+		}
+		n, err = syscall.EpollWait(h.poll, events, patience)
+		if errors.Is(err, syscall.EINTR) {
+			return 0, nil
+		}
+		if n != 0 || err != nil || patience > 0 {
+			return max(n, 0), os.NewSyscallError("epoll_wait", err)
+		}
+	}
 }
 
 // open connects and asks.
