@@ -39,7 +39,7 @@ const operatorConnections Bound = 500
 type server struct {
 	name string // "registry", for messages
 	http *http.Server
-	work sync.WaitGroup     // accepting, and each connection until its last handler is done
+	work sync.WaitGroup // accepting, and each connection until its last handler is done
 	all  crowd
 
 	mu      sync.Mutex // guards what follows

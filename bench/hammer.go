@@ -59,7 +59,7 @@ func (h *hammer) run(ctx context.Context, s *server, d time.Duration) (found loa
 	if h.poll, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
 		return loaded{}, usage{}, os.NewSyscallError("epoll_create", err)
 	}
-	defer syscall.Close(h.poll)
+	defer func() { err = errors.Join(err, syscall.Close(h.poll)) }()
 	h.talks = map[int32]*talk{}
 	defer func() {
 		for _, t := range h.talks {

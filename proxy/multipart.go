@@ -29,7 +29,9 @@ func contentRange(p part, size int64) string {
 func (x *exchange) sendMultipart(b oci.Blob, d oci.Digest, o opened) error {
 	boundary := rand.Text() // a blob cannot hold what nobody could foresee
 	heads, tail, length := frame(o, boundary)
-	x.describeBlob(d, length)
+	if err := x.describeBlob(d, length); err != nil {
+		return err
+	}
 	x.set("Content-Type", "multipart/byteranges; boundary="+boundary)
 	x.WriteHeader(http.StatusPartialContent)
 	if err := x.flushUnlessHeld(); err != nil {

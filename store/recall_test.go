@@ -26,21 +26,25 @@ func TestReadInKnowsAtOnceWhatChanged(t *testing.T) {
 	}{
 		{name: "nothing", change: func(*testing.T, *Disk) {}},
 		{name: "something else is marked", change: func(t *testing.T, d *Disk) {
+			t.Helper()
 			if err := d.Mark(others, dg, Marker{Size: 1, State: Proven}); err != nil {
 				t.Fatal(err)
 			}
 		}},
 		{name: "removed", change: func(t *testing.T, d *Disk) {
+			t.Helper()
 			if err := d.RemoveManifest(t.Context(), mine, dg); err != nil {
 				t.Fatal(err)
 			}
 		}, want: ErrNotHeld},
 		{name: "marked anew", change: func(t *testing.T, d *Disk) {
+			t.Helper()
 			if err := d.Mark(mine, dg, Marker{MediaType: "application/x", Size: 2, State: Proven}); err != nil {
 				t.Fatal(err)
 			}
 		}},
 		{name: "removed by hand, a while ago", change: func(t *testing.T, d *Disk) {
+			t.Helper()
 			if err := os.Remove(filepath.Join(d.root.Name(), markerName(mine, dg))); err != nil {
 				t.Fatal(err)
 			}
