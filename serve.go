@@ -168,10 +168,10 @@ func startFront(l lines, shown *certs.Keeper, cfg *Config, scrape http.Handler, 
 		f.registry = append(f.registry, startServer("plain registry", l.plain, shown.Challenges(registryHandler(&f.api)), nil, most, logger, fail))
 	}
 	if l.admin != nil {
-		f.others = append(f.others, startServer("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators, func(h http.Handler) http.Handler { return guardFromOutside(h, cfg, logger) }), nil, operatorConnections, logger, fail))
+		f.others = append(f.others, startOperators("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators, func(h http.Handler) http.Handler { return guardFromOutside(h, cfg, logger) }), logger, fail))
 	}
 	if l.metrics != nil {
-		f.others = append(f.others, startServer("metrics", l.metrics, metricsHandler(scrape, &f.ready), nil, operatorConnections, logger, fail))
+		f.others = append(f.others, startOperators("metrics", l.metrics, metricsHandler(scrape, &f.ready), logger, fail))
 	}
 	return f
 }

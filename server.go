@@ -39,7 +39,8 @@ const operatorConnections Bound = 500
 type server struct {
 	name string // "registry", for messages
 	http *http.Server
-	work sync.WaitGroup // accepting, and each connection until its last handler is done
+	cut  context.CancelFunc // ends the context of every request, as far as somebody waits on it
+	work sync.WaitGroup     // accepting, and each connection until its last handler is done
 	all  crowd
 
 	mu      sync.Mutex // guards what follows
@@ -62,16 +63,29 @@ func listen(ctx context.Context, variable string, a Address) (net.Listener, erro
 	return proxy.Listener{Listener: l}, nil
 }
 
-// startServer answers on l with h until stop; over TLS, and then HTTP/2 as well,
-// unless secure is nil. most bounds its connections; 0 does not. failed is told,
-// once at most, if no more connections can be taken.
+// startServer answers on l with the registry's API until stop; over TLS, and then
+// HTTP/2 as well, unless secure is nil. most bounds its connections; 0 does not.
+// failed is told, once at most, if no more connections can be taken.
 func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger, failed func(error)) *server {
-	s := &server{name: name, all: crowd{most: int64(most)}}
+	s := newServer(name, h, secure, most, logger)
+	s.http.ConnContext = proxy.ConnContext
+	s.start(l, failed)
+	return s
+}
+
+// startOperators is startServer for operators and scrapers.
+func startOperators(name string, l net.Listener, h http.Handler, logger zerolog.Logger, failed func(error)) *server {
+	s := newServer(name, h, nil, operatorConnections, logger)
+	s.start(l, failed)
+	return s
+}
+
+func newServer(name string, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger) *server {
+	ctx, cut := context.WithCancel(context.Background())
+	s := &server{name: name, cut: cut, all: crowd{most: int64(most)}}
 	h = endsAfterChunks(s.all.guard(h))
-	serve := func() error { return s.http.Serve(l) }
 	if secure != nil {
 		h = s.counted(h)
-		serve = func() error { return s.http.ServeTLS(l, "", "") }
 	}
 	s.http = &http.Server{
 		Handler:                      h,
@@ -81,16 +95,23 @@ func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.New(serverLog{logger}, "", 0),
+		BaseContext:                  func(net.Listener) context.Context { return ctx },
 		ConnState:                    s.count,
-		ConnContext:                  proxy.ConnContext,
 	}
 	s.all.http = s.http
+	return s
+}
+
+func (s *server) start(l net.Listener, failed func(error)) {
+	serve := func() error { return s.http.Serve(l) }
+	if s.http.TLSConfig != nil {
+		serve = func() error { return s.http.ServeTLS(l, "", "") }
+	}
 	s.work.Go(func() {
 		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
-			failed(fmt.Errorf("%s listener: %w", name, err))
+			failed(fmt.Errorf("%s listener: %w", s.name, err))
 		}
 	})
-	return s
 }
 
 // count adds a connection from the accept loop, which is part of work itself,
@@ -160,7 +181,8 @@ func (s *server) awaitStreams() {
 // when all handlers have, or grace after the cut.
 func (s *server) stop(ctx context.Context, grace time.Duration) (cut bool) {
 	cut = s.http.Shutdown(ctx) != nil
-	_ = s.http.Close() // which ends the contexts of requests with their connections
+	s.cut()
+	_ = s.http.Close()
 	done := make(chan struct{})
 	go func() {
 		s.work.Wait()

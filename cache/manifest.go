@@ -46,17 +46,9 @@ func (c *Cache) Manifest(ctx context.Context, repo oci.Repository, dg oci.Digest
 // heldManifest answers from the disk; ErrNotHeld where the disk does not hold
 // the bytes, or does not know that they belong to repo.
 func (c *Cache) heldManifest(ctx context.Context, repo oci.Repository, dg oci.Digest) (oci.Manifest, oci.Outcome, error) {
-	marker, content, err := c.disk.ReadIn(ctx, repo, dg, c.cfg.MaxManifest)
-	if errors.Is(err, store.ErrNotHeld) { // unless the marker can be derived
-		if marker, err = c.marker(ctx, repo, dg); err == nil {
-			content, err = c.disk.Read(ctx, dg, c.cfg.MaxManifest)
-		}
-	}
+	marker, content, err := c.readMarked(ctx, repo, dg)
 	if err != nil {
 		return oci.Manifest{}, oci.Outcome{}, err
-	}
-	if marker.State == store.Named && c.cfg.Private {
-		return oci.Manifest{}, oci.Outcome{}, store.ErrNotHeld
 	}
 	if marker.State == store.Proven && oci.IsManifestType(marker.MediaType) {
 		desc := oci.Descriptor{MediaType: marker.MediaType, Digest: dg, Size: int64(len(content))}
@@ -67,6 +59,27 @@ func (c *Cache) heldManifest(ctx context.Context, repo oci.Repository, dg oci.Di
 		return oci.Manifest{}, oci.Outcome{}, oci.Errorf(oci.ManifestUnknown, "%s in %s is not a manifest", dg, repo)
 	}
 	return m, oci.Outcome{Cache: oci.Hit, Why: "held"}, nil
+}
+
+func (c *Cache) readMarked(ctx context.Context, repo oci.Repository, dg oci.Digest) (store.Marker, []byte, error) {
+	marker, content, known := c.disk.Recall(repo, dg)
+	if !known {
+		var err error
+		if marker, err = c.marker(ctx, repo, dg); err != nil {
+			return store.Marker{}, nil, err
+		}
+	}
+	switch {
+	case marker.State == store.Named && c.cfg.Private:
+		return store.Marker{}, nil, store.ErrNotHeld
+	case known:
+		return marker, content, nil
+	}
+	content, err := c.disk.Read(ctx, dg, c.cfg.MaxManifest)
+	if err == nil {
+		c.disk.Remember(repo, dg, marker)
+	}
+	return marker, content, err
 }
 
 // confirmFirst says that a HEAD, which no registry counts as a pull, is better

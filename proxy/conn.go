@@ -11,7 +11,7 @@ import (
 // A line is a client's bare TCP connection, and the context of what is asked on
 // it. One answer at a time goes out on it, so it needs no lock.
 type line struct {
-	context.Context //nolint:containedctx // a line is a context
+	context.Context //nolint:containedctx // the server's, whose values the requests have
 	conn            *net.TCPConn
 	until           time.Time       // its write deadline, as we last set it
 	raw             syscall.RawConn // nil until a large answer goes out
@@ -20,6 +20,25 @@ type line struct {
 }
 
 type lineKey struct{}
+
+// Done is never, so that the contexts of connections and their requests do not
+// hang on one that all share, under its lock: who waits looks at that, see server.
+func (l *line) Done() <-chan struct{} { return nil }
+
+// Err belongs to Done.
+func (l *line) Err() error { return nil }
+
+// Deadline belongs to Done.
+func (l *line) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// server is the context that ends all requests of the server; nil where those
+// end with it anyway.
+func (l *line) server() context.Context {
+	if l == nil {
+		return nil
+	}
+	return l.Context
+}
 
 func (l *line) Value(key any) any {
 	if key == (lineKey{}) {

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -47,7 +49,7 @@ func tcpOf(c net.Conn) *net.TCPConn {
 
 // longAgo tells a deadline that is to end a read at once from one that may have
 // passed.
-var longAgo = time.Unix(1<<30, 0) //nolint:gochecknoglobals // a constant, if times could be
+var longAgo = time.Unix(2, 0) //nolint:gochecknoglobals // a constant, if times could be
 
 // SetReadDeadline moves the deadline of reads, also of one that waits.
 func (c *conn) SetReadDeadline(t time.Time) error {
@@ -75,11 +77,14 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		n, err := c.TCPConn.Read(p)
-		if early := c.end(n == 0 && os.IsTimeout(err)); !early {
+		if early := c.end(n == 0 && errors.Is(err, os.ErrDeadlineExceeded)); !early {
 			return n, err
 		}
 	}
 }
+
+// WriteTo is Read again and again: what TCPConn has would not know the deadline.
+func (c *conn) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, struct{ io.Reader }{c}) }
 
 // begin makes sure that a read does not go on for longer than is wanted.
 func (c *conn) begin() error {

@@ -29,8 +29,11 @@ func newConn(t *testing.T) (server, client net.Conn) {
 }
 
 const (
-	soon  = 30 * time.Millisecond
-	later = 10 * time.Second
+	soon    = 50 * time.Millisecond
+	early   = 500 * time.Millisecond // a deadline left over, which must not end a read
+	waiting = 800 * time.Millisecond // is long enough to see that none did
+	later   = time.Minute
+	prompt  = 10 * time.Second // for what should end a read soon
 )
 
 // in is a deadline so far away; 0 for none, below zero for one that has passed.
@@ -49,57 +52,60 @@ func in(d time.Duration) time.Time {
 func TestReadDeadlines(t *testing.T) {
 	for _, row := range []struct {
 		name          string
+		left          time.Duration   // the deadline of the read before
 		before, while []time.Duration // deadlines set before the read and while it waits
-		ends          bool            // without a byte
+		ends          bool            // promptly, without a byte
 	}{
-		{name: "none", before: []time.Duration{0}},
-		{name: "soon", before: []time.Duration{soon}, ends: true},
-		{name: "past", before: []time.Duration{-1}, ends: true},
-		{name: "moved away", before: []time.Duration{soon, later}},
-		{name: "lifted", before: []time.Duration{soon, 0}},
-		{name: "past, then lifted", before: []time.Duration{-1, 0}},
-		{name: "brought nearer", before: []time.Duration{later, soon}, ends: true},
-		{name: "soon, while it waits", while: []time.Duration{soon}, ends: true},
-		{name: "past, while it waits", while: []time.Duration{-1}, ends: true},
-		{name: "brought nearer while it waits", before: []time.Duration{later}, while: []time.Duration{soon}, ends: true},
-		{name: "lifted while it waits", before: []time.Duration{4 * soon}, while: []time.Duration{0}},
+		{name: "none", left: early, before: []time.Duration{0}},
+		{name: "moved away", left: early, before: []time.Duration{soon, later}},
+		{name: "lifted", left: early, before: []time.Duration{soon, 0}},
+		{name: "past, then lifted", left: early, before: []time.Duration{-1, 0}},
+		{name: "lifted while it waits", left: later, before: []time.Duration{early}, while: []time.Duration{0}},
+		{name: "soon", left: later, before: []time.Duration{soon}, ends: true},
+		{name: "soon, after none", before: []time.Duration{soon}, ends: true},
+		{name: "past", left: later, before: []time.Duration{-1}, ends: true},
+		{name: "brought nearer", left: later, before: []time.Duration{later, soon}, ends: true},
+		{name: "soon, while it waits", left: later, before: []time.Duration{0}, while: []time.Duration{soon}, ends: true},
+		{name: "past, while it waits", left: later, before: []time.Duration{0}, while: []time.Duration{-1}, ends: true},
+		{name: "brought nearer while it waits", left: later, before: []time.Duration{later}, while: []time.Duration{soon}, ends: true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			server, client := newConn(t)
-			// A read before it leaves a deadline armed that will be too early.
-			set(t, server, 3*soon)
-			exchangeByte(t, server, client)
+			set(t, server, row.left)
+			exchangeByte(t, server, client) // arms it
 			set(t, server, row.before...)
-			type result struct {
-				n   int
-				err error
-			}
-			read := make(chan result, 1)
+			read := make(chan error, 1)
 			go func() {
-				n, err := server.Read(make([]byte, 1))
-				read <- result{n, err}
+				_, err := server.Read(make([]byte, 1))
+				read <- err
 			}()
 			time.Sleep(soon / 3)
 			set(t, server, row.while...)
-			if !row.ends {
-				select {
-				case got := <-read:
-					t.Fatalf("%d bytes, %v, and nothing was sent", got.n, got.err)
-				case <-time.After(6 * soon):
+			within := waiting
+			if row.ends {
+				within = prompt
+			}
+			var err error
+			select {
+			case err = <-read:
+				if !row.ends {
+					t.Fatalf("%v, and nothing was sent", err)
+				}
+			case <-time.After(within):
+				if row.ends {
+					t.Fatal("it goes on")
 				}
 				if _, err := client.Write([]byte{1}); err != nil {
 					t.Fatal(err)
 				}
+				err = <-read
 			}
-			got := <-read
-			if ended := errors.Is(got.err, os.ErrDeadlineExceeded); ended != row.ends || !ended && got.err != nil {
-				t.Errorf("%d bytes, %v", got.n, got.err)
+			if row.ends != errors.Is(err, os.ErrDeadlineExceeded) || !row.ends && err != nil {
+				t.Error(err)
 			}
 			set(t, server, 0)
-			if row.ends {
-				exchangeByte(t, server, client)
-			}
+			exchangeByte(t, server, client)
 		})
 	}
 }

@@ -84,7 +84,7 @@ func New(src oci.Source, cfg Config) http.Handler {
 	}
 	return &handler{
 		src: src, cfg: cfg, exchanges: sync.Pool{New: func() any { return new(exchange) }},
-		addresses: &addresses{seed: maphash.MakeSeed()},
+		meanings: &meanings{seed: maphash.MakeSeed()},
 	}
 }
 
@@ -92,7 +92,7 @@ type handler struct {
 	src       oci.Source
 	cfg       Config
 	exchanges sync.Pool
-	addresses *addresses
+	meanings  *meanings
 }
 
 // routes says who answers what. A route without a method only takes writes,
@@ -116,7 +116,7 @@ type exchange struct {
 	ctx     patience // in which the source is asked
 	kind    string   // the route's name; "none" for a path that is no route
 	req     oci.Request
-	at      *address // what req and the rest of the words mean; nil until that is known
+	at      *meaning // what req and the rest of the words mean; nil until that is known
 	pass    Pass
 	ask     oci.Ask
 	outcome oci.Outcome
@@ -134,7 +134,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.answer.init(w, r, h.cfg.StallTimeout)
 	x.ask.Client = x.line.client(r)
 	x.pass = Pass{Source: h.src, Catalog: h.cfg.Catalog}
-	x.ctx.init(r.Context(), x.start.Add(h.cfg.HeaderTimeout))
+	x.ctx.init(r.Context(), x.line.server(), x.start.Add(h.cfg.HeaderTimeout))
 	defer x.end()
 	if err := x.serve(); err != nil {
 		x.fail(err)
@@ -214,12 +214,12 @@ func (x *exchange) admit() (err error) {
 	return x.h.cfg.Clients.Admit(&x.ctx, x.ask.Client, x.start)
 }
 
-// route finds who answers, and the address if it is known already. The order
+// route finds who answers, and the meaning if it is known already. The order
 // matters to clients: no such route, then a method that the route does not have,
 // then what is wrong with the name.
-func (x *exchange) route() (handle func(*exchange) error, known *address, err error) {
+func (x *exchange) route() (handle func(*exchange) error, known *meaning, err error) {
 	isRead := x.r.Method == http.MethodGet || x.r.Method == http.MethodHead
-	if known = x.h.addresses.find(x.r); known != nil && isRead {
+	if known = x.h.meanings.find(x.r); known != nil && isRead {
 		x.req, x.kind = known.req, known.req.Kind.String()
 		return routes[x.req.Kind], known, nil
 	}
@@ -256,13 +256,14 @@ func wouldBeCleaned(path string) bool {
 }
 
 // locate finds out which repository is meant.
-func (x *exchange) locate(known *address) (err error) {
+func (x *exchange) locate(known *meaning) (err error) {
 	if x.at = known; known == nil {
-		if x.at, err = newAddress(x.h.cfg.Names, x.r); err != nil {
+		if x.at, err = newMeaning(x.h.cfg.Names, x.r); err != nil {
 			return err
 		}
+		x.req = x.at.req // whose parts may be kept
 		if x.req.Kind == oci.ManifestKind || x.req.Kind == oci.BlobKind {
-			x.h.addresses.keep(x.at)
+			x.h.meanings.keep(x.at)
 		}
 	}
 	if x.at.scope != nil {

@@ -15,18 +15,20 @@ import (
 // neither a timer nor a channel.
 type patience struct {
 	request  context.Context //nolint:containedctx // a patience is a context
+	server   context.Context //nolint:containedctx // ends all requests; nil where request does as well
 	deadline time.Time
 
 	mu      sync.Mutex      // guards what follows
 	waiting context.Context //nolint:containedctx // what Done has made
 	cancel  context.CancelCauseFunc
+	leave   func() bool // takes cancel off server
 	timer   *time.Timer
 	settled bool
 	expired bool
 }
 
-func (p *patience) init(request context.Context, deadline time.Time) {
-	p.request, p.deadline = request, deadline
+func (p *patience) init(request, server context.Context, deadline time.Time) {
+	p.request, p.server, p.deadline = request, server, deadline
 }
 
 // Done makes the timer and the channel at the first call.
@@ -35,6 +37,10 @@ func (p *patience) Done() <-chan struct{} {
 	defer p.mu.Unlock()
 	if p.waiting == nil {
 		p.waiting, p.cancel = context.WithCancelCause(p.request)
+		if p.server != nil {
+			cancel := p.cancel
+			p.leave = context.AfterFunc(p.server, func() { cancel(context.Canceled) })
+		}
 		if !p.settled {
 			p.timer = time.AfterFunc(time.Until(p.deadline), p.expire)
 		}
@@ -115,8 +121,11 @@ func (p *patience) end() (unused bool) {
 	if p.timer != nil {
 		p.timer.Stop()
 	}
-	cancel := p.cancel
+	cancel, leave := p.cancel, p.leave
 	p.mu.Unlock()
+	if leave != nil {
+		leave()
+	}
 	if cancel != nil {
 		cancel(nil)
 	}

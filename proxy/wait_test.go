@@ -2,6 +2,12 @@ package proxy
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,7 +15,7 @@ import (
 
 func newPatience(ctx context.Context, d time.Duration) *patience {
 	p := &patience{}
-	p.init(ctx, time.Now().Add(d))
+	p.init(ctx, nil, time.Now().Add(d))
 	return p
 }
 
@@ -78,12 +84,54 @@ func TestUnaskedPatienceCostsNothing(t *testing.T) {
 	x := &exchange{}
 	if n := testing.AllocsPerRun(100, func() {
 		x.ctx = patience{}
-		x.ctx.init(ctx, time.Now().Add(time.Second))
+		x.ctx.init(ctx, nil, time.Now().Add(time.Second))
 		_ = x.ctx.Err()
 		_, _ = x.ctx.Deadline()
 		_ = x.ctx.settle()
 		x.ctx.end()
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestServersEndEndsWhoWaits: also where net/http does not watch the connection,
+// as it does not once the next request lies there.
+func TestServersEndEndsWhoWaits(t *testing.T) {
+	ctx, cut := context.WithCancel(context.Background())
+	defer cut()
+	g := helloRegistry(t)
+	asked, ended := make(chan struct{}, 1), make(chan error, 1)
+	g.before = func(ctx context.Context, _ string) error {
+		asked <- struct{}{}
+		<-ctx.Done()
+		ended <- ctx.Err()
+		return ctx.Err()
+	}
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: New(g, Config{Names: testNames()}), ConnContext: ConnContext, BaseContext: func(net.Listener) context.Context { return ctx }}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(Listener{inner}) })
+	defer serving.Wait()
+	defer srv.Close()
+	client, err := net.Dial("tcp", inner.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := io.WriteString(client, strings.Repeat("GET /v2/hello/manifests/latest HTTP/1.1\r\nHost: cache.example\r\n\r\n", 2)); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	cut()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the source was not told")
 	}
 }

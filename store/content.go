@@ -186,12 +186,6 @@ func justWritten(info fs.FileInfo) bool {
 	return age >= 0 && age < settling
 }
 
-// forgetContent drops what is in memory of content whose file goes.
-func (d *Disk) forgetContent(dg oci.Digest) {
-	d.memory.drop(dg)
-	d.recall.changed()
-}
-
 // drop removes content that is not what its name says, unless another file has
 // taken the name since bad was looked at.
 func (d *Disk) drop(dg oci.Digest, bad fs.FileInfo, why string) error {

@@ -44,6 +44,7 @@ type Fill struct {
 	digest  oci.Digest
 	resumed oci.Repository // whose unproven bytes it began with; zero if with none
 	origin  oci.Repository // the repository it comes from; its upstream is the only one whose unproven bytes it mixes
+	number  uint64         // among the digest's fills, while anybody has one open
 
 	mu       sync.Mutex // guards the fields below; never held across I/O
 	file     *os.File
@@ -74,6 +75,7 @@ func (d *Disk) Fill(dg oci.Digest, origin oci.Repository) (*Fill, error) {
 		return nil, fmt.Errorf("fill %s: %w: too little is free on the disk to begin", dg, ErrNoRoom)
 	}
 	d.inUse.hold(dg)
+	f.number = d.inUse.beginFill(dg)
 	rec, err := d.readSpans(dg)
 	resume := err == nil && rec.Upstream == origin.Host
 	flag := os.O_TRUNC

@@ -219,19 +219,17 @@ func (r *FillReader) advance(n int64) {
 // Pos is the offset of the next byte.
 func (r *FillReader) Pos() int64 { return r.pos.Load() }
 
-// CopyBack writes the bytes from offset from up to Pos to w, if all of them are
-// there. It reads on when the fill has failed: what landed stays as long as r is
-// open.
+// CopyBack writes the bytes from offset from up to Pos to w, as r has given them
+// out or might have, if all of them are there. That may be when the fill has
+// failed, but no longer once another one works on the file.
 func (r *FillReader) CopyBack(w io.Writer, from int64) error {
 	f, pos := r.fill, r.pos.Load()
 	if from >= pos {
 		return nil
 	}
-	f.mu.Lock()
-	there := f.landed.Reach(from) >= pos && r.round == f.round
-	f.mu.Unlock()
-	if !there {
-		return fmt.Errorf("fill %s: some bytes before %d are not there", f.digest, pos)
+	gone := fmt.Errorf("fill %s: some bytes before %d are not there", f.digest, pos)
+	if !r.has(from, pos) {
+		return gone
 	}
 	if err := f.disk.readFault(f.digest, fillName); err != nil {
 		return onDisk(err)
@@ -239,7 +237,18 @@ func (r *FillReader) CopyBack(w io.Writer, from int64) error {
 	if n, err := io.Copy(w, io.NewSectionReader(f.file, from, pos-from)); err != nil || n < pos-from {
 		return onDisk(noEOF(cmp.Or(err, io.EOF)))
 	}
+	if !r.has(from, pos) { // they changed meanwhile
+		return gone
+	}
 	return nil
+}
+
+// has reports whether the bytes that r saw in a span are in the file.
+func (r *FillReader) has(from, to int64) bool {
+	f := r.fill
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.landed.Reach(from) >= to && r.round == f.round && f.disk.inUse.lastFill(f.digest) == f.number
 }
 
 // Close ends the reading.

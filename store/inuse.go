@@ -12,12 +12,18 @@ import (
 // is that of what is open.
 type inUse struct {
 	mu      sync.Mutex // guards the fields below
-	holders map[oci.Digest]int
+	holders map[oci.Digest]holding
 	claims  map[oci.Digest]chan struct{} // being removed; closed when that is over
 }
 
+// holding is what is known of a digest while somebody has it open.
+type holding struct {
+	count int
+	fills uint64 // that began
+}
+
 func newInUse() *inUse {
-	return &inUse{holders: make(map[oci.Digest]int), claims: make(map[oci.Digest]chan struct{})}
+	return &inUse{holders: make(map[oci.Digest]holding), claims: make(map[oci.Digest]chan struct{})}
 }
 
 // hold protects dg until release. If dg is being removed right now it waits for
@@ -31,22 +37,45 @@ func (u *inUse) hold(dg oci.Digest) {
 		<-over
 		u.mu.Lock()
 	}
-	u.holders[dg]++
+	h := u.holders[dg]
+	h.count++
+	u.holders[dg] = h
+}
+
+// beginFill gives the fill of a digest that is held its number: from here on no
+// earlier one can tell what is in their file.
+func (u *inUse) beginFill(dg oci.Digest) uint64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	h := u.holders[dg]
+	h.fills++
+	u.holders[dg] = h
+	return h.fills
+}
+
+// lastFill is the number of the fill of a digest that began last.
+func (u *inUse) lastFill(dg oci.Digest) uint64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.holders[dg].fills
 }
 
 func (u *inUse) release(dg oci.Digest) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.holders[dg]--; u.holders[dg] == 0 {
+	h := u.holders[dg]
+	if h.count--; h.count == 0 {
 		delete(u.holders, dg)
+		return
 	}
+	u.holders[dg] = h
 }
 
 // claim reserves dg for removal unless somebody holds it. unclaim ends that.
 func (u *inUse) claim(dg oci.Digest) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.holders[dg] > 0 || u.claims[dg] != nil {
+	if u.holders[dg].count > 0 || u.claims[dg] != nil {
 		return false
 	}
 	u.claims[dg] = make(chan struct{})
@@ -73,5 +102,5 @@ func (u *inUse) settle() {
 func (u *inUse) held(dg oci.Digest) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.holders[dg] > 0
+	return u.holders[dg].count > 0
 }

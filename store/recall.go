@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"hash/maphash"
 	"sync/atomic"
 	"time"
@@ -15,22 +14,22 @@ type recalled struct {
 	digest  oci.Digest
 	marker  Marker
 	held    *inMemory
-	changes uint64 // of the disk, before it was looked for
-	until   time.Time
+	changes uint64        // of the disk, before it was looked for
+	until   time.Duration // as of the marker, in memory
 }
 
-// recall spares a busy fleet's manifests the two lookups, and their locks, that
-// each takes. What it knows is believed as long as a marker is, and no longer
-// than nothing that could matter has changed. Each has the one place that its
-// digest leads to.
+// recall spares the manifests that a fleet asks for all day two looks each, with
+// their locks, for marker and bytes. What it knows is believed as long as the
+// marker is, unless something that it may be about changes before. A digest has
+// one place, which another one may take.
 type recall struct {
 	seed    maphash.Seed
-	changes atomic.Uint64 // goes up when a marker or something in memory changes or goes
+	changes atomic.Uint64 // goes up after a marker, or something in memory, has changed or gone
 	places  [recallPlaces]atomic.Pointer[recalled]
 }
 
 const (
-	recallPlaces = 1024
+	recallPlaces = 512
 	maxRecalled  = 8 << 10 // bytes of content, which the memory tier may have dropped already
 )
 
@@ -40,36 +39,39 @@ func (r *recall) place(dg oci.Digest) *atomic.Pointer[recalled] {
 	return &r.places[maphash.String(r.seed, dg.String())%recallPlaces]
 }
 
-func (r *recall) find(repo oci.Repository, dg oci.Digest, now time.Time) *recalled {
-	known := r.place(dg).Load()
-	if known == nil || known.digest != dg || known.repo != repo || known.changes != r.changes.Load() || now.After(known.until) {
-		return nil
+// Recall gives what Remember was told of content that is small and asked for
+// often: its marker, and its bytes, never to be changed.
+func (d *Disk) Recall(repo oci.Repository, dg oci.Digest) (Marker, []byte, bool) {
+	known, now := d.recall.place(dg).Load(), time.Now()
+	if known == nil || known.digest != dg || known.repo != repo || known.changes != d.recall.changes.Load() || now.Sub(d.markers.since) > known.until {
+		return Marker{}, nil, false
 	}
-	return known
+	d.touchFromMemory(dg, known.held, now)
+	return known.marker, known.held.content, true
 }
 
-// changed is told after a marker, or something in memory, has changed or gone.
-func (r *recall) changed() { r.changes.Add(1) }
-
-// ReadIn gives small content of a repository, whole, with its marker: what Marker
-// and Read do one after the other, and their errors.
-func (d *Disk) ReadIn(ctx context.Context, repo oci.Repository, dg oci.Digest, limit int64) (Marker, []byte, error) {
-	now := time.Now()
-	if known := d.recall.find(repo, dg, now); known != nil {
-		d.touchFromMemory(dg, known.held, now)
-		return known.marker, known.held.content, nil
-	}
+// Remember is told that content was served by its marker. It believes neither:
+// what is remembered is what is known here of both, if that is so.
+func (d *Disk) Remember(repo oci.Repository, dg oci.Digest, served Marker) {
 	changes := d.recall.changes.Load()
-	m, err := d.Marker(repo, dg)
-	if err != nil {
-		return Marker{}, nil, err
+	var room nameRoom
+	m, until, ok := look(d.markers, appendMarkerName(room[:0], repo, dg))
+	if !ok || m != served {
+		return
 	}
-	content, err := d.Read(ctx, dg, limit)
-	if err != nil {
-		return Marker{}, nil, err
+	if e := d.memory.get(dg); e != nil && len(e.content) <= maxRecalled {
+		d.recall.place(dg).Store(&recalled{repo, dg, m, e, changes, until})
 	}
-	if e := d.memory.get(dg); e != nil && len(content) <= maxRecalled {
-		d.recall.place(dg).Store(&recalled{repo, dg, m, e, changes, now.Add(recheck)})
-	}
-	return m, content, nil
+}
+
+// forgetMarker has a marker looked for anew: its file has changed or gone.
+func (d *Disk) forgetMarker(name string) {
+	d.markers.forget(name)
+	d.recall.changes.Add(1)
+}
+
+// forgetContent drops what is in memory of content whose file goes.
+func (d *Disk) forgetContent(dg oci.Digest) {
+	d.memory.drop(dg)
+	d.recall.changes.Add(1)
 }

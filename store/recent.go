@@ -37,13 +37,19 @@ func (r *recent[K, V]) get(key K) (V, bool) {
 	return e.value, ok && r.age() <= e.until
 }
 
-// find is get for a name that its caller has built on the stack: a map that is
-// asked with one that is converted on the spot makes no string of it.
+// find is get for a name that its caller has built on the stack.
 func find[V any](r *recent[string, V], name []byte) (V, bool) {
+	value, _, ok := look(r, name)
+	return value, ok
+}
+
+// look is find, and tells until which age the entry is believed. A map that is
+// asked with a name that is converted on the spot makes no string of it.
+func look[V any](r *recent[string, V], name []byte) (V, time.Duration, bool) {
 	r.mu.Lock()
 	e, ok := r.entries[string(name)]
 	r.mu.Unlock()
-	return e.value, ok && r.age() <= e.until
+	return e.value, e.until, ok && r.age() <= e.until
 }
 
 // age is the time on which entries end. It takes half as long as a look at the

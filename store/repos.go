@@ -210,14 +210,8 @@ func (d *Disk) Mark(repo oci.Repository, dg oci.Digest, m Marker) error {
 		return fmt.Errorf("mark %s in %s: %w", dg, repo, err)
 	}
 	d.markers.put(name, m)
-	d.recall.changed()
+	d.recall.changes.Add(1)
 	return nil
-}
-
-// forgetMarker has a marker looked for anew: its file has changed or gone.
-func (d *Disk) forgetMarker(name string) {
-	d.markers.forget(name)
-	d.recall.changed()
 }
 
 // Repositories lists, in ASCII order, up to n repositories in path form that

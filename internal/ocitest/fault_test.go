@@ -116,10 +116,12 @@ func TestHangAndStallLastUntilReleased(t *testing.T) {
 			if err := hub.Await(t.Context(), ocitest.Match{Kind: ocitest.BlobKind}, 1); err != nil {
 				t.Fatal(err)
 			}
-			select {
-			case got := <-done:
-				t.Fatalf("answered %s before the release", got)
-			default:
+			if effect.N < 10 { // else the client has every byte, and the stall holds up the server alone
+				select {
+				case got := <-done:
+					t.Fatalf("answered %s before the release", got)
+				default:
+				}
 			}
 			fault.Release()
 			if got, want := <-done, "10 <nil>"; got != want {

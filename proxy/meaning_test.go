@@ -52,17 +52,17 @@ func TestWordsThatAreKnown(t *testing.T) {
 func TestMoreWordsThanPlaces(t *testing.T) {
 	h := New(newRegistry(), Config{Names: testNames()}).(*handler)
 	for range 2 {
-		for i := range 2 * addressPlaces {
+		for i := range 2 * meaningPlaces {
 			name := fmt.Sprintf("org/app-%d", i)
 			r := httptest.NewRequestWithContext(t.Context(), "GET", "/v2/"+name+"/manifests/latest?ns=ghcr.io", nil)
-			at := h.addresses.find(r)
+			at := h.meanings.find(r)
 			if at == nil {
 				var err error
-				if at, err = newAddress(h.cfg.Names, r); err != nil {
+				if at, err = newMeaning(h.cfg.Names, r); err != nil {
 					t.Fatal(err)
 				}
-				h.addresses.keep(at)
-				if h.addresses.find(r) != at {
+				h.meanings.keep(at)
+				if h.meanings.find(r) != at {
 					t.Fatalf("%s is not known", name)
 				}
 			}
@@ -77,12 +77,12 @@ func TestMoreWordsThanPlaces(t *testing.T) {
 func TestLongWordsAreNotKept(t *testing.T) {
 	h := New(newRegistry(), Config{Names: testNames()}).(*handler)
 	for _, target := range []string{
-		"/v2/hello/manifests/latest?x=" + strings.Repeat("y", maxAddress),
-		"/v2/hello/manifests/latest?ns=docker.io&" + strings.Repeat("&", maxAddress),
+		"/v2/hello/manifests/latest?x=" + strings.Repeat("y", maxWords),
+		"/v2/hello/manifests/latest?ns=docker.io&" + strings.Repeat("&", maxWords),
 	} {
 		r := httptest.NewRequestWithContext(t.Context(), "GET", target, nil)
 		h.ServeHTTP(httptest.NewRecorder(), r)
-		if h.addresses.find(r) != nil {
+		if h.meanings.find(r) != nil {
 			t.Errorf("%.60s... is kept", target)
 		}
 	}

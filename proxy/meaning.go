@@ -9,10 +9,10 @@ import (
 	"entrepot/oci"
 )
 
-// An address is what the words of a request for content mean. That depends on
+// A meaning is what the words of a request for content mean. That depends on
 // them and on the configuration alone, and a fleet asks for the same content all
 // day, so it is worked out once.
-type address struct {
+type meaning struct {
 	path, rawQuery, host string // the words
 
 	req   oci.Request
@@ -30,48 +30,48 @@ type description struct {
 	mediaType, digest, entityTag, length []string // length is nil where nobody knows it
 }
 
-// addresses are those asked for lately, each in the one place that its words
+// meanings are those asked for lately, each in the one place that its words
 // lead to, where it takes that of another. No lock is needed, and none is kept
-// that takes more than maxAddress bytes: a stranger can make us forget, which
+// that takes more than maxWords bytes: a stranger can make us forget, which
 // costs a microsecond a request, and nothing else.
-type addresses struct {
+type meanings struct {
 	seed   maphash.Seed
-	places [addressPlaces]atomic.Pointer[address]
+	places [meaningPlaces]atomic.Pointer[meaning]
 }
 
 const (
-	addressPlaces = 2048
-	maxAddress    = 1 << 10
+	meaningPlaces = 1024
+	maxWords      = 1 << 10
 )
 
-func (a *addresses) place(path, rawQuery string) *atomic.Pointer[address] {
-	h := maphash.String(a.seed, path)
+func (m *meanings) place(path, rawQuery string) *atomic.Pointer[meaning] {
+	h := maphash.String(m.seed, path)
 	if rawQuery != "" {
-		h = h*31 + maphash.String(a.seed, rawQuery)
+		h = h*31 + maphash.String(m.seed, rawQuery)
 	}
-	return &a.places[h%addressPlaces]
+	return &m.places[h%meaningPlaces]
 }
 
-// find is the address of a request, or nil if it is not known.
-func (a *addresses) find(r *http.Request) *address {
-	at := a.place(r.URL.Path, r.URL.RawQuery).Load()
+// find is the meaning of a request, or nil if it is not known.
+func (m *meanings) find(r *http.Request) *meaning {
+	at := m.place(r.URL.Path, r.URL.RawQuery).Load()
 	if at == nil || at.path != r.URL.Path || at.rawQuery != r.URL.RawQuery || at.host != r.Host {
 		return nil
 	}
 	return at
 }
 
-// keep has an address known from now on, unless it is too long.
-func (a *addresses) keep(at *address) {
-	if len(at.path)+len(at.rawQuery)+len(at.host) <= maxAddress {
-		a.place(at.path, at.rawQuery).Store(at)
+// keep has a meaning known from now on, unless it is too long.
+func (m *meanings) keep(at *meaning) {
+	if len(at.path)+len(at.rawQuery)+len(at.host) <= maxWords {
+		m.place(at.path, at.rawQuery).Store(at)
 	}
 }
 
-// newAddress makes out what words mean that led to req. It copies them, since a
+// newMeaning makes out what words mean that led to req. It copies them, since a
 // part of a request's text would keep all of that.
-func newAddress(names *oci.Names, r *http.Request) (*address, error) {
-	at := &address{path: strings.Clone(r.URL.Path), rawQuery: strings.Clone(r.URL.RawQuery), host: strings.Clone(r.Host)}
+func newMeaning(names *oci.Names, r *http.Request) (*meaning, error) {
+	at := &meaning{path: strings.Clone(r.URL.Path), rawQuery: strings.Clone(r.URL.RawQuery), host: strings.Clone(r.Host)}
 	var err error
 	if at.req, err = oci.ParseRequest(at.path); err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func newAddress(names *oci.Names, r *http.Request) (*address, error) {
 
 // describing gives the header values for desc: those of the answer before, if
 // they are the same.
-func (at *address) describing(desc oci.Descriptor) (*description, error) {
+func (at *meaning) describing(desc oci.Descriptor) (*description, error) {
 	known := at.told.Load()
 	if known != nil && known.Descriptor.Digest == desc.Digest && known.Size == desc.Size && known.MediaType == desc.MediaType {
 		return known, nil
