@@ -105,8 +105,8 @@ func newAccount(cfg Config) (*account, error) {
 		return nil, fmt.Errorf("a budget of %d bytes holds next to nothing: give it %d or more, or 0 for no cap", cfg.Budget, minBudget)
 	}
 	a.limit = cfg.Budget - cfg.Budget/64 - 32<<10
-	a.high = cfg.Budget - cfg.Budget/20
-	a.low = cfg.Budget - cfg.Budget/10
+	a.high = cfg.Budget - cfg.Budget/32
+	a.low = cfg.Budget - cfg.Budget/16
 	for upstream, share := range cfg.Shares {
 		if share <= 0 || share > 1 {
 			return nil, fmt.Errorf("a share of %v for %s: want a fraction of the budget, above 0 and at most 1", share, upstream)
