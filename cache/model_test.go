@@ -38,12 +38,13 @@ type world struct {
 	bytes  map[oci.Digest][]byte
 	repos  []oci.Repository
 
-	mu     sync.Mutex // guards what follows
-	faulty int        // of a hundred bodies so many are bad
-	full   bool       // the disk refuses what is written to fills
-	worn   int        // of a hundred pieces of files so many cannot be read: no reason for anything to fail that has no bytes yet
-	spoilt bool       // there was a bad body
-	pulls  sync.WaitGroup
+	mu      sync.Mutex // guards what follows
+	faulty  int        // of a hundred bodies so many are bad
+	full    bool       // the disk refuses what is written to fills
+	worn    int        // of a hundred pieces of files so many cannot be read: no reason for anything to fail that has no bytes yet
+	spoilt  bool       // there was a bad body
+	closing bool
+	pulls   sync.WaitGroup
 }
 
 // TestRandomScheduleAgainstModel runs readers, ranges, leaving clients, broken
@@ -213,7 +214,7 @@ func (w *world) check(d oci.Digest, offset, length int64, got []byte, err error)
 func (w *world) wellBehaved() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.faulty == 0 && w.cache.ctx.Err() == nil && !w.full
+	return w.faulty == 0 && !w.closing && !w.full
 }
 
 // saidWrong: the bytes were found not to be what the digest names.
@@ -337,7 +338,15 @@ func (w *world) truncateSomething() {
 
 // restart closes the cache while it works, and opens it again.
 func (w *world) restart() {
+	w.setClosing(true)
 	closeCache(w.t, w.cache)
 	w.pulls.Wait()
 	w.open()
+	w.setClosing(false)
+}
+
+func (w *world) setClosing(closing bool) {
+	w.mu.Lock()
+	w.closing = closing
+	w.mu.Unlock()
 }
