@@ -30,8 +30,8 @@ func newConn(t *testing.T) (server, client net.Conn) {
 
 const (
 	soon    = 50 * time.Millisecond
-	early   = 500 * time.Millisecond // a deadline left over, which must not end a read
-	waiting = 800 * time.Millisecond // is long enough to see that none did
+	early   = 2 * time.Second         // a deadline left over, which must not end a read
+	waiting = 2500 * time.Millisecond // is long enough to see that none did
 	later   = time.Minute
 	prompt  = 10 * time.Second // for what should end a read soon
 )
