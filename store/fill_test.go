@@ -552,3 +552,47 @@ func TestCrashAtEveryStepOfRecords(t *testing.T) {
 		t.Errorf("the steps were seen in these states: %v", seen)
 	}
 }
+
+// TestReaderCopiesBackOnlyItsOwnBytes: those that it was given, and no longer
+// when another fill may have put others in their place.
+func TestReaderCopiesBackOnlyItsOwnBytes(t *testing.T) {
+	d := openDisk(t, t.TempDir(), nil)
+	b := content(1, 2*mib)
+	f, err := d.Fill(oci.Sum(b), busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.SetSize(int64(len(b))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(b[mib:mib+1000], mib); err != nil {
+		t.Fatal(err)
+	}
+	r := f.Open(t.Context(), mib, -1)
+	defer r.Close()
+	if _, err := io.ReadFull(r, make([]byte, 500)); err != nil {
+		t.Fatal(err)
+	}
+	copied := func(from int64) ([]byte, error) {
+		var w bytes.Buffer
+		err := r.CopyBack(&w, from)
+		return w.Bytes(), err
+	}
+	if _, err := copied(0); err == nil {
+		t.Error("bytes that never came were copied back")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := copied(mib); err != nil || !bytes.Equal(got, b[mib:mib+500]) {
+		t.Errorf("after its fill has ended: %d bytes, %v", len(got), err)
+	}
+	next, err := d.Fill(oci.Sum(b), busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if got, err := copied(mib); err == nil {
+		t.Errorf("%d bytes were copied back while another fill works on the file", len(got))
+	}
+}
