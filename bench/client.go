@@ -238,10 +238,6 @@ func (w *wire) head() (length int64, err error) {
 		}
 		head = append(head, line...)
 	}
-	if len(head) < 12 || string(head[9:12]) != "200" {
-		line, _, _ := bytes.Cut(head, []byte("\r"))
-		return 0, fmt.Errorf("answered %q", line)
-	}
 	return lengthOf(head)
 }
 

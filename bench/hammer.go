@@ -32,6 +32,7 @@ type hammer struct {
 	clients  int
 	keep     bool // connections; else each answer is the last of its own
 
+	to      *net.TCPAddr
 	poll    int
 	talks   map[int32]*talk
 	settled time.Time
@@ -56,6 +57,9 @@ type loaded struct {
 func (h *hammer) run(ctx context.Context, s *server, d time.Duration) (found loaded, u usage, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	if h.to, err = net.ResolveTCPAddr("tcp4", h.addr); err != nil {
+		return loaded{}, usage{}, err
+	}
 	if h.poll, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
 		return loaded{}, usage{}, os.NewSyscallError("epoll_create", err)
 	}
@@ -123,16 +127,12 @@ func (h *hammer) wait(events []syscall.EpollEvent) (n int, err error) {
 
 // open connects and asks.
 func (h *hammer) open(t *talk) (err error) {
-	to, err := net.ResolveTCPAddr("tcp4", h.addr)
-	if err != nil {
-		return err
-	}
 	t.asked = time.Now()
 	if t.fd, err = syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0); err != nil {
 		return os.NewSyscallError("socket", err)
 	}
 	h.talks[int32(t.fd)] = t
-	if err := syscall.Connect(t.fd, &syscall.SockaddrInet4{Port: to.Port, Addr: to.AddrPort().Addr().As4()}); err != nil {
+	if err := syscall.Connect(t.fd, &syscall.SockaddrInet4{Port: h.to.Port, Addr: h.to.AddrPort().Addr().As4()}); err != nil {
 		return os.NewSyscallError("connect", err)
 	}
 	event := syscall.EpollEvent{Events: syscall.EPOLLIN, Fd: int32(t.fd)}
@@ -185,8 +185,9 @@ func (h *hammer) hear(t *talk) error {
 }
 
 var (
-	headEnd      = []byte("\r\n\r\n")
-	lengthHeader = []byte("\r\ncontent-length:")
+	lineEnd       = []byte("\r\n")
+	headEnd       = []byte("\r\n\r\n")
+	contentLength = []byte("content-length")
 )
 
 // isWhole reports whether an answer has come to its end. One that is no 200, or
@@ -196,10 +197,6 @@ func isWhole(answer []byte, size int64) (bool, error) {
 	if !found {
 		return false, nil
 	}
-	if len(head) < 12 || string(head[9:12]) != "200" {
-		line, _, _ := bytes.Cut(head, []byte("\r\n"))
-		return false, fmt.Errorf("answered %q", line)
-	}
 	length, err := lengthOf(head)
 	if err == nil && (length != size || int64(len(body)) > size) {
 		err = fmt.Errorf("an answer of %d bytes, want %d", max(length, int64(len(body))), size)
@@ -207,18 +204,17 @@ func isWhole(answer []byte, size int64) (bool, error) {
 	return int64(len(body)) == size, err
 }
 
-// lengthOf is what an answer's header tells; -1 if it does not.
+// lengthOf is the body's length as an answer's header tells it; -1 if it does
+// not. An answer that is no 200 is an error.
 func lengthOf(head []byte) (int64, error) {
-	for i := bytes.IndexByte(head, '\r'); i >= 0 && i+len(lengthHeader) < len(head); {
-		if bytes.EqualFold(head[i:i+len(lengthHeader)], lengthHeader) {
-			value, _, _ := bytes.Cut(head[i+len(lengthHeader):], []byte("\r"))
+	status, rest, _ := bytes.Cut(head, lineEnd)
+	if len(status) < 12 || string(status[9:12]) != "200" {
+		return 0, fmt.Errorf("answered %q", status)
+	}
+	for line := range bytes.SplitSeq(rest, lineEnd) {
+		if name, value, _ := bytes.Cut(line, []byte(":")); bytes.EqualFold(name, contentLength) {
 			return strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64)
 		}
-		next := bytes.IndexByte(head[i+1:], '\r')
-		if next < 0 {
-			break
-		}
-		i += 1 + next
 	}
 	return -1, nil
 }
