@@ -112,7 +112,7 @@ func (l *Ledger) servedLocked(upstream, repository, client string, requests, byt
 	if held {
 		s.Held, s.Saved = requests, bytes
 	}
-	l.postLocked(upstream, repository, client, s)
+	l.postLocked(l.hourLocked(), upstream, repository, client, s)
 }
 
 // Settle carries over what was served since the last time.

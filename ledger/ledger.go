@@ -137,12 +137,13 @@ func (l *Ledger) hourLocked() *hour {
 func (l *Ledger) Spent(p Party, s Sum) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.hourLocked().books[byAccount].post(Key{p.Upstream, p.Account}, s)
-	l.postLocked(p.Upstream, p.Repository, p.Client, s)
+	h := l.hourLocked()
+	h.books[byAccount].post(Key{p.Upstream, p.Account}, s)
+	l.postLocked(h, p.Upstream, p.Repository, p.Client, s)
 }
 
-func (l *Ledger) postLocked(upstream, repository, client string, s Sum) {
-	h := l.hourLocked()
+// postLocked posts on all sides but that of accounts.
+func (l *Ledger) postLocked(h *hour, upstream, repository, client string, s Sum) {
 	h.books[byUpstream].post(Key{upstream, ""}, s)
 	h.books[byRepository].post(Key{upstream, repository}, s)
 	h.books[byClient].post(Key{upstream, client}, s)

@@ -320,6 +320,8 @@ func TestStatesThatAreNotBelieved(t *testing.T) {
 		{"another version", `{"version":2,"hours":[]}`, "version 2"},
 		{"no version", `{}`, "version 0"},
 		{"books that are missing", hourOf(total), "1 books"},
+		{"books that do not agree", hourOf(total + `,` + total + `,` + total + `,{"total":{"fetched":1}}`), "not that of another"},
+		{"an account that was served", hourOf(total + `,{"total":{"served":1}},` + total + `,` + total), "not that of another"},
 		{"rows that are more than the total", rows(`{"pulls":1}`, `{"upstream":"a","pulls":2}`), "total"},
 		{"a total that is too large", rows(`{"pulls":72057594037927937}`, ``), "total"},
 		{"less than nothing", rows(`{"pulls":1}`, `{"upstream":"a","pulls":-2},{"upstream":"b","pulls":3}`), "impossible"},

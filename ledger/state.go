@@ -117,7 +117,22 @@ func (s *hourState) read() (hour, error) {
 			return hour{}, err
 		}
 	}
-	return h, nil
+	return h, h.agree()
+}
+
+// agree checks that the books tell one story: each posting is in all of them.
+func (h *hour) agree() error {
+	total := h.books[byUpstream].total
+	for side := range h.books {
+		want := total
+		if side == byAccount {
+			want = Sum{Pulls: total.Pulls, Heads: total.Heads, Calls: total.Calls, Fetched: total.Fetched}
+		}
+		if h.books[side].total != want {
+			return errors.New("the total of one book is not that of another")
+		}
+	}
+	return nil
 }
 
 // read fills an empty book. That the rows are no more than the total is what all

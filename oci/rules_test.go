@@ -186,6 +186,7 @@ func FuzzRules(f *testing.F) {
 	f.Add("* => docker.io/library/*\na => mcr.microsoft.com/b", "a", "docker.io")
 	f.Add("docker.io/* => evil.example/*\nk8s.gcr.io/* => localhost:5005/*", "pause", "k8s.gcr.io")
 	f.Add("a/b/* => docker.io/../*\na/b => docker.io/a", "a/b/../c", "")
+	f.Add("0/* => 0.0/*", "1", "0")
 	f.Fuzz(func(t *testing.T, lines, name, ns string) {
 		n := names()
 		n.Rules = new(oci.Rules)
@@ -245,7 +246,7 @@ func slowest(all []oci.Rule, name, ns string) (best oci.Rule, ok bool) {
 		full = "docker.io/library/" + hub
 	}
 	for _, r := range all {
-		covers := r.Target.Covers(full) && rest != "" && (r.Target.Name != "" || !registry)
+		covers := r.Target.Covers(full) && rest != "" && (!registry || oci.IsRegistry(strings.Split(r.Target.Name, "/")[0]))
 		if covers && (!ok || !r.Target.Below || best.Target.Below && len(r.Target.Name) > len(best.Target.Name)) {
 			best, ok = r, true
 		}
