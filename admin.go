@@ -21,6 +21,7 @@ import (
 	"entrepot/oci"
 	"entrepot/store"
 	"entrepot/upstream"
+	"entrepot/words"
 
 	"github.com/rs/zerolog"
 )
@@ -184,10 +185,10 @@ func (x *adminExchange) answer() error {
 	route, ok := adminRoutes()[name]
 	switch {
 	case !ok:
-		return &adminError{"NOT_FOUND", "there is no " + quote(x.r.URL.Path)}
+		return &adminError{"NOT_FOUND", "there is no " + words.Quote(x.r.URL.Path)}
 	case x.r.Method != route.method:
 		x.w.Header().Set("Allow", route.method)
-		return &adminError{"METHOD", quote(x.r.URL.Path) + " is for " + route.method}
+		return &adminError{"METHOD", words.Quote(x.r.URL.Path) + " is for " + route.method}
 	case route.method == http.MethodGet && x.r.ContentLength != 0:
 		x.w.Header().Set("Connection", "close") // rather than wait for it
 		return badRequest("this takes no body")
@@ -550,7 +551,7 @@ func (g *adminGuard) check(r *http.Request) *adminError {
 	case !g.loopback:
 		return &adminError{"FORBIDDEN", "this address can be reached from other machines: it answers once ENTREPOT_ADMIN_TOKEN is set, or ENTREPOT_ADMIN_LISTEN is on 127.0.0.1; for metrics alone there is ENTREPOT_METRICS_LISTEN"}
 	case !isLocalName(r.Host):
-		return &adminError{"FORBIDDEN", "without a token the admin API is asked as localhost or by address, and not as " + quote(r.Host)}
+		return &adminError{"FORBIDDEN", "without a token the admin API is asked as localhost or by address, and not as " + words.Quote(r.Host)}
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"entrepot/store"
+	"entrepot/words"
 )
 
 // adminClient asks the admin API: of a running server, or of a data directory
@@ -89,7 +90,7 @@ func connectServer(ctx context.Context, cfg *Config, token string) (*adminClient
 	if isSameDir(about.Data, string(cfg.Data)) || missing != nil && cfg.sources["ENTREPOT_DATA"] == "" {
 		return client, nil
 	}
-	return nil, fmt.Errorf("the server at %s has another data directory, %s", client.where, printable(about.Data))
+	return nil, fmt.Errorf("the server at %s has another data directory, %s", client.where, words.Printable(about.Data))
 }
 
 // isSameDir reports whether a server's directory is ours, whatever its name.
@@ -193,11 +194,11 @@ func (c *adminClient) ask(ctx context.Context, method, u string, body []byte, l 
 	case refused && refusal.Code == "TOKEN":
 		return nil, fmt.Errorf("%s asks for a token: set ENTREPOT_ADMIN_TOKEN, or ENTREPOT_ADMIN_TOKEN_FILE, to the one it has", c.where)
 	case refused:
-		return nil, &adminError{printable(refusal.Code), printable(refusal.Message)}
+		return nil, &adminError{words.Printable(refusal.Code), words.Printable(refusal.Message)}
 	case resp.StatusCode == http.StatusServiceUnavailable:
 		return nil, fmt.Errorf("the server at %s is starting or stopping: try again in a moment", c.where)
 	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("what answers at %s is not the admin API of Entrepôt: %s", c.where, printable(resp.Status))
+		return nil, fmt.Errorf("what answers at %s is not the admin API of Entrepôt: %s", c.where, words.Printable(resp.Status))
 	}
 	return nil, fmt.Errorf("the answer of %s: %w", c.where, err)
 }

@@ -7,6 +7,7 @@ import (
 
 	"entrepot/oci"
 	"entrepot/store"
+	"entrepot/words"
 )
 
 // What the admin API says, as JSON. Every answer is lines of JSON, each with one
@@ -202,7 +203,7 @@ func (t targetJSON) parse() (oci.Repository, error) {
 		return oci.Repository{}, badRequest("want either a reference or all of %s", repo)
 	}
 	if _, err := oci.ParseDigest(t.Reference); !t.All && err != nil && !oci.ValidTag(t.Reference) {
-		return oci.Repository{}, badRequest("%s is neither a tag nor a digest", quote(t.Reference))
+		return oci.Repository{}, badRequest("%s is neither a tag nor a digest", words.Quote(t.Reference))
 	}
 	return repo, nil
 }

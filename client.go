@@ -14,6 +14,7 @@ import (
 	"text/template"
 
 	"entrepot/oci"
+	"entrepot/words"
 )
 
 const clientHelp = `Usage: entrepot client [--address ADDRESS] [--ca FILE] <client> [registry]
@@ -158,7 +159,7 @@ func printClient(_ context.Context, in invocation) error {
 	}
 	i := slices.IndexFunc(clientConfigs(), func(c clientConfig) bool { return c.name == args[0] })
 	if i < 0 {
-		return usageError{fmt.Sprintf("client: %s is none of %s: entrepot help client", quote(args[0]), clientNames())}
+		return usageError{fmt.Sprintf("client: %s is none of %s: entrepot help client", words.Quote(args[0]), clientNames())}
 	}
 	c := clientConfigs()[i]
 	cfg, err := operatorConfig(in.environ)
@@ -212,7 +213,7 @@ func newCacheServer(cfg *Config, address, ca string) (cacheServer, error) {
 		address = net.JoinHostPort(host, port)
 	}
 	if _, err := oci.NewRepository(strings.ToLower(address), "x"); err != nil || scheme != "http" && scheme != "https" {
-		return s, usageError{fmt.Sprintf("client: --address: %s is no address: want host:port, such as cache.example:5000, or https:// before it", quote(address))}
+		return s, usageError{fmt.Sprintf("client: --address: %s is no address: want host:port, such as cache.example:5000, or https:// before it", words.Quote(address))}
 	}
 	if ca != "" && scheme != "https" {
 		return s, usageError{"client: --ca is for a server with TLS, which this one has not: want --address https://... if something before it has"}
@@ -233,9 +234,9 @@ func (s *cacheServer) only(cfg *Config, c clientConfig, registry string) error {
 	i := slices.IndexFunc(all, func(u UpstreamSettings) bool { return u.Name == registry })
 	switch {
 	case !c.single:
-		return usageError{fmt.Sprintf("client: the file of %s is for all registries, and not for %s alone", c.name, quote(registry))}
+		return usageError{fmt.Sprintf("client: the file of %s is for all registries, and not for %s alone", c.name, words.Quote(registry))}
 	case i < 0:
-		return usageError{fmt.Sprintf("client: %s is not among the registries that this server pulls from: %s", quote(registry), strings.Join(s.Upstreams, ", "))}
+		return usageError{fmt.Sprintf("client: %s is not among the registries that this server pulls from: %s", words.Quote(registry), strings.Join(s.Upstreams, ", "))}
 	}
 	s.Registry, s.Origin = registry, all[i].URL
 	switch {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"entrepot/words"
 )
 
 const (
@@ -348,7 +350,7 @@ func distance(a, b string) int {
 // printableName guards the terminal from what may stand in a variable's name.
 func printableName(name string) string {
 	if len(name) > 100 || strconv.Quote(name) != `"`+name+`"` {
-		return quote(name)
+		return words.Quote(name)
 	}
 	return name
 }

@@ -9,6 +9,7 @@ import (
 
 	"entrepot/cache"
 	"entrepot/oci"
+	"entrepot/words"
 )
 
 // The lists of the configuration, one inside the other, and what they come to.
@@ -185,7 +186,7 @@ type PathPrefix string
 func (p *PathPrefix) UnmarshalText(text []byte) error {
 	s := strings.Trim(string(text), "/")
 	if _, err := oci.NewRepository("registry.test", s); err != nil {
-		return fmt.Errorf("%s is not the start of a repository's path: want one without the registry, such as team or team/app", quote(string(text)))
+		return fmt.Errorf("%s is not the start of a repository's path: want one without the registry, such as team or team/app", words.Quote(string(text)))
 	}
 	*p = PathPrefix(s)
 	return nil
@@ -199,15 +200,15 @@ func (g *Glob) UnmarshalText(text []byte) error {
 	s := string(text)
 	switch {
 	case strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return fmt.Errorf("%s holds a space, or what no name holds: %s", quote(s), want)
+		return fmt.Errorf("%s holds a space, or what no name holds: %s", words.Quote(s), want)
 	case !strings.ContainsAny(s[strings.LastIndexByte(s, '/')+1:], ":*?["):
-		return fmt.Errorf("%s has no tag and no * at its end, so no tag matches it: %s", quote(s), want)
+		return fmt.Errorf("%s has no tag and no * at its end, so no tag matches it: %s", words.Quote(s), want)
 	case !mayStartWithHost(s):
-		return fmt.Errorf("%s does not start with an upstream, as all names that it is compared with do: %s", quote(s), want)
+		return fmt.Errorf("%s does not start with an upstream, as all names that it is compared with do: %s", words.Quote(s), want)
 	case otherName(s) != "":
-		return fmt.Errorf("%s is compared with names that are written otherwise, so it matches none: want %s", quote(s), otherName(s))
+		return fmt.Errorf("%s is compared with names that are written otherwise, so it matches none: want %s", words.Quote(s), otherName(s))
 	case hasBadRange(s):
-		return fmt.Errorf("%s has a bracket that is no range, which matches nothing: %s", quote(s), want)
+		return fmt.Errorf("%s has a bracket that is no range, which matches nothing: %s", words.Quote(s), want)
 	}
 	*g = Glob(s)
 	return nil

@@ -7,6 +7,7 @@ import (
 
 	"entrepot/oci"
 	"entrepot/policy"
+	"entrepot/words"
 )
 
 // PolicyConfig is a rule on what may be pulled.
@@ -41,7 +42,7 @@ func (a *PolicyAge) UnmarshalText(text []byte) error {
 type Age time.Duration
 
 func (a *Age) UnmarshalText(text []byte) error {
-	d, err := parseAge(string(text))
+	d, err := words.ParseAge(string(text))
 	*a = Age(d)
 	return err
 }
@@ -60,7 +61,7 @@ type PolicyPlatform []string
 func (p *PolicyPlatform) UnmarshalText(text []byte) (err error) {
 	*p, err = parseList(string(text), func(item string) (string, error) {
 		if parts := strings.Split(item, "/"); len(parts) < 2 || len(parts) > 3 || strings.Trim(strings.ToLower(item), "abcdefghijklmnopqrstuvwxyz0123456789/*._-") != "" {
-			return "", fmt.Errorf("%s is not a platform: want os/architecture, such as linux/amd64, linux/arm/v7 or linux/*", quote(item))
+			return "", fmt.Errorf("%s is not a platform: want os/architecture, such as linux/amd64, linux/arm/v7 or linux/*", words.Quote(item))
 		}
 		return strings.ToLower(item), nil
 	})

@@ -20,6 +20,7 @@ import (
 
 	"entrepot/oci"
 	"entrepot/store"
+	"entrepot/words"
 
 	"github.com/rs/zerolog"
 )
@@ -46,12 +47,12 @@ func parseSize(s string) (Size, error) {
 	factor, ok := sizeUnits[strings.ToLower(unit)]
 	n, isNumber := parseDecimal(number)
 	if !ok || !isNumber {
-		return 0, fmt.Errorf("%s is not a size: %s", quote(s), sizeWant)
+		return 0, fmt.Errorf("%s is not a size: %s", words.Quote(s), sizeWant)
 	}
 	n.Mul(n, new(big.Rat).SetInt64(factor))
 	whole := new(big.Int).Quo(n.Num(), n.Denom())
 	if !whole.IsInt64() {
-		return 0, fmt.Errorf("%s is more than any disk holds: %s", quote(s), sizeWant)
+		return 0, fmt.Errorf("%s is more than any disk holds: %s", words.Quote(s), sizeWant)
 	}
 	return Size(whole.Int64()), nil
 }
@@ -104,7 +105,7 @@ func parseHeadroom(s string) (Headroom, error) {
 	if !isShare {
 		size, err := parseSize(s)
 		if err != nil {
-			return Headroom{}, fmt.Errorf("%s is neither a share nor a size: %s", quote(s), headroomWant)
+			return Headroom{}, fmt.Errorf("%s is neither a share nor a size: %s", words.Quote(s), headroomWant)
 		}
 		return Headroom{bytes: size}, nil
 	}
@@ -113,7 +114,7 @@ func parseHeadroom(s string) (Headroom, error) {
 		err = errors.New("would leave no room for anything")
 	}
 	if err != nil {
-		return Headroom{}, fmt.Errorf("%s %w: %s", quote(s), err, headroomWant)
+		return Headroom{}, fmt.Errorf("%s %w: %s", words.Quote(s), err, headroomWant)
 	}
 	return Headroom{ppm: ppm}, nil
 }
@@ -135,9 +136,6 @@ func parseShare(number string) (ppm int64, err error) {
 	return share.Num().Int64(), nil
 }
 
-// showShare is the inverse of parseShare.
-func showShare(ppm int64) string { return strconv.FormatFloat(float64(ppm)/1e4, 'f', -1, 64) + "%" }
-
 // Share is a part of a whole, more than nothing, in parts per million.
 type Share int64
 
@@ -147,9 +145,9 @@ func (s *Share) UnmarshalText(text []byte) error {
 	ppm, err := parseShare(number)
 	switch {
 	case !ok || err == nil && ppm == 0:
-		return fmt.Errorf("%s is not a share: %s", quote(string(text)), want)
+		return fmt.Errorf("%s is not a share: %s", words.Quote(string(text)), want)
 	case err != nil:
-		return fmt.Errorf("%s %w: %s", quote(string(text)), err, want)
+		return fmt.Errorf("%s %w: %s", words.Quote(string(text)), err, want)
 	}
 	*s = Share(ppm)
 	return nil
@@ -159,7 +157,7 @@ func (s Share) String() string {
 	if s == 0 {
 		return ""
 	}
-	return showShare(int64(s))
+	return words.Share(int64(s))
 }
 
 // Fraction is the share of 1; 0 for none.
@@ -184,7 +182,7 @@ func (h Headroom) String() string {
 	if h.ppm == 0 {
 		return h.bytes.String()
 	}
-	return showShare(h.ppm)
+	return words.Share(h.ppm)
 }
 
 // Portion is a part of a whole, from nothing to everything, in parts per million.
@@ -196,15 +194,15 @@ func (p *Portion) UnmarshalText(text []byte) error {
 	ppm, err := parseShare(number)
 	switch {
 	case !ok:
-		return fmt.Errorf("%s is not a share: %s", quote(string(text)), want)
+		return fmt.Errorf("%s is not a share: %s", words.Quote(string(text)), want)
 	case err != nil:
-		return fmt.Errorf("%s %w: %s", quote(string(text)), err, want)
+		return fmt.Errorf("%s %w: %s", words.Quote(string(text)), err, want)
 	}
 	*p = Portion(ppm)
 	return nil
 }
 
-func (p Portion) String() string { return showShare(int64(p)) }
+func (p Portion) String() string { return words.Share(int64(p)) }
 
 // Fraction is the portion of 1.
 func (p Portion) Fraction() float64 { return float64(p) / 1e6 }
@@ -224,7 +222,7 @@ func (r *Rate) UnmarshalText(text []byte) error {
 		r.value, _ = n.Float64()
 	}
 	if !ok || r.value > maxRate || r.value > 0 && r.value < 0.01 {
-		return fmt.Errorf("%s is not a rate: want requests per second, from 0.01 to %d, or 0 for no bound", quote(string(text)), maxRate)
+		return fmt.Errorf("%s is not a rate: want requests per second, from 0.01 to %d, or 0 for no bound", words.Quote(string(text)), maxRate)
 	}
 	r.text = string(text)
 	return nil
@@ -251,10 +249,10 @@ func (n *Networks) UnmarshalText(text []byte) (err error) {
 		}
 		network, err := netip.ParsePrefix(item)
 		if err != nil || network.Addr().Is4In6() {
-			return network, fmt.Errorf("%s is not a network: want such as 10.0.0.0/8, fd00::/8 or 192.0.2.7", quote(item))
+			return network, fmt.Errorf("%s is not a network: want such as 10.0.0.0/8, fd00::/8 or 192.0.2.7", words.Quote(item))
 		}
 		if network != network.Masked() {
-			return network, fmt.Errorf("%s has bits set behind its prefix: want %s", quote(item), network.Masked())
+			return network, fmt.Errorf("%s has bits set behind its prefix: want %s", words.Quote(item), network.Masked())
 		}
 		return network, nil
 	})
@@ -283,7 +281,7 @@ func (f *ForeignHosts) UnmarshalText(text []byte) (err error) {
 		host := strings.ToLower(item)
 		bare := strings.TrimPrefix(strings.TrimPrefix(host, "https://"), "http://")
 		if _, err := oci.NewRepository(bare, "x"); err != nil {
-			return "", fmt.Errorf("%s is not a host: want host or host:port, such as mcr.microsoft.com, with http:// before it where there is no TLS", quote(item))
+			return "", fmt.Errorf("%s is not a host: want host or host:port, such as mcr.microsoft.com, with http:// before it where there is no TLS", words.Quote(item))
 		}
 		return host, nil
 	})
@@ -292,38 +290,19 @@ func (f *ForeignHosts) UnmarshalText(text []byte) (err error) {
 
 func (f ForeignHosts) String() string { return joinList(f) }
 
-// parseSpan reads a time span, zero or more, also in whole days.
-func parseSpan(s string) (d time.Duration, ok bool) {
-	if number, isDays := strings.CutSuffix(s, "d"); isDays {
-		days, err := strconv.ParseUint(number, 10, 16)
-		return time.Duration(days) * 24 * time.Hour, err == nil
-	}
-	d, err := time.ParseDuration(s)
-	return d, err == nil && d >= 0
-}
-
 // Duration is a time span, zero or more.
 type Duration time.Duration
 
 func (d *Duration) UnmarshalText(text []byte) error {
-	v, ok := parseSpan(string(text))
+	v, ok := words.ParseSpan(string(text))
 	if !ok {
-		return fmt.Errorf("%s is not a duration: want a number with a unit, such as 90s, 5m, 24h or 7d", quote(string(text)))
+		return fmt.Errorf("%s is not a duration: want a number with a unit, such as 90s, 5m, 24h or 7d", words.Quote(string(text)))
 	}
 	*d = Duration(v)
 	return nil
 }
 
-func (d Duration) String() string {
-	s := time.Duration(d).String()
-	if trimmed, ok := strings.CutSuffix(s, "m0s"); ok {
-		s = trimmed + "m"
-	}
-	if trimmed, ok := strings.CutSuffix(s, "h0m"); ok {
-		s = trimmed + "h"
-	}
-	return s
-}
+func (d Duration) String() string { return words.Span(time.Duration(d)) }
 
 // Count is how many of something, at least one.
 type Count int
@@ -333,7 +312,7 @@ const maxCount = 64
 func (c *Count) UnmarshalText(text []byte) error {
 	v, err := strconv.ParseUint(string(text), 10, 31)
 	if err != nil || v < 1 || v > maxCount {
-		return fmt.Errorf("%s is not a number from 1 to %d", quote(string(text)), maxCount)
+		return fmt.Errorf("%s is not a number from 1 to %d", words.Quote(string(text)), maxCount)
 	}
 	*c = Count(v)
 	return nil
@@ -347,7 +326,7 @@ const maxBound = 1_000_000
 func (b *Bound) UnmarshalText(text []byte) error {
 	v, err := strconv.ParseUint(string(text), 10, 31)
 	if err != nil || v > maxBound {
-		return fmt.Errorf("%s is not a number from 1 to %d, or 0 for no bound", quote(string(text)), maxBound)
+		return fmt.Errorf("%s is not a number from 1 to %d, or 0 for no bound", words.Quote(string(text)), maxBound)
 	}
 	*b = Bound(v)
 	return nil
@@ -364,7 +343,7 @@ func (b *Switch) UnmarshalText(text []byte) error {
 	}
 	v, err := strconv.ParseBool(string(text))
 	if err != nil {
-		return fmt.Errorf("%s is neither true nor false", quote(string(text)))
+		return fmt.Errorf("%s is neither true nor false", words.Quote(string(text)))
 	}
 	*b = Switch(v)
 	return nil
@@ -379,7 +358,7 @@ func (a *Address) UnmarshalText(text []byte) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil || host != "" && !isHost(host) {
-		return fmt.Errorf("%s is not an address to listen on: want [host]:port, such as :5000, 127.0.0.1:5000 or [::1]:5000", quote(string(text)))
+		return fmt.Errorf("%s is not an address to listen on: want [host]:port, such as :5000, 127.0.0.1:5000 or [::1]:5000", words.Quote(string(text)))
 	}
 	*a = Address(text)
 	return nil
@@ -425,7 +404,7 @@ type Dir string
 
 func (d *Dir) UnmarshalText(text []byte) error {
 	if s := string(text); strings.TrimSpace(s) != s || strings.ContainsFunc(s, isControl) {
-		return fmt.Errorf("%s is not a directory: it starts or ends with a space, or holds a control character", quote(s))
+		return fmt.Errorf("%s is not a directory: it starts or ends with a space, or holds a control character", words.Quote(s))
 	}
 	*d = Dir(text)
 	return nil
@@ -437,10 +416,10 @@ type UpstreamName string
 func (u *UpstreamName) UnmarshalText(text []byte) error {
 	name := oci.FoldHost(string(text))
 	if _, err := oci.NewRepository(name, "x"); err != nil {
-		return fmt.Errorf("%s is not a registry's name: want host or host:port, without https:// and without a path, such as ghcr.io", quote(string(text)))
+		return fmt.Errorf("%s is not a registry's name: want host or host:port, without https:// and without a path, such as ghcr.io", words.Quote(string(text)))
 	}
 	if !strings.ContainsAny(name, ".:") && name != "localhost" {
-		return fmt.Errorf("%s has neither a dot nor a port, so clients could not tell it from a repository: want a name such as ghcr.io or %s:5000", quote(string(text)), name)
+		return fmt.Errorf("%s has neither a dot nor a port, so clients could not tell it from a repository: want a name such as ghcr.io or %s:5000", words.Quote(string(text)), name)
 	}
 	*u = UpstreamName(name)
 	return nil
@@ -465,7 +444,7 @@ type HostNames []string
 func (h *HostNames) UnmarshalText(text []byte) (err error) {
 	*h, err = parseList(string(text), func(item string) (string, error) {
 		if _, err := oci.NewRepository(strings.ToLower(item), "x"); err != nil {
-			return "", fmt.Errorf("%s is not a host name: want host or host:port, such as cache.example:5000", quote(item))
+			return "", fmt.Errorf("%s is not a host name: want host or host:port, such as cache.example:5000", words.Quote(item))
 		}
 		return strings.ToLower(item), nil
 	})
@@ -478,14 +457,14 @@ func parseList[T comparable](text string, parse func(string) (T, error)) ([]T, e
 	var list []T
 	for item := range strings.SplitSeq(text, ",") {
 		if item = strings.TrimSpace(item); item == "" {
-			return nil, fmt.Errorf("%s has an empty item: want names with one comma between them", quote(text))
+			return nil, fmt.Errorf("%s has an empty item: want names with one comma between them", words.Quote(text))
 		}
 		v, err := parse(item)
 		if err != nil {
 			return nil, err
 		}
 		if slices.Contains(list, v) {
-			return nil, fmt.Errorf("%s names %v twice", quote(text), v)
+			return nil, fmt.Errorf("%s names %v twice", words.Quote(text), v)
 		}
 		list = append(list, v)
 	}
@@ -505,7 +484,7 @@ type Username string
 
 func (u *Username) UnmarshalText(text []byte) error {
 	if s := string(text); strings.TrimSpace(s) != s || strings.ContainsFunc(s, isControl) || strings.Contains(s, ":") {
-		return fmt.Errorf("%s is not a user name: it holds a colon or a control character, or starts or ends with a space", quote(s))
+		return fmt.Errorf("%s is not a user name: it holds a colon or a control character, or starts or ends with a space", words.Quote(s))
 	}
 	*u = Username(text)
 	return nil
@@ -524,16 +503,16 @@ func (b *BaseURL) UnmarshalText(text []byte) error {
 	case u.User != nil:
 		return errors.New("a URL with a user name in it would be shown in logs: use _USERNAME and _PASSWORD beside it")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Opaque != "":
-		return fmt.Errorf("%s is not a registry's URL: %s", quote(string(text)), want)
+		return fmt.Errorf("%s is not a registry's URL: %s", words.Quote(string(text)), want)
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		return fmt.Errorf("%s has a query or a fragment: %s", quote(string(text)), want)
+		return fmt.Errorf("%s has a query or a fragment: %s", words.Quote(string(text)), want)
 	case path.Clean("/"+u.Path) != "/"+strings.Trim(u.Path, "/") || u.RawPath != "":
-		return fmt.Errorf("%s has a path with empty, dotted or escaped parts: %s", quote(string(text)), want)
+		return fmt.Errorf("%s has a path with empty, dotted or escaped parts: %s", words.Quote(string(text)), want)
 	case u.Path == "/v2" || strings.HasSuffix(strings.TrimRight(u.Path, "/"), "/v2"):
-		return fmt.Errorf("%s ends in /v2, which is added to it: %s", quote(string(text)), want)
+		return fmt.Errorf("%s ends in /v2, which is added to it: %s", words.Quote(string(text)), want)
 	}
 	if _, err := oci.NewRepository(strings.ToLower(u.Host), "x"); err != nil {
-		return fmt.Errorf("%s has no valid host: %s", quote(string(text)), want)
+		return fmt.Errorf("%s has no valid host: %s", words.Quote(string(text)), want)
 	}
 	*b = BaseURL(u.Scheme + "://" + strings.ToLower(u.Host) + strings.TrimRight(u.Path, "/"))
 	return nil
@@ -551,7 +530,7 @@ func (c *CollectorURL) UnmarshalText(text []byte) error {
 	case u.User != nil:
 		return fmt.Errorf("a URL with a user name in it would be shown in logs: %s", want)
 	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		return fmt.Errorf("%s is not where a collector can be: %s", quote(string(text)), want)
+		return fmt.Errorf("%s is not where a collector can be: %s", words.Quote(string(text)), want)
 	}
 	*c = CollectorURL(strings.TrimRight(u.String(), "/"))
 	return nil
@@ -604,7 +583,7 @@ func (c *CAFile) UnmarshalText(text []byte) error {
 		return err
 	}
 	if !x509.NewCertPool().AppendCertsFromPEM(pem) {
-		return fmt.Errorf("%s holds no certificate: want PEM, -----BEGIN CERTIFICATE-----", quote(string(text)))
+		return fmt.Errorf("%s holds no certificate: want PEM, -----BEGIN CERTIFICATE-----", words.Quote(string(text)))
 	}
 	*c = CAFile{path: string(text), pem: pem}
 	return nil
@@ -624,7 +603,7 @@ func (f *File) UnmarshalText(text []byte) error {
 		return err
 	}
 	if len(content) == 0 {
-		return fmt.Errorf("file %s is empty", quote(string(text)))
+		return fmt.Errorf("file %s is empty", words.Quote(string(text)))
 	}
 	*f = File(text)
 	return nil
@@ -635,7 +614,7 @@ type EmailAddress string
 
 func (e *EmailAddress) UnmarshalText(text []byte) error {
 	if a, err := mail.ParseAddress(string(text)); err != nil || a.Address != string(text) {
-		return fmt.Errorf("%s is not an address for mail: want name@host", quote(string(text)))
+		return fmt.Errorf("%s is not an address for mail: want name@host", words.Quote(string(text)))
 	}
 	*e = EmailAddress(text)
 	return nil
@@ -683,9 +662,9 @@ func unmarshalChoice[T ~string](v *T, text []byte, choices ...string) error {
 	if !slices.Contains(choices, string(text)) {
 		last := len(choices) - 1
 		if last == 1 {
-			return fmt.Errorf("%s is neither %s nor %s", quote(string(text)), choices[0], choices[1])
+			return fmt.Errorf("%s is neither %s nor %s", words.Quote(string(text)), choices[0], choices[1])
 		}
-		return fmt.Errorf("%s is none of %s or %s", quote(string(text)), strings.Join(choices[:last], ", "), choices[last])
+		return fmt.Errorf("%s is none of %s or %s", words.Quote(string(text)), strings.Join(choices[:last], ", "), choices[last])
 	}
 	*v = T(text)
 	return nil
@@ -758,7 +737,7 @@ func (st *secretState) read() (string, error) {
 	}
 	value := cutNewline(string(content))
 	if value == "" {
-		return st.value, fmt.Errorf("file %s is empty", quote(st.path))
+		return st.value, fmt.Errorf("file %s is empty", words.Quote(st.path))
 	}
 	st.value, st.seen = value, now
 	return st.value, nil
@@ -796,25 +775,16 @@ func readSmallFile(path string) ([]byte, error) {
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err == nil && info.IsDir() {
-		return nil, fmt.Errorf("%s is a directory: want a file", quote(path))
+		return nil, fmt.Errorf("%s is a directory: want a file", words.Quote(path))
 	}
 	content, err := io.ReadAll(io.LimitReader(f, maxSmallFile+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(content) > maxSmallFile {
-		return nil, fmt.Errorf("file %s is larger than %s", quote(path), Size(maxSmallFile))
+		return nil, fmt.Errorf("file %s is larger than %s", words.Quote(path), Size(maxSmallFile))
 	}
 	return content, nil
-}
-
-// quote bounds what a setting's text may add to a message.
-func quote(s string) string {
-	const most = 100
-	if len(s) > most {
-		s = s[:most] + "…"
-	}
-	return strconv.Quote(s)
 }
 
 func isControl(r rune) bool { return r < ' ' || r == 0x7f }

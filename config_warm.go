@@ -8,6 +8,7 @@ import (
 
 	"entrepot/oci"
 	"entrepot/warm"
+	"entrepot/words"
 )
 
 // What is said of images that are to be here before anybody asks for them.
@@ -104,7 +105,7 @@ func readImages(names *oci.Names, file string) ([]warm.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseImages(names, strings.Split(string(content), "\n"), " of file "+quote(file))
+	return parseImages(names, strings.Split(string(content), "\n"), " of file "+words.Quote(file))
 }
 
 // parseImages reads one image of each line; where says what they are lines of.
@@ -119,9 +120,9 @@ func parseImages(names *oci.Names, lines []string, where string) ([]warm.Image, 
 		im, err := warm.ParseImage(names, text)
 		switch {
 		case err != nil && where != "":
-			return nil, fmt.Errorf("line %d%s: %s: %w", i+1, where, quote(text), err)
+			return nil, fmt.Errorf("line %d%s: %s: %w", i+1, where, words.Quote(text), err)
 		case err != nil:
-			return nil, fmt.Errorf("%s: %w", quote(text), err)
+			return nil, fmt.Errorf("%s: %w", words.Quote(text), err)
 		case !seen[im]:
 			seen[im] = true
 			images = append(images, im)

@@ -15,6 +15,7 @@ import (
 
 	"entrepot/certs"
 	"entrepot/store"
+	"entrepot/words"
 )
 
 const doctorHelp = `Usage: entrepot doctor [--json] [image...]
@@ -92,7 +93,7 @@ func doctor(ctx context.Context, in invocation) error {
 	}
 	examine(ctx, in, images, tell)
 	if wrong > 0 {
-		return exitError{worst.Code, fmt.Sprintf("doctor: %s not well", count(wrong, "thing")+map[bool]string{true: " is", false: " are"}[wrong == 1])}
+		return exitError{worst.Code, fmt.Sprintf("doctor: %s not well", words.Count(wrong, "thing")+map[bool]string{true: " is", false: " are"}[wrong == 1])}
 	}
 	return ctx.Err()
 }
@@ -104,9 +105,9 @@ func (f finding) print(w io.Writer, asJSON bool) {
 		return
 	}
 	sign := map[string]string{"ok": "ok  ", "warning": "warn", "failed": "FAIL"}[f.State]
-	fmt.Fprintf(w, "%s  %s: %s\n", sign, f.Subject, printable(f.Detail))
+	fmt.Fprintf(w, "%s  %s: %s\n", sign, f.Subject, words.Printable(f.Detail))
 	if f.Remedy != "" {
-		fmt.Fprintf(w, "      -> %s\n", printable(f.Remedy))
+		fmt.Fprintf(w, "      -> %s\n", words.Printable(f.Remedy))
 	}
 }
 
@@ -167,17 +168,17 @@ func roomTrouble(cfg *Config, total, free int64) (text, remedy string) {
 	keep, space := cfg.MinFree.Of(total), spaceText(total, free)
 	switch {
 	case free <= keep:
-		return fmt.Sprintf("%s, and %s are to be left alone: something new is kept only in the place of what is held", space, bytesText(keep)),
+		return fmt.Sprintf("%s, and %s are to be left alone: something new is kept only in the place of what is held", space, words.Bytes(keep)),
 			"make room, or set ENTREPOT_MIN_FREE lower"
 	case int64(cfg.CacheSize) > total-keep:
 		return fmt.Sprintf("%s: ENTREPOT_CACHE_SIZE=%s is more than there is beside ENTREPOT_MIN_FREE, which then decides", space, cfg.CacheSize),
-			fmt.Sprintf("set it to %s or less", bytesText(total-keep))
+			fmt.Sprintf("set it to %s or less", words.Bytes(total-keep))
 	}
 	return "", ""
 }
 
 func spaceText(total, free int64) string {
-	return fmt.Sprintf("%s of %s free", bytesText(free), bytesText(total))
+	return fmt.Sprintf("%s of %s free", words.Bytes(free), words.Bytes(total))
 }
 
 // examineHeld opens a data directory as a start does, unless a server has it.

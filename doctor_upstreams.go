@@ -13,6 +13,7 @@ import (
 
 	"entrepot/oci"
 	"entrepot/upstream"
+	"entrepot/words"
 
 	"github.com/rs/zerolog"
 )
@@ -35,7 +36,7 @@ func examineUpstreams(ctx context.Context, cfg *Config, images []string, tell fu
 			reference = digest.String()
 		}
 		if err != nil {
-			tell(failed(badImage, "image "+quote(name), err.Error(), "name it as clients do: alpine:3.20, ghcr.io/owner/name:tag"))
+			tell(failed(badImage, "image "+words.Quote(name), err.Error(), "name it as clients do: alpine:3.20, ghcr.io/owner/name:tag"))
 			continue
 		}
 		wanted[repo.Host] = append(wanted[repo.Host], wantedImage{repo, reference})
@@ -183,15 +184,15 @@ func (p patient) diagnose(ctx context.Context, subject string, ping upstream.Pin
 	return failed(badConnection, subject, detail, remedy)
 }
 
-// plainText is causeText without the error's code.
+// plainText is oci.Causes without the error's code.
 func plainText(err error) string {
 	e, ok := errors.AsType[*oci.Error](err)
 	if !ok {
-		return causeText(err)
+		return oci.Causes(err)
 	}
 	text := e.Detail
 	if e.Err != nil && !strings.Contains(text, e.Err.Error()) {
-		text += ": " + causeText(e.Err)
+		text += ": " + oci.Causes(e.Err)
 	}
 	return text
 }
@@ -214,7 +215,7 @@ func (p patient) examineImages(ctx context.Context) []finding {
 			all = append(all, failed(badImage, subject, plainText(err), "see that it is there, and that the account may pull it"))
 			continue
 		}
-		all = append(all, well(subject, "%s", short(res.Digest)))
+		all = append(all, well(subject, "%s", words.Digest(res.Digest)))
 	}
 	return all
 }

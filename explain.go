@@ -15,6 +15,7 @@ import (
 	"entrepot/cache"
 	"entrepot/oci"
 	"entrepot/policy"
+	"entrepot/words"
 )
 
 const rulesHelp = `Usage: entrepot rules
@@ -263,7 +264,7 @@ func explain(ctx context.Context, in invocation) (err error) {
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("explain %s: %w", quote(o.args[0]), o.explain(err, targetJSON{}))
+		return fmt.Errorf("explain %s: %w", words.Quote(o.args[0]), o.explain(err, targetJSON{}))
 	case o.json:
 		return o.writeLine(raw)
 	}
@@ -304,7 +305,7 @@ func (o *operation) showExplanation(x explanationJSON) error {
 		if p.Platform == "" {
 			p.Platform = "this image"
 		}
-		if err := t.row(nil, p.Platform, strconv.Itoa(p.Heads), strconv.Itoa(p.Manifests), strconv.Itoa(p.Blobs), bytesText(p.Bytes), more); err != nil {
+		if err := t.row(nil, p.Platform, strconv.Itoa(p.Heads), strconv.Itoa(p.Manifests), strconv.Itoa(p.Blobs), words.Bytes(p.Bytes), more); err != nil {
 			return err
 		}
 	}
@@ -316,7 +317,7 @@ func ageText(x explanationJSON) string {
 	case x.Checked.IsZero():
 		return ""
 	case x.TTLSeconds < 0:
-		return fmt.Sprintf(" (checked %s, and never again)", ago(x.Checked))
+		return fmt.Sprintf(" (checked %s, and never again)", words.Ago(x.Checked))
 	}
-	return fmt.Sprintf(" (checked %s, believed for %s)", ago(x.Checked), Duration(time.Duration(x.TTLSeconds)*time.Second))
+	return fmt.Sprintf(" (checked %s, believed for %s)", words.Ago(x.Checked), words.Span(time.Duration(x.TTLSeconds)*time.Second))
 }

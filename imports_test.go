@@ -27,13 +27,14 @@ var allowedImports = map[string][]string{
 	"certs":     nil,
 	"warm":      {"oci"},
 	"access":    {"oci"},
+	"words":     {"oci"},
 }
 
 // owners says which package a library belongs to, by the start of its import
 // path; the longest that fits decides. Tests are free.
 var owners = map[string]string{
 	"github.com/caarlos0/env":                             "main",
-	"github.com/docker/go-units":                          "main",
+	"github.com/docker/go-units":                          "words",
 	"github.com/prometheus":                               "main",
 	"github.com/rs/zerolog":                               "main",
 	"github.com/schollz/progressbar":                      "main",

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 
+	"entrepot/words"
+
 	"github.com/rs/zerolog"
 )
 
@@ -107,7 +109,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	c, ok := findCommand(name)
 	switch {
 	case !ok && strings.HasPrefix(name, "-"):
-		return usageError{fmt.Sprintf("unknown flag %s: settings are environment variables, see entrepot help config", quote(name))}
+		return usageError{fmt.Sprintf("unknown flag %s: settings are environment variables, see entrepot help config", words.Quote(name))}
 	case !ok:
 		return usageError{unknownCommandText(name)}
 	case slices.ContainsFunc(in.args, isHelpFlag):
@@ -129,7 +131,7 @@ func findCommand(name string) (command, bool) {
 }
 
 func unknownCommandText(name string) string {
-	text := "unknown command " + quote(name)
+	text := "unknown command " + words.Quote(name)
 	for _, c := range commands() {
 		if len(name) <= 80 && distance(name, c.name) <= 2 {
 			return text + ": did you mean " + c.name + "?"
@@ -143,7 +145,7 @@ func (in invocation) noArguments(name string) error {
 	if len(in.args) == 0 {
 		return nil
 	}
-	return usageError{fmt.Sprintf("%s takes no argument, and not %s: entrepot help %s", name, quote(in.args[0]), name)}
+	return usageError{fmt.Sprintf("%s takes no argument, and not %s: entrepot help %s", name, words.Quote(in.args[0]), name)}
 }
 
 // usageError is a mistake in the command line.

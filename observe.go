@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"entrepot/ledger"
@@ -58,7 +57,7 @@ func tellSpan(span oci.Span, r *proxy.Record) {
 		"entrepot.outcome", string(r.Outcome.Cache), "entrepot.why", r.Outcome.Why, "entrepot.spent", r.Outcome.Spent,
 		"http.response.status_code", r.Status, "http.response.body.size", r.Bytes)
 	if levelOf(r) > zerolog.DebugLevel {
-		span.End(errors.New(causeText(r.Err)))
+		span.End(errors.New(oci.Causes(r.Err)))
 		return
 	}
 	span.End(nil)
@@ -71,7 +70,7 @@ func (o *observer) traceFailure(err error) {
 	if !ok {
 		return
 	}
-	e := o.log.Warn().Str("error", causeText(err))
+	e := o.log.Warn().Str("error", oci.Causes(err))
 	if held > 0 {
 		e.Int("held_back", held)
 	}
@@ -133,7 +132,7 @@ func (o *observer) logRequest(level zerolog.Level, r *proxy.Record) {
 		e.Int("held_back", held)
 	}
 	if r.Err != nil {
-		e.Str("error", causeText(r.Err))
+		e.Str("error", oci.Causes(r.Err))
 	}
 	if p, ok := errors.AsType[*proxy.PanicError](r.Err); ok {
 		e.Bytes("stack", p.Stack)
@@ -161,7 +160,7 @@ func (o *observer) loginFailed(client, user string, err error) {
 	if !ok {
 		return
 	}
-	e := o.log.Warn().Str("client", client).Str("user", user).Str("error", causeText(err))
+	e := o.log.Warn().Str("client", client).Str("user", user).Str("error", oci.Causes(err))
 	if held > 0 {
 		e.Int("held_back", held)
 	}
@@ -186,7 +185,7 @@ func (o *observer) call(c upstream.Call) {
 		Str("account", c.Account).Str("client", c.Client).
 		Int("status", c.Status).Float64("duration_seconds", c.Duration.Seconds())
 	if c.Err != nil {
-		e.Str("error", causeText(c.Err))
+		e.Str("error", oci.Causes(c.Err))
 	}
 	e.Msg("upstream request")
 }
@@ -232,7 +231,7 @@ func (o *observer) cacheWarning(message string, repo oci.Repository, err error) 
 	if !ok {
 		return
 	}
-	e := o.log.Warn().Str("upstream", repo.Host).Str("repository", repo.Path).Str("error", causeText(err))
+	e := o.log.Warn().Str("upstream", repo.Host).Str("repository", repo.Path).Str("error", oci.Causes(err))
 	if held > 0 {
 		e.Int("held_back", held)
 	}
@@ -251,23 +250,4 @@ func (o *observer) diskWarning(message string, err error) {
 		e.Int("held_back", held)
 	}
 	e.Msg("data directory: " + message)
-}
-
-// causeText is err with the cause that an oci.Error keeps from clients.
-func causeText(err error) string {
-	text := err.Error()
-	if e, ok := errors.AsType[*oci.Error](err); ok && e.Err != nil {
-		if cause := causeText(e.Err); !strings.Contains(text, cause) {
-			text += ": " + cause
-		}
-	}
-	return text
-}
-
-// ownText is causeText without what was being done, for who has just named it.
-func ownText(err error) string {
-	if e, ok := errors.AsType[*oci.Error](err); ok {
-		return causeText(e)
-	}
-	return causeText(err)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"entrepot/oci"
+	"entrepot/words"
 )
 
 // The commands for operators. Each asks the admin API, whoever serves it, and
@@ -138,9 +139,9 @@ func (o *operation) begin(ctx context.Context, least, most int) (err error) {
 	case len(o.args) < least:
 		return o.misused("it needs a reference, such as alpine:3.20")
 	case most == 0 && len(o.args) > 0:
-		return o.misused("it takes no argument, and not %s", quote(o.args[0]))
+		return o.misused("it takes no argument, and not %s", words.Quote(o.args[0]))
 	case most > 0 && len(o.args) > most:
-		return o.misused("it takes %d argument at most, and not %s (is a * not quoted?)", most, quote(o.args[most]))
+		return o.misused("it takes %d argument at most, and not %s (is a * not quoted?)", most, words.Quote(o.args[most]))
 	case o.json && o.table:
 		return o.misused("--json or --table, and not both")
 	}
@@ -284,7 +285,7 @@ func selectionOf(names *oci.Names, s string) (sel selection, err error) {
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		name, sel.tag = name[:i], name[i+1:]
 		if !isPattern(sel.tag) && !oci.ValidTag(sel.tag) {
-			return selection{}, fmt.Errorf("%s is not a tag", quote(sel.tag))
+			return selection{}, fmt.Errorf("%s is not a tag", words.Quote(sel.tag))
 		}
 	}
 	sel.repository, err = repositoryPattern(names, name)
@@ -331,7 +332,7 @@ func repositoryPattern(names *oci.Names, name string) (string, error) {
 func (o *operation) selectArgument(arg string) (selection, error) {
 	sel, err := selectionOf(o.cfg.Names(), arg)
 	if err != nil {
-		return sel, usageError{fmt.Sprintf("%s %s: %v", o.name, quote(arg), err)}
+		return sel, usageError{fmt.Sprintf("%s %s: %v", o.name, words.Quote(arg), err)}
 	}
 	return sel, nil
 }
@@ -395,7 +396,7 @@ func (o *operation) listRepositories(ctx context.Context, sel selection) error {
 		if !oci.Matches(sel.repository, r.Repository) {
 			return nil
 		}
-		return t.row(raw, r.Repository, strconv.Itoa(r.Tags), strconv.Itoa(r.Blobs), bytesText(r.Bytes), ago(r.LastUse), mark(r.Pinned))
+		return t.row(raw, r.Repository, strconv.Itoa(r.Tags), strconv.Itoa(r.Blobs), words.Bytes(r.Bytes), words.Ago(r.LastUse), mark(r.Pinned))
 	})
 	if err != nil {
 		return err
@@ -410,7 +411,7 @@ func (o *operation) listImages(ctx context.Context, sel selection) error {
 		if tag == "" {
 			tag = "-"
 		}
-		return t.row(raw, im.Repository, tag, short(im.Digest), platformsText(im.Platforms), bytesText(im.Bytes), ago(im.LastUse), ago(im.Checked), mark(im.Pinned))
+		return t.row(raw, im.Repository, tag, words.Digest(im.Digest), platformsText(im.Platforms), words.Bytes(im.Bytes), words.Ago(im.LastUse), words.Ago(im.Checked), mark(im.Pinned))
 	})
 	if err != nil {
 		return err
@@ -459,11 +460,11 @@ func (o *operation) removals(ctx context.Context, arg string, all bool) (targets
 	case err != nil:
 		return nil, err
 	case all && (sel.tag != "" || !sel.digest.IsZero()):
-		return nil, o.misused("%s names tags or a digest, and --all whole repositories", quote(arg))
+		return nil, o.misused("%s names tags or a digest, and --all whole repositories", words.Quote(arg))
 	case sel.tag != "" && !sel.digest.IsZero():
-		return nil, o.misused("%s names a tag and a digest: name one of them", quote(arg))
+		return nil, o.misused("%s names a tag and a digest: name one of them", words.Quote(arg))
 	case !all && sel.tag == "" && sel.digest.IsZero() && isPattern(sel.repository):
-		return nil, o.misused("%s names repositories: add --all, or tags, such as %s:*", quote(arg), arg)
+		return nil, o.misused("%s names repositories: add --all, or tags, such as %s:*", words.Quote(arg), arg)
 	case all:
 		names, err := o.repositories(ctx, sel)
 		for _, name := range names {
@@ -485,7 +486,7 @@ func (o *operation) removals(ctx context.Context, arg string, all bool) (targets
 
 func (o *operation) some(targets []targetJSON, arg string, err error) ([]targetJSON, error) {
 	if err == nil && len(targets) == 0 {
-		err = fmt.Errorf("%s: nothing that is held matches %s; entrepot ls shows what is", o.name, quote(arg))
+		err = fmt.Errorf("%s: nothing that is held matches %s; entrepot ls shows what is", o.name, words.Quote(arg))
 	}
 	return targets, err
 }
@@ -526,7 +527,7 @@ func notYet(route string, raw json.RawMessage) string {
 	case p.Digest.IsZero() || p.Bytes == 0:
 		return ", of which nothing is held yet"
 	case p.Missing > 0:
-		return fmt.Sprintf(", of which not all is held yet: %s", count(p.Missing, "digest"))
+		return fmt.Sprintf(", of which not all is held yet: %s", words.Count(p.Missing, "digest"))
 	}
 	return ""
 }
@@ -568,7 +569,7 @@ func (o *operation) pinned() (targets []targetJSON, err error) {
 			return nil, err
 		}
 		if isPattern(sel.repository) || isPattern(sel.tag) {
-			return nil, o.misused("%s is a pattern: a pin is for one tag or digest, and may be for what is not held yet", quote(arg))
+			return nil, o.misused("%s is a pattern: a pin is for one tag or digest, and may be for what is not held yet", words.Quote(arg))
 		}
 		targets = append(targets, sel.target())
 	}
@@ -582,7 +583,7 @@ func (o *operation) listPins(ctx context.Context) error {
 		if p.Digest.IsZero() {
 			missing = "all"
 		}
-		return t.row(raw, targetJSON{Repository: p.Repository, Reference: p.Reference}.String(), short(p.Digest), bytesText(p.Bytes), missing, ago(p.Since))
+		return t.row(raw, targetJSON{Repository: p.Repository, Reference: p.Reference}.String(), words.Digest(p.Digest), words.Bytes(p.Bytes), missing, words.Ago(p.Since))
 	})
 	if err != nil {
 		return err
@@ -599,11 +600,11 @@ func prune(ctx context.Context, in invocation) (err error) {
 	}
 	var age time.Duration
 	if *unused != "" {
-		if age, err = parseAge(*unused); err != nil {
+		if age, err = words.ParseAge(*unused); err != nil {
 			return o.misused("--unused: %v", err)
 		}
 		if age == 0 {
-			return o.misused("--unused: %s is no age: want 1s or more", quote(*unused))
+			return o.misused("--unused: %s is no age: want 1s or more", words.Quote(*unused))
 		}
 	}
 	bar := o.newBar("pruning", false)
@@ -619,18 +620,9 @@ func prune(ctx context.Context, in invocation) (err error) {
 	}
 	if !o.json {
 		fmt.Fprintf(o.in.stdout, "removed %s, %s and %s, and freed %s\n",
-			count(pruned.Blobs, "blob"), count(pruned.Fills, "unfinished one"), count(pruned.Records, "record"), bytesText(pruned.Bytes))
+			words.Count(pruned.Blobs, "blob"), words.Count(pruned.Fills, "unfinished one"), words.Count(pruned.Records, "record"), words.Bytes(pruned.Bytes))
 	}
 	return nil
-}
-
-// parseAge reads a duration, in days too.
-func parseAge(s string) (time.Duration, error) {
-	d, ok := parseSpan(s)
-	if !ok || d > 0 && d < time.Second {
-		return 0, fmt.Errorf("%s is not an age: want a number with a unit, such as 12h or 30d", quote(s))
-	}
-	return d, nil
 }
 
 func verify(ctx context.Context, in invocation) (err error) {
@@ -651,7 +643,7 @@ func verify(ctx context.Context, in invocation) (err error) {
 		return fmt.Errorf("verify: %w", o.explain(err, targetJSON{}))
 	}
 	if !o.json {
-		fmt.Fprintf(o.in.stdout, "read %s, %s\n", count(int(v.Files), "file"), bytesText(v.Bytes))
+		fmt.Fprintf(o.in.stdout, "read %s, %s\n", words.Count(int(v.Files), "file"), words.Bytes(v.Bytes))
 		for _, d := range v.Dropped {
 			fmt.Fprintf(o.in.stdout, "dropped %s\n", d)
 		}
@@ -699,10 +691,10 @@ func usage(ctx context.Context, in invocation) (err error) {
 func (o *operation) showUsage(u usageJSON) error {
 	limit := "no cap"
 	if u.Budget > 0 {
-		limit = fmt.Sprintf("%d%% of %s", u.Held*100/u.Budget, bytesText(u.Budget))
+		limit = fmt.Sprintf("%d%% of %s", u.Held*100/u.Budget, words.Bytes(u.Budget))
 	}
 	fmt.Fprintf(o.in.stdout, "%s are held: %s; %s pinned, %s in records, %s on their way in.\n%s of %s are free on the disk.\n\n",
-		bytesText(u.Held), limit, bytesText(u.Pinned), bytesText(u.Records), bytesText(u.Filling), bytesText(u.Free), bytesText(u.Disk))
+		words.Bytes(u.Held), limit, words.Bytes(u.Pinned), words.Bytes(u.Records), words.Bytes(u.Filling), words.Bytes(u.Free), words.Bytes(u.Disk))
 	t := o.newTable("UPSTREAM", "REPOSITORIES", "TAGS", "BLOBS", "SIZE", "UNFINISHED", "SHARE")
 	for _, one := range u.Upstreams {
 		name, share := one.Upstream, "-"
@@ -710,9 +702,9 @@ func (o *operation) showUsage(u usageJSON) error {
 			name = "(unknown)"
 		}
 		if one.Share > 0 {
-			share = showShare(int64(one.Share*1e6 + 0.5))
+			share = words.Share(int64(one.Share*1e6 + 0.5))
 		}
-		if err := t.row(nil, name, strconv.Itoa(one.Repositories), strconv.Itoa(one.Tags), strconv.Itoa(one.Blobs), bytesText(one.BlobBytes), bytesText(one.FillBytes), share); err != nil {
+		if err := t.row(nil, name, strconv.Itoa(one.Repositories), strconv.Itoa(one.Tags), strconv.Itoa(one.Blobs), words.Bytes(one.BlobBytes), words.Bytes(one.FillBytes), share); err != nil {
 			return err
 		}
 	}
@@ -729,7 +721,7 @@ func (o *operation) listEvictions(ctx context.Context, n int) error {
 		if repositories == "" {
 			repositories = "-"
 		}
-		return t.row(raw, short(v.Digest), bytesText(v.Bytes), upstream, repositories, v.Why)
+		return t.row(raw, words.Digest(v.Digest), words.Bytes(v.Bytes), upstream, repositories, v.Why)
 	})
 	if err != nil {
 		return err

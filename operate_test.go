@@ -380,35 +380,6 @@ func FuzzSelection(f *testing.F) {
 	})
 }
 
-func TestStrangersDoNotWriteOnTheTerminal(t *testing.T) {
-	if got := printable("linux/\x1b[2Jarm\u202e64\n"); got != "linux/?[2Jarm?64?" {
-		t.Errorf("printable gives %q", got)
-	}
-}
-
-func TestSizesAndAges(t *testing.T) {
-	for n, want := range map[int64]string{0: "0B", 999: "999B", 1000: "1000B", 1023 << 10: "1023KiB", 1<<30 - 1: "1024MiB", 1 << 20: "1MiB", 1536 << 20: "1.5GiB", 123456789: "118MiB"} {
-		if got := bytesText(n); got != want {
-			t.Errorf("%d bytes are %s, want %s", n, got, want)
-		}
-	}
-	for past, want := range map[time.Duration]string{-time.Hour: "just now", time.Second: "just now", 90 * time.Second: "about a minute ago", 50 * time.Hour: "2 days ago"} {
-		if got := ago(time.Now().Add(-past)); got != want {
-			t.Errorf("%v ago is %q, want %q", past, got, want)
-		}
-	}
-	for text, want := range map[string]time.Duration{"0s": 0, "12h": 12 * time.Hour, "30d": 30 * 24 * time.Hour} {
-		if got, err := parseAge(text); err != nil || got != want {
-			t.Errorf("parseAge(%s) = %v, %v", text, got, err)
-		}
-	}
-	for _, text := range []string{"", "d", "-1d", "1.5d", "99999d", "-3h", "1ms", "x"} {
-		if got, err := parseAge(text); err == nil {
-			t.Errorf("parseAge(%q) = %v, want an error", text, got)
-		}
-	}
-}
-
 func TestBarsAreDrawnAndTakenAway(t *testing.T) {
 	var out bytes.Buffer
 	b := &bar{out: &out, what: "reading", bytes: true}

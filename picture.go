@@ -10,6 +10,7 @@ import (
 
 	"entrepot/ledger"
 	"entrepot/warm"
+	"entrepot/words"
 )
 
 // The widths of the picture: where nobody knows that of the terminal, and at
@@ -49,7 +50,7 @@ func (p *picture) line(inks ...ink) {
 	var b strings.Builder
 	left := p.width
 	for _, one := range inks {
-		text := []rune(printable(one.text))
+		text := []rune(words.Printable(one.text))
 		if len(text) > left {
 			text = slices.Concat(text[:max(0, left-1)], []rune("…")[:min(1, left)])
 		}
@@ -186,7 +187,7 @@ func troubleOf(b breakerJSON, now time.Time) []ink {
 	}
 	text := " for " + spanText(now.Sub(b.Since))
 	if b.Refused > 0 {
-		text += ", " + count(b.Refused, "request") + " held back"
+		text += ", " + words.Count(b.Refused, "request") + " held back"
 	}
 	switch {
 	case b.State == "probing":
@@ -199,7 +200,7 @@ func troubleOf(b breakerJSON, now time.Time) []ink {
 
 // spent shows what was spent: in all, and by whom on what.
 func (p *picture) spent(s statusJSON) {
-	title := "LAST " + strings.ToUpper(count(s.Spent.Hours, "hour"))
+	title := "LAST " + strings.ToUpper(words.Count(s.Spent.Hours, "hour"))
 	p.heading(ink{bold, left(p.nameWidth(), title)}, ink{dim, sumColumns("REQUESTS", "HELD", "SERVED", "SAVED", "PULLS", "HEADS", "FETCHED")})
 	lines := s.Spent.Upstreams.Lines
 	for _, line := range lines {
@@ -280,13 +281,13 @@ func (p *picture) fills(s statusJSON) {
 	name := p.nameWidth()
 	p.heading(ink{bold, left(name, "ON THEIR WAY")}, ink{dim, "  " + left(7, "DIGEST") + right(21, "SIZE") + right(10, "RATE") + right(8, "READERS") + right(8, "STREAMS")})
 	for _, f := range s.Fills[:min(len(s.Fills), maxFills)] {
-		size, share := "≥ "+bytesText(f.Landed), 0.0
+		size, share := "≥ "+words.Bytes(f.Landed), 0.0
 		if f.Size >= 0 {
-			size, share = bytesText(f.Size), float64(f.Landed)/float64(max(1, f.Size))
+			size, share = words.Bytes(f.Size), float64(f.Landed)/float64(max(1, f.Size))
 		}
 		inks := []ink{{plain, left(name, f.Repository) + "  "}, {dim, f.Digest.Hex()[:6] + " "}}
 		inks = append(inks, gauge(7, share, green)...)
-		p.line(append(inks, ink{plain, right(6, percent(f.Landed, f.Size)) + right(8, size) + right(10, bytesText(f.BytesPerSecond)+"/s") +
+		p.line(append(inks, ink{plain, right(6, percent(f.Landed, f.Size)) + right(8, size) + right(10, words.Bytes(f.BytesPerSecond)+"/s") +
 			right(8, strconv.Itoa(f.Readers)) + right(8, strconv.Itoa(f.Streams))})...)
 	}
 	if more := len(s.Fills) - maxFills; more > 0 {
@@ -296,15 +297,15 @@ func (p *picture) fills(s statusJSON) {
 
 func (p *picture) room(s statusJSON) {
 	p.line()
-	share, text := 0.0, bytesText(s.Disk.Held)+" held, no cap"
+	share, text := 0.0, words.Bytes(s.Disk.Held)+" held, no cap"
 	if s.Disk.Budget > 0 {
-		share, text = float64(s.Disk.Held)/float64(s.Disk.Budget), bytesText(s.Disk.Held)+" of "+bytesText(s.Disk.Budget)+" held"
+		share, text = float64(s.Disk.Held)/float64(s.Disk.Budget), words.Bytes(s.Disk.Held)+" of "+words.Bytes(s.Disk.Budget)+" held"
 	} else if all := s.Disk.Held + s.Disk.Free; all > 0 {
 		share = float64(s.Disk.Held) / float64(all)
 	}
-	p.line(slices.Concat([]ink{{bold, "DISK    "}}, gauge(20, share, plain), []ink{{plain, "  " + text + ", " + bytesText(s.Disk.Free) + " free"}})...)
+	p.line(slices.Concat([]ink{{bold, "DISK    "}}, gauge(20, share, plain), []ink{{plain, "  " + text + ", " + words.Bytes(s.Disk.Free) + " free"}})...)
 	share = float64(s.Memory.Held) / float64(max(1, s.Memory.Budget))
-	text = bytesText(s.Memory.Held) + " of " + bytesText(s.Memory.Budget) + " for what is small; in all " + bytesText(s.Memory.Process)
+	text = words.Bytes(s.Memory.Held) + " of " + words.Bytes(s.Memory.Budget) + " for what is small; in all " + words.Bytes(s.Memory.Process)
 	p.line(slices.Concat([]ink{{bold, "MEMORY  "}}, gauge(20, share, plain), []ink{{plain, "  " + text}})...)
 	p.warm(s)
 }
@@ -324,7 +325,7 @@ func (p *picture) warm(s statusJSON) {
 	if s.Warm[string(warm.Missing)]+s.Warm[string(warm.Stale)] > 0 {
 		colour = yellow
 	}
-	text := strings.Join(append([]string{fmt.Sprintf("%d of %s are here", good, count(all, "image"))}, others...), ", ")
+	text := strings.Join(append([]string{fmt.Sprintf("%d of %s are here", good, words.Count(all, "image"))}, others...), ", ")
 	p.line(slices.Concat([]ink{{bold, "WARM    "}}, gauge(20, float64(good)/float64(all), plain), []ink{{colour, "  " + text}})...)
 }
 
@@ -345,7 +346,7 @@ func sizeText(n int64) string {
 	if n == 0 {
 		return "-"
 	}
-	return bytesText(n)
+	return words.Bytes(n)
 }
 
 // numberText is a count in six characters at most.

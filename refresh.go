@@ -8,6 +8,7 @@ import (
 
 	"entrepot/cache"
 	"entrepot/oci"
+	"entrepot/words"
 )
 
 // Checking tags at once, whatever is remembered of their upstream.
@@ -51,7 +52,7 @@ func (x *adminExchange) upstreamTarget(t targetJSON) (oci.Repository, error) {
 	case t.All:
 		err = badRequest("want a tag or a digest, and not all of %s", repo)
 	case x.api.live.upstreams.Client(repo.Host) == nil:
-		err = badRequest("%s is not an upstream of this server", quote(repo.Host))
+		err = badRequest("%s is not an upstream of this server", words.Quote(repo.Host))
 	}
 	return repo, err
 }
@@ -137,7 +138,7 @@ func refresh(ctx context.Context, in invocation) (err error) {
 			failed = append(failed, fmt.Errorf("refresh %s: %w", t, o.explain(err, t)))
 			continue
 		case r.Outcome == gone, r.Outcome == unconfirmed:
-			failed = append(failed, fmt.Errorf("refresh %s: %s: %s", t, printable(r.Outcome), printable(r.Why)))
+			failed = append(failed, fmt.Errorf("refresh %s: %s: %s", t, words.Printable(r.Outcome), words.Printable(r.Why)))
 		}
 		if err := o.showRefreshed(t, r, raw); err != nil {
 			return err
@@ -153,11 +154,11 @@ func (o *operation) refreshed(ctx context.Context, arg string, all bool) (target
 	case err != nil:
 		return nil, err
 	case !sel.digest.IsZero():
-		return nil, o.misused("%s: what a digest names cannot change", quote(arg))
+		return nil, o.misused("%s: what a digest names cannot change", words.Quote(arg))
 	case all && sel.tag != "":
-		return nil, o.misused("%s names tags, and --all whole repositories", quote(arg))
+		return nil, o.misused("%s names tags, and --all whole repositories", words.Quote(arg))
 	case !all && sel.tag == "" && isPattern(sel.repository):
-		return nil, o.misused("%s names repositories: add --all, or tags, such as %s:*", quote(arg), arg)
+		return nil, o.misused("%s names repositories: add --all, or tags, such as %s:*", words.Quote(arg), arg)
 	case all:
 		sel.tag = "*"
 	case sel.tag == "":
@@ -183,9 +184,18 @@ func (o *operation) showRefreshed(t targetJSON, r refreshedJSON, raw json.RawMes
 	var err error
 	switch r.Outcome {
 	case unchanged, isNew:
-		_, err = fmt.Fprintf(o.in.stdout, "%s %s, %s\n", t, r.Outcome, short(r.After))
+		_, err = fmt.Fprintf(o.in.stdout, "%s %s, %s\n", t, r.Outcome, words.Digest(r.After))
 	case moved:
-		_, err = fmt.Fprintf(o.in.stdout, "%s moved from %s to %s\n", t, short(r.Before), short(r.After))
+		_, err = fmt.Fprintf(o.in.stdout, "%s moved from %s to %s\n", t, words.Digest(r.Before), words.Digest(r.After))
 	}
 	return err
+}
+
+// ownText is the causes of err without what was being done, for who has just named
+// it.
+func ownText(err error) string {
+	if e, ok := errors.AsType[*oci.Error](err); ok {
+		return oci.Causes(e)
+	}
+	return oci.Causes(err)
 }

@@ -18,6 +18,7 @@ import (
 
 	"entrepot/oci"
 	"entrepot/proxy"
+	"entrepot/words"
 
 	"github.com/rs/zerolog"
 )
@@ -255,7 +256,7 @@ func metricsHandler(metrics http.Handler, ready *readiness) http.Handler {
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) {
-	oci.WriteError(w, oci.Errorf(oci.NotFound, "no such route: %s", quote(r.URL.Path)))
+	oci.WriteError(w, oci.Errorf(oci.NotFound, "no such route: %s", words.Quote(r.URL.Path)))
 }
 
 // gate leads to a handler that is not there from the start; until then it

@@ -6,12 +6,9 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"time"
-	"unicode"
 
-	"entrepot/oci"
+	"entrepot/words"
 
-	"github.com/docker/go-units"
 	"github.com/schollz/progressbar/v3"
 )
 
@@ -38,7 +35,7 @@ func (t *table) row(raw json.RawMessage, cells ...string) error {
 		return t.o.writeLine(raw)
 	}
 	for i, cell := range cells {
-		cells[i] = printable(cell)
+		cells[i] = words.Printable(cell)
 	}
 	_, err := fmt.Fprintln(t.w, strings.Join(cells, "\t"))
 	return err
@@ -64,68 +61,17 @@ func (o *operation) newFacts() facts { return facts{tabwriter.NewWriter(o.in.std
 // add adds a fact, unless it is not known.
 func (f facts) add(name, value string) {
 	if value != "" {
-		fmt.Fprintf(f.w, "%s\t%s\n", name, printable(value))
+		fmt.Fprintf(f.w, "%s\t%s\n", name, words.Printable(value))
 	}
 }
 
 func (f facts) end() error { return f.w.Flush() }
-
-// printable guards a terminal from what strangers may have written: the names of
-// platforms and media types are theirs.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, s)
-}
-
-// bytesText is a size to three digits, in powers of 1024.
-func bytesText(n int64) string {
-	format := "%.3g%s"
-	if in := inUnit(n); in >= 1000 {
-		format = "%.0f%s" // which the other would write with an exponent
-	}
-	return units.CustomSize(format, float64(n), 1024, binaryUnits())
-}
-
-// inUnit is n in the unit that it is shown in.
-func inUnit(n int64) float64 {
-	in := float64(n)
-	for in >= 1024 {
-		in /= 1024
-	}
-	return in
-}
-
-func binaryUnits() []string { return []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} }
-
-// ago is how long something is past.
-func ago(t time.Time) string {
-	if t.IsZero() {
-		return "-"
-	}
-	past := time.Since(t)
-	if past < time.Minute {
-		return "just now"
-	}
-	text := units.HumanDuration(past)
-	return strings.ToLower(text[:1]) + text[1:] + " ago"
-}
 
 func mark(yes bool) string {
 	if yes {
 		return "yes"
 	}
 	return "-"
-}
-
-func short(d oci.Digest) string {
-	if d.IsZero() {
-		return "-"
-	}
-	return d.Algorithm() + ":" + d.Hex()[:12]
 }
 
 // platformsText names the platforms of which something but the manifest is held,
@@ -150,13 +96,6 @@ func platformsText(all []platformJSON) string {
 		return "-"
 	}
 	return strings.Join(names, ", ")
-}
-
-func count(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // bar shows how far long work is, to a terminal.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"entrepot/words"
+
 	"golang.org/x/term"
 )
 
@@ -48,7 +50,7 @@ func status(ctx context.Context, in invocation) (err error) {
 	}
 	for _, arg := range o.args {
 		if w.interval == 0 {
-			return o.misused("it takes no argument, and not %s", quote(arg))
+			return o.misused("it takes no argument, and not %s", words.Quote(arg))
 		}
 		if err := w.parseInterval(arg); err != nil {
 			return o.misused("--watch: %v", err)
@@ -77,7 +79,7 @@ func (w *statusWatch) parseInterval(text string) (err error) {
 		return nil
 	}
 	if w.interval, err = time.ParseDuration(text); err != nil || w.interval < minInterval {
-		return fmt.Errorf("%s is no interval: want %v at least, such as 5s", quote(text), minInterval)
+		return fmt.Errorf("%s is no interval: want %v at least, such as 5s", words.Quote(text), minInterval)
 	}
 	return nil
 }
@@ -95,7 +97,7 @@ func (w *statusWatch) watch(ctx context.Context) error {
 		case err != nil && !w.drawn:
 			return err
 		case err != nil:
-			fmt.Fprintf(w.o.in.stderr, "\r%s%s: trying again", clearLine(isTerminal(w.o.in.stderr)), printable(err.Error()))
+			fmt.Fprintf(w.o.in.stderr, "\r%s%s: trying again", clearLine(isTerminal(w.o.in.stderr)), words.Printable(err.Error()))
 			if !isTerminal(w.o.in.stderr) {
 				fmt.Fprintln(w.o.in.stderr)
 			}

@@ -115,7 +115,7 @@ func newStatusJSON(api *adminAPI, hours, top int) statusJSON {
 	for _, b := range l.upstreams.Breakers() {
 		one := breakerJSON{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next, b.Paused}
 		if b.Err != nil {
-			one.Error = causeText(b.Err)
+			one.Error = oci.Causes(b.Err)
 		}
 		s.Breakers = append(s.Breakers, one)
 	}

@@ -13,6 +13,7 @@ import (
 	"entrepot/cache"
 	"entrepot/oci"
 	"entrepot/warm"
+	"entrepot/words"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
@@ -117,7 +118,7 @@ func (o *observer) warmed(e warm.Event) {
 	}
 	line := o.log.WithLevel(level)
 	if e.Err != nil {
-		line.Str("error", causeText(e.Err))
+		line.Str("error", oci.Causes(e.Err))
 	}
 	if e.Image == (warm.Image{}) {
 		line.Int("images", e.Images)
@@ -285,9 +286,9 @@ func warmImages(ctx context.Context, in invocation) (err error) {
 	if err := o.begin(ctx, 0, -1); err != nil {
 		return err
 	}
-	patience, err := parseAge(*wait)
+	patience, err := words.ParseAge(*wait)
 	if err != nil || patience > maxWarmWait {
-		return o.misused("--wait: %s is not a time from 0s to 7d, such as 30m", quote(*wait))
+		return o.misused("--wait: %s is not a time from 0s to 7d, such as 30m", words.Quote(*wait))
 	}
 	if *platforms != "" {
 		if _, err := warm.ParsePlatforms(*platforms); err != nil {
@@ -310,7 +311,7 @@ func warmImages(ctx context.Context, in invocation) (err error) {
 	switch {
 	case len(targets) > 0:
 	case *file != "":
-		return fmt.Errorf("warm: file %s names no image", quote(*file))
+		return fmt.Errorf("warm: file %s names no image", words.Quote(*file))
 	default:
 		return o.showWarmList(ctx)
 	}
@@ -338,7 +339,7 @@ func (o *operation) warm(ctx context.Context, t targetJSON, platforms string, pa
 		case p.Waiting != "" && p.Waiting != waiting:
 			waiting = p.Waiting
 			bar.end()
-			fmt.Fprintf(o.in.stderr, "%s: waiting until %s: %s\n", t, p.Until.Local().Format(time.TimeOnly), printable(p.Waiting))
+			fmt.Fprintf(o.in.stderr, "%s: waiting until %s: %s\n", t, p.Until.Local().Format(time.TimeOnly), words.Printable(p.Waiting))
 		case p.Waiting == "":
 			bar.show(p.BytesDone, p.Bytes)
 		}
@@ -349,14 +350,14 @@ func (o *operation) warm(ctx context.Context, t targetJSON, platforms string, pa
 	}
 	text := "is held already"
 	if done.Fetched > 0 {
-		text = "fetched " + bytesText(done.Fetched)
+		text = "fetched " + words.Bytes(done.Fetched)
 	}
-	fmt.Fprintf(o.in.stdout, "%s %s: %s, %s in %s and %s", t, text, short(done.Digest), bytesText(done.Bytes), count(done.Manifests, "manifest"), count(done.Blobs, "blob"))
+	fmt.Fprintf(o.in.stdout, "%s %s: %s, %s in %s and %s", t, text, words.Digest(done.Digest), words.Bytes(done.Bytes), words.Count(done.Manifests, "manifest"), words.Count(done.Blobs, "blob"))
 	if done.Skipped > 0 {
-		fmt.Fprintf(o.in.stdout, ", without %s from elsewhere", count(done.Skipped, "layer"))
+		fmt.Fprintf(o.in.stdout, ", without %s from elsewhere", words.Count(done.Skipped, "layer"))
 	}
 	if done.Stale != "" {
-		fmt.Fprintf(o.in.stdout, " (%s)", printable(done.Stale))
+		fmt.Fprintf(o.in.stdout, " (%s)", words.Printable(done.Stale))
 	}
 	_, err = fmt.Fprintln(o.in.stdout)
 	return err
@@ -375,7 +376,7 @@ func (o *operation) showWarmList(ctx context.Context) error {
 		if why == "" {
 			why = "-"
 		}
-		return t.row(raw, targetJSON{Repository: e.Repository, Reference: e.Reference}.String(), status, short(e.Digest), bytesText(e.Bytes), ago(e.Checked), next, why)
+		return t.row(raw, targetJSON{Repository: e.Repository, Reference: e.Reference}.String(), status, words.Digest(e.Digest), words.Bytes(e.Bytes), words.Ago(e.Checked), next, why)
 	})
 	if err != nil {
 		return err

@@ -130,6 +130,17 @@ func CodeOf(err error) Code {
 	return Internal
 }
 
+// Causes is err's text with the causes that an Error keeps from clients.
+func Causes(err error) string {
+	text := err.Error()
+	if e, ok := errors.AsType[*Error](err); ok && e.Err != nil {
+		if cause := Causes(e.Err); !strings.Contains(text, cause) {
+			text += ": " + cause
+		}
+	}
+	return text
+}
+
 // IsUnknown reports whether upstream said that the thing does not exist.
 func IsUnknown(err error) bool { return unknowns[CodeOf(err)] }
 
