@@ -188,7 +188,7 @@ func examineHeld(ctx context.Context, cfg *Config, subject, space string) findin
 		return failed(badSettings, "ENTREPOT_ADMIN_TOKEN", err.Error(), "")
 	}
 	if running, _ := connectServer(ctx, cfg, token); running != nil {
-		return well(subject, "the server at %s has it; %s", running.where, space)
+		return well(subject, "the server at %s has it; %s", running.Where(), space)
 	}
 	disk, err := store.Open(ctx, store.Config{Dir: string(cfg.Data), LockWait: 1})
 	if err != nil {

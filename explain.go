@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"entrepot/access"
+	"entrepot/admin"
 	"entrepot/cache"
 	"entrepot/oci"
 	"entrepot/policy"
+	"entrepot/store"
 	"entrepot/words"
 )
 
@@ -34,110 +36,63 @@ server that runs it also knows what has failed lately.
   --ns REGISTRY      as containerd asks that has this cache for a mirror of REGISTRY
 ` + operatorHelp
 
-// ruleJSON is a cache rule.
-type ruleJSON struct {
-	Target  string `json:"target"`
-	Source  string `json:"source"`
-	Account string `json:"account,omitempty"` // of its own
-}
-
-func (x *adminExchange) rules() error {
-	all := x.api.cfg.nameRules().All()
-	for _, r := range all {
-		if err := x.item(x.api.cfg.describeRule(r)); err != nil {
-			return err
-		}
-	}
-	return x.result(countJSON{len(all)})
-}
-
-func (c *Config) describeRule(r oci.Rule) ruleJSON {
+func (c *Config) describeRule(r oci.Rule) admin.Rule {
 	i := slices.IndexFunc(c.Rule, func(rc RuleConfig) bool { return rc.rule() == r })
-	return ruleJSON{r.Target.String(), r.Source.String(), string(c.Rule[i].Username)}
+	return admin.Rule{Target: r.Target.String(), Source: r.Source.String(), Account: string(c.Rule[i].Username)}
 }
 
-// explanationJSON is what would become of a pull.
-type explanationJSON struct {
-	Asked      string     `json:"asked"`
-	Note       string     `json:"note,omitempty"` // on how it was read
-	Upstream   string     `json:"upstream"`
-	Repository string     `json:"repository"` // path form
-	Reference  string     `json:"reference"`
-	Rule       *ruleJSON  `json:"rule"` // null: the name means what it says
-	Who        string     `json:"who"`
-	Account    string     `json:"account,omitempty"` // that upstream is asked as
-	Policy     string     `json:"policy,omitempty"`  // its verdict, in words
-	Digest     oci.Digest `json:"digest,omitzero"`   // if it is known
-	Held       bool       `json:"held"`              // that manifest
-	Fresh      string     `json:"fresh"`             // in words
-	Checked    time.Time  `json:"checked,omitzero"`
-	TTLSeconds int64      `json:"ttlSeconds"` // -1: never checked again
-	Retry      time.Time  `json:"retry,omitzero"`
-	Pulls      []pullJSON `json:"pulls"`
+// describeRules are the cache rules, in the order in which they are tried.
+func (c *Config) describeRules() (all []admin.Rule) {
+	for _, r := range c.nameRules().All() {
+		all = append(all, c.describeRule(r))
+	}
+	return all
 }
 
-// pullJSON is what a pull costs for one platform.
-type pullJSON struct {
-	Platform  string `json:"platform,omitempty"`
-	Heads     int    `json:"heads"`     // not counted by registries
-	Manifests int    `json:"manifests"` // GETs, which Docker Hub counts
-	Blobs     int    `json:"blobs"`
-	Bytes     int64  `json:"bytes"`
-	AtLeast   bool   `json:"atLeast"` // there is more that only upstream can tell
+// explainer says what the settings mean for a name, over what disk has.
+type explainer struct {
+	cfg  *Config
+	disk *store.Disk
 }
 
-func (x *adminExchange) explain() error {
-	query := x.r.URL.Query()
-	out := explanationJSON{Asked: query.Get("name"), Pulls: []pullJSON{}}
-	repo, err := x.api.cfg.meaning(out.Asked, query.Get("ns"), &out)
+// meaning reads a reference as a person writes it who pulls through this cache,
+// and says what the settings say of that.
+func (e explainer) meaning(ctx context.Context, asked, ns string) (admin.Meaning, error) {
+	m, err := e.cfg.meaning(asked, ns)
 	if err != nil {
-		return badRequest("%v", err)
+		return m, err
 	}
-	found, err := x.explained(repo, out.Reference)
-	if err != nil {
-		return err
-	}
-	out.Upstream, out.Repository = repo.Host, repo.String()
-	out.Who = x.api.cfg.whoMay(repo)
-	out.Policy = x.policyVerdict(repo, out.Reference)
-	out.Account = x.api.cfg.accountFor(x.r.Context(), repo)
-	out.Digest, out.Held, out.Fresh, out.Retry = found.Digest, found.Held, freshText(found), found.Retry
-	out.TTLSeconds = int64(found.TTL / time.Second)
-	if found.TTL == cache.Never {
-		out.TTLSeconds = -1
-	}
-	if found.Tag != nil {
-		out.Checked = found.Tag.Checked
-	}
-	for _, p := range found.Pulls {
-		out.Pulls = append(out.Pulls, pullJSON{p.Platform.String(), p.Heads, p.Manifests, p.Blobs, p.Bytes, p.AtLeast})
-	}
-	return x.result(out)
+	m.Who = e.cfg.whoMay(m.Repository)
+	m.Policy = e.policyVerdict(ctx, m.Repository, m.Reference)
+	m.Account = e.cfg.accountFor(ctx, m.Repository)
+	return m, nil
 }
 
-// explained asks the cache. At rest there is none, and one without an upstream
-// knows as much.
-func (x *adminExchange) explained(repo oci.Repository, reference string) (found cache.Explanation, err error) {
-	if x.api.live != nil {
-		return x.api.live.cache.Explain(x.r.Context(), repo, reference)
+// held asks the cache. At rest there is none, and one without an upstream knows as
+// much.
+func (e explainer) held(live *admin.Live) func(context.Context, oci.Repository, string) (cache.Explanation, error) {
+	if live != nil {
+		return live.Cache.Explain
 	}
-	c := cache.New(x.api.disk, nil, x.api.cfg.cache(nil))
-	defer func() { err = errors.Join(err, c.Close(context.Background())) }()
-	return c.Explain(x.r.Context(), repo, reference)
+	return func(ctx context.Context, repo oci.Repository, reference string) (found cache.Explanation, err error) {
+		c := cache.New(e.disk, nil, e.cfg.cache(nil))
+		defer func() { err = errors.Join(err, c.Close(context.Background())) }()
+		return c.Explain(ctx, repo, reference)
+	}
 }
 
 // policyVerdict asks the policy over what is held; empty where there is none.
-func (x *adminExchange) policyVerdict(repo oci.Repository, reference string) string {
-	cfg := x.api.cfg
+func (e explainer) policyVerdict(ctx context.Context, repo oci.Repository, reference string) string {
+	cfg := e.cfg
 	if len(cfg.Policy) == 0 {
 		return ""
 	}
 	settings := cfg.cache(nil)
 	settings.Offline = true
-	held := cache.New(x.api.disk, nil, settings)
+	held := cache.New(e.disk, nil, settings)
 	defer func() { _ = held.Close(context.Background()) }()
-	g := policy.New(held, policy.Config{Rules: cfg.policyRules(), Leads: leadFinder{x.api.disk}.find})
-	verdict := g.Explain(x.r.Context(), repo, reference)
+	g := policy.New(held, policy.Config{Rules: cfg.policyRules(), Leads: leadFinder{e.disk}.find})
+	verdict := g.Explain(ctx, repo, reference)
 	if cfg.PolicyDryRun {
 		verdict += "; a dry run, which refuses nothing"
 	}
@@ -145,23 +100,23 @@ func (x *adminExchange) policyVerdict(repo oci.Repository, reference string) str
 }
 
 // meaning reads a reference as a person writes it who pulls through this cache.
-func (c *Config) meaning(asked, ns string, out *explanationJSON) (oci.Repository, error) {
+func (c *Config) meaning(asked, ns string) (m admin.Meaning, err error) {
 	name, tag, digest, err := oci.SplitReference(asked)
 	if err != nil {
-		return oci.Repository{}, err
+		return m, err
 	}
-	out.Reference = tag
+	m.Reference = tag
 	if !digest.IsZero() {
-		out.Reference = digest.String()
+		m.Reference = digest.String()
 	}
 	names := c.Names()
-	name, out.Note = c.cutAddress(names, name)
-	repo, _, err := names.Repository(name, ns, "")
+	name, m.Note = c.cutAddress(names, name)
+	m.Repository, _, err = names.Repository(name, ns, "")
 	if r := names.Rule(name, ns, ""); r != nil {
 		described := c.describeRule(*r)
-		out.Rule = &described
+		m.Rule = &described
 	}
-	return repo, err
+	return m, err
 }
 
 // cutAddress takes this cache's address off a name. The Host that clients send
@@ -211,22 +166,6 @@ func (c *Config) whoMay(repo oci.Repository) string {
 	return strings.Join(who, ", ")
 }
 
-func freshText(x cache.Explanation) string {
-	switch {
-	case x.Tag == nil && x.Verdict == cache.Fresh:
-		return "a digest is for ever"
-	case x.Verdict == cache.Fresh:
-		return "yes: upstream is not asked"
-	case x.Verdict == cache.Held:
-		return "no, but upstream is not asked now: it is served as it is held"
-	case x.Verdict == cache.Unknown:
-		return "not held, and its upstream is set to be offline"
-	case x.Tag == nil:
-		return "not held: upstream is asked"
-	}
-	return "no: upstream is asked, by HEAD, whether it has moved"
-}
-
 func listRules(ctx context.Context, in invocation) (err error) {
 	o := newOperation(in, "rules")
 	defer o.end(&err)
@@ -234,7 +173,7 @@ func listRules(ctx context.Context, in invocation) (err error) {
 		return err
 	}
 	t := o.newTable("TARGET", "SOURCE", "ACCOUNT")
-	err = each(ctx, o, "rules", nil, func(r ruleJSON, raw json.RawMessage) error {
+	err = each(ctx, o, "rules", nil, func(r admin.Rule, raw json.RawMessage) error {
 		return t.row(raw, r.Target, r.Source, orDash(r.Account))
 	})
 	if err != nil {
@@ -257,21 +196,21 @@ func explain(ctx context.Context, in invocation) (err error) {
 	if err := o.begin(ctx, 1, 1); err != nil {
 		return err
 	}
-	raw, err := o.client.get(ctx, "explain", url.Values{"name": {o.args[0]}, "ns": {*ns}}, nil)
-	var x explanationJSON
+	raw, err := o.client.Get(ctx, "explain", url.Values{"name": {o.args[0]}, "ns": {*ns}}, nil)
+	var x admin.Explanation
 	if err == nil {
 		err = json.Unmarshal(raw, &x)
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("explain %s: %w", words.Quote(o.args[0]), o.explain(err, targetJSON{}))
+		return fmt.Errorf("explain %s: %w", words.Quote(o.args[0]), o.explain(err, admin.Target{}))
 	case o.json:
 		return o.writeLine(raw)
 	}
 	return o.showExplanation(x)
 }
 
-func (o *operation) showExplanation(x explanationJSON) error {
+func (o *operation) showExplanation(x admin.Explanation) error {
 	facts := o.newFacts()
 	facts.add("asked for", x.Asked)
 	facts.add("note", x.Note)
@@ -312,7 +251,7 @@ func (o *operation) showExplanation(x explanationJSON) error {
 	return t.end("")
 }
 
-func ageText(x explanationJSON) string {
+func ageText(x admin.Explanation) string {
 	switch {
 	case x.Checked.IsZero():
 		return ""

@@ -28,6 +28,7 @@ var allowedImports = map[string][]string{
 	"warm":      {"oci"},
 	"access":    {"oci"},
 	"words":     {"oci"},
+	"admin":     {"oci", "store", "cache", "upstream", "ledger", "warm", "words"},
 }
 
 // owners says which package a library belongs to, by the start of its import

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"entrepot/admin"
 	"entrepot/oci"
 	"entrepot/words"
 )
@@ -118,7 +119,7 @@ type operation struct {
 
 	args   []string
 	cfg    *Config
-	client *adminClient
+	client *admin.Client
 }
 
 func newOperation(in invocation, name string) *operation {
@@ -163,7 +164,7 @@ func (o *operation) misused(format string, args ...any) error {
 // end gives the data directory back, if this process had it.
 func (o *operation) end(err *error) {
 	if o.client != nil {
-		*err = errors.Join(*err, o.client.close())
+		*err = errors.Join(*err, o.client.Close())
 	}
 }
 
@@ -187,8 +188,8 @@ func operatorConfig(environ []string) (*Config, error) {
 
 // explain puts into a person's words what the admin API answered: what is wrong
 // with the thing, and what to do about it.
-func (o *operation) explain(err error, t targetJSON) error {
-	known, ok := errors.AsType[*adminError](err)
+func (o *operation) explain(err error, t admin.Target) error {
+	known, ok := errors.AsType[*admin.Error](err)
 	if !ok {
 		return err
 	}
@@ -204,10 +205,10 @@ func (o *operation) explain(err error, t targetJSON) error {
 		}
 		return errors.New("nothing is held by this name; entrepot ls shows what is")
 	case "NOT_RUNNING":
-		if o.client.rest == nil {
+		if o.client.Unreached() == nil {
 			return known
 		}
-		return fmt.Errorf("%w, and none is asked: %w; start one, or name one by --server", known, o.client.rest)
+		return fmt.Errorf("%w, and none is asked: %w; start one, or name one by --server", known, o.client.Unreached())
 	case "BUSY":
 		return fmt.Errorf("%w; try again when that is done", known)
 	}
@@ -216,7 +217,7 @@ func (o *operation) explain(err error, t targetJSON) error {
 
 // each asks for a list and visits its items, decoded and raw.
 func each[T any](ctx context.Context, o *operation, route string, query url.Values, visit func(T, json.RawMessage) error) error {
-	_, err := o.client.get(ctx, route, query, &listener{item: func(raw json.RawMessage) error {
+	_, err := o.client.Get(ctx, route, query, &admin.Listener{Item: func(raw json.RawMessage) error {
 		var v T
 		if err := json.Unmarshal(raw, &v); err != nil {
 			return err
@@ -224,19 +225,19 @@ func each[T any](ctx context.Context, o *operation, route string, query url.Valu
 		return visit(v, raw)
 	}})
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.name, o.explain(err, targetJSON{}))
+		return fmt.Errorf("%s: %w", o.name, o.explain(err, admin.Target{}))
 	}
 	return nil
 }
 
 // do has something done, shows how far it is, and returns its result.
 func do[T any](ctx context.Context, o *operation, method, route string, body any, show func(json.RawMessage)) (result T, err error) {
-	l := &listener{progress: show}
+	l := &admin.Listener{Progress: show}
 	var raw json.RawMessage
 	if method == "GET" {
-		raw, err = o.client.get(ctx, route, nil, l)
+		raw, err = o.client.Get(ctx, route, nil, l)
 	} else {
-		raw, err = o.client.post(ctx, route, body, l)
+		raw, err = o.client.Post(ctx, route, body, l)
 	}
 	if err == nil {
 		err = json.Unmarshal(raw, &result)
@@ -260,8 +261,8 @@ type selection struct {
 }
 
 // target is the one thing that sel without patterns means: a digest before a tag.
-func (sel selection) target() targetJSON {
-	t := targetJSON{Repository: sel.repository, Reference: sel.tag}
+func (sel selection) target() admin.Target {
+	t := admin.Target{Repository: sel.repository, Reference: sel.tag}
 	switch {
 	case !sel.digest.IsZero():
 		t.Reference = sel.digest.String()
@@ -343,7 +344,7 @@ func (o *operation) repositories(ctx context.Context, sel selection) ([]string, 
 		return []string{sel.repository}, nil
 	}
 	var names []string
-	err := each(ctx, o, "repositories", nil, func(r repositoryJSON, _ json.RawMessage) error {
+	err := each(ctx, o, "repositories", nil, func(r admin.Repository, _ json.RawMessage) error {
 		if oci.Matches(sel.repository, r.Repository) {
 			names = append(names, r.Repository)
 		}
@@ -353,13 +354,13 @@ func (o *operation) repositories(ctx context.Context, sel selection) ([]string, 
 }
 
 // images visits the images that match.
-func (o *operation) images(ctx context.Context, sel selection, visit func(imageJSON, json.RawMessage) error) error {
+func (o *operation) images(ctx context.Context, sel selection, visit func(admin.Image, json.RawMessage) error) error {
 	repositories, err := o.repositories(ctx, sel)
 	if err != nil {
 		return err
 	}
 	for _, name := range repositories {
-		err := each(ctx, o, "images", url.Values{"repository": {name}}, func(im imageJSON, raw json.RawMessage) error {
+		err := each(ctx, o, "images", url.Values{"repository": {name}}, func(im admin.Image, raw json.RawMessage) error {
 			if sel.tag != "" && !oci.Matches(sel.tag, im.Tag) || !sel.digest.IsZero() && im.Digest != sel.digest {
 				return nil
 			}
@@ -392,7 +393,7 @@ func list(ctx context.Context, in invocation) (err error) {
 
 func (o *operation) listRepositories(ctx context.Context, sel selection) error {
 	t := o.newTable("REPOSITORY", "TAGS", "BLOBS", "SIZE", "LAST USE", "PINNED")
-	err := each(ctx, o, "repositories", nil, func(r repositoryJSON, raw json.RawMessage) error {
+	err := each(ctx, o, "repositories", nil, func(r admin.Repository, raw json.RawMessage) error {
 		if !oci.Matches(sel.repository, r.Repository) {
 			return nil
 		}
@@ -406,7 +407,7 @@ func (o *operation) listRepositories(ctx context.Context, sel selection) error {
 
 func (o *operation) listImages(ctx context.Context, sel selection) error {
 	t := o.newTable("REPOSITORY", "TAG", "DIGEST", "PLATFORMS", "SIZE", "LAST USE", "CHECKED", "PINNED")
-	err := o.images(ctx, sel, func(im imageJSON, raw json.RawMessage) error {
+	err := o.images(ctx, sel, func(im admin.Image, raw json.RawMessage) error {
 		tag := im.Tag
 		if tag == "" {
 			tag = "-"
@@ -438,7 +439,7 @@ func remove(ctx context.Context, in invocation) (err error) {
 	if err := o.begin(ctx, 1, -1); err != nil {
 		return err
 	}
-	var targets []targetJSON
+	var targets []admin.Target
 	for _, arg := range o.args {
 		found, err := o.removals(ctx, arg, *all)
 		if err != nil {
@@ -454,7 +455,7 @@ func remove(ctx context.Context, in invocation) (err error) {
 }
 
 // removals are what an argument of rm names.
-func (o *operation) removals(ctx context.Context, arg string, all bool) (targets []targetJSON, err error) {
+func (o *operation) removals(ctx context.Context, arg string, all bool) (targets []admin.Target, err error) {
 	sel, err := o.selectArgument(arg)
 	switch {
 	case err != nil:
@@ -468,13 +469,13 @@ func (o *operation) removals(ctx context.Context, arg string, all bool) (targets
 	case all:
 		names, err := o.repositories(ctx, sel)
 		for _, name := range names {
-			targets = append(targets, targetJSON{Repository: name, All: true})
+			targets = append(targets, admin.Target{Repository: name, All: true})
 		}
 		return o.some(targets, arg, err)
 	case !isPattern(sel.repository) && !isPattern(sel.tag):
-		return []targetJSON{sel.target()}, nil
+		return []admin.Target{sel.target()}, nil
 	}
-	err = o.images(ctx, sel, func(im imageJSON, _ json.RawMessage) error {
+	err = o.images(ctx, sel, func(im admin.Image, _ json.RawMessage) error {
 		t := selection{im.Repository, im.Tag, sel.digest}.target()
 		if (im.Tag != "" || !sel.digest.IsZero()) && !slices.Contains(targets, t) {
 			targets = append(targets, t)
@@ -484,7 +485,7 @@ func (o *operation) removals(ctx context.Context, arg string, all bool) (targets
 	return o.some(targets, arg, err)
 }
 
-func (o *operation) some(targets []targetJSON, arg string, err error) ([]targetJSON, error) {
+func (o *operation) some(targets []admin.Target, arg string, err error) ([]admin.Target, error) {
 	if err == nil && len(targets) == 0 {
 		err = fmt.Errorf("%s: nothing that is held matches %s; entrepot ls shows what is", o.name, words.Quote(arg))
 	}
@@ -492,12 +493,12 @@ func (o *operation) some(targets []targetJSON, arg string, err error) ([]targetJ
 }
 
 // forEach does something to each target, and goes on after one that is refused.
-func (o *operation) forEach(ctx context.Context, targets []targetJSON, route, verb string, dry bool) error {
+func (o *operation) forEach(ctx context.Context, targets []admin.Target, route, verb string, dry bool) error {
 	var failed []error
 	for _, t := range targets {
 		raw, err := json.Marshal(t)
 		if err == nil && !dry {
-			raw, err = o.client.post(ctx, route, t, nil)
+			raw, err = o.client.Post(ctx, route, t, nil)
 		}
 		if ctx.Err() != nil {
 			return errors.Join(append(failed, context.Cause(ctx))...)
@@ -520,7 +521,7 @@ func (o *operation) forEach(ctx context.Context, targets []targetJSON, route, ve
 
 // notYet says of a pin that it protects nothing yet.
 func notYet(route string, raw json.RawMessage) string {
-	var p pinJSON
+	var p admin.Pin
 	switch {
 	case route != "pin" || json.Unmarshal(raw, &p) != nil:
 		return ""
@@ -562,7 +563,7 @@ func unpin(ctx context.Context, in invocation) (err error) {
 }
 
 // pinned are the arguments as pins name things: one each.
-func (o *operation) pinned() (targets []targetJSON, err error) {
+func (o *operation) pinned() (targets []admin.Target, err error) {
 	for _, arg := range o.args {
 		sel, err := o.selectArgument(arg)
 		if err != nil {
@@ -578,12 +579,12 @@ func (o *operation) pinned() (targets []targetJSON, err error) {
 
 func (o *operation) listPins(ctx context.Context) error {
 	t := o.newTable("PIN", "DIGEST", "HELD", "MISSING", "SINCE")
-	err := each(ctx, o, "pins", nil, func(p pinJSON, raw json.RawMessage) error {
+	err := each(ctx, o, "pins", nil, func(p admin.Pin, raw json.RawMessage) error {
 		missing := strconv.Itoa(p.Missing)
 		if p.Digest.IsZero() {
 			missing = "all"
 		}
-		return t.row(raw, targetJSON{Repository: p.Repository, Reference: p.Reference}.String(), words.Digest(p.Digest), words.Bytes(p.Bytes), missing, words.Ago(p.Since))
+		return t.row(raw, admin.Target{Repository: p.Repository, Reference: p.Reference}.String(), words.Digest(p.Digest), words.Bytes(p.Bytes), missing, words.Ago(p.Since))
 	})
 	if err != nil {
 		return err
@@ -608,15 +609,15 @@ func prune(ctx context.Context, in invocation) (err error) {
 		}
 	}
 	bar := o.newBar("pruning", false)
-	pruned, err := do[prunedJSON](ctx, o, "POST", "prune", pruneJSON{int64(age / time.Second)}, func(raw json.RawMessage) {
-		var p shareJSON
+	pruned, err := do[admin.Pruned](ctx, o, "POST", "prune", admin.Prune{UnusedSeconds: int64(age / time.Second)}, func(raw json.RawMessage) {
+		var p admin.Share
 		if json.Unmarshal(raw, &p) == nil {
 			bar.show(int64(p.Done*1000), 1000)
 		}
 	})
 	bar.end()
 	if err != nil {
-		return fmt.Errorf("prune: %w", o.explain(err, targetJSON{}))
+		return fmt.Errorf("prune: %w", o.explain(err, admin.Target{}))
 	}
 	if !o.json {
 		fmt.Fprintf(o.in.stdout, "removed %s, %s and %s, and freed %s\n",
@@ -632,15 +633,15 @@ func verify(ctx context.Context, in invocation) (err error) {
 		return err
 	}
 	bar := o.newBar("reading", true)
-	v, err := do[verifiedJSON](ctx, o, "POST", "verify", struct{}{}, func(raw json.RawMessage) {
-		var v verifiedJSON
+	v, err := do[admin.Verified](ctx, o, "POST", "verify", struct{}{}, func(raw json.RawMessage) {
+		var v admin.Verified
 		if json.Unmarshal(raw, &v) == nil {
 			bar.show(v.Bytes, v.Total)
 		}
 	})
 	bar.end()
 	if err != nil {
-		return fmt.Errorf("verify: %w", o.explain(err, targetJSON{}))
+		return fmt.Errorf("verify: %w", o.explain(err, admin.Target{}))
 	}
 	if !o.json {
 		fmt.Fprintf(o.in.stdout, "read %s, %s\n", words.Count(int(v.Files), "file"), words.Bytes(v.Bytes))
@@ -672,15 +673,15 @@ func usage(ctx context.Context, in invocation) (err error) {
 		return o.listEvictions(ctx, *next)
 	}
 	bar := o.newBar("counting files", false)
-	u, err := do[usageJSON](ctx, o, "GET", "usage", nil, func(raw json.RawMessage) {
-		var f filesJSON
+	u, err := do[admin.Usage](ctx, o, "GET", "usage", nil, func(raw json.RawMessage) {
+		var f admin.Files
 		if json.Unmarshal(raw, &f) == nil {
 			bar.count(f.Files)
 		}
 	})
 	bar.end()
 	if err != nil {
-		return fmt.Errorf("df: %w", o.explain(err, targetJSON{}))
+		return fmt.Errorf("df: %w", o.explain(err, admin.Target{}))
 	}
 	if o.json {
 		return nil
@@ -688,7 +689,7 @@ func usage(ctx context.Context, in invocation) (err error) {
 	return o.showUsage(u)
 }
 
-func (o *operation) showUsage(u usageJSON) error {
+func (o *operation) showUsage(u admin.Usage) error {
 	limit := "no cap"
 	if u.Budget > 0 {
 		limit = fmt.Sprintf("%d%% of %s", u.Held*100/u.Budget, words.Bytes(u.Budget))
@@ -713,7 +714,7 @@ func (o *operation) showUsage(u usageJSON) error {
 
 func (o *operation) listEvictions(ctx context.Context, n int) error {
 	t := o.newTable("DIGEST", "SIZE", "UPSTREAM", "REPOSITORIES", "WHY")
-	err := each(ctx, o, "evictions", url.Values{"n": {strconv.Itoa(n)}}, func(v victimJSON, raw json.RawMessage) error {
+	err := each(ctx, o, "evictions", url.Values{"n": {strconv.Itoa(n)}}, func(v admin.Victim, raw json.RawMessage) error {
 		upstream, repositories := v.Upstream, strings.Join(v.Repositories, ", ")
 		if upstream == "" {
 			upstream = "-"

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"entrepot/admin"
 	"entrepot/ledger"
 	"entrepot/warm"
 	"entrepot/words"
@@ -86,7 +87,7 @@ func gauge(width int, share float64, s style) []ink {
 	return []ink{{s, strings.Repeat("█", full)}, {dim, strings.Repeat("░", width-full)}}
 }
 
-func (p *picture) draw(s statusJSON, where string) {
+func (p *picture) draw(s admin.Status, where string) {
 	p.line(ink{bold, "Entrepôt " + s.Version}, ink{plain, "  up " + spanText(s.Now.Sub(s.Since)) + "  "}, ink{dim, strings.TrimSuffix(where, "/") + "  " + s.Data})
 	p.quotas(s)
 	p.hosts(s)
@@ -103,7 +104,7 @@ func (p *picture) heading(inks ...ink) {
 // nameWidth is the room for names: what the numbers leave.
 func (p *picture) nameWidth() int { return max(24, p.width-56) }
 
-func (p *picture) quotas(s statusJSON) {
+func (p *picture) quotas(s admin.Status) {
 	if len(s.Quotas) == 0 {
 		return
 	}
@@ -131,7 +132,7 @@ func (p *picture) quotas(s statusJSON) {
 }
 
 // resetsText says when a quota will be there again; ≤ is at the latest.
-func resetsText(q quotaJSON, now time.Time) string {
+func resetsText(q admin.Quota, now time.Time) string {
 	switch {
 	case q.Paused.After(now):
 		return "paused " + spanText(q.Paused.Sub(now))
@@ -144,7 +145,7 @@ func resetsText(q quotaJSON, now time.Time) string {
 }
 
 // quotaStyle warns before the end.
-func quotaStyle(q quotaJSON) style {
+func quotaStyle(q admin.Quota) style {
 	switch {
 	case q.Left <= q.Reserve:
 		return red
@@ -156,8 +157,8 @@ func quotaStyle(q quotaJSON) style {
 
 // hosts lists those in trouble. Nothing is said of the others: many have never
 // been asked.
-func (p *picture) hosts(s statusJSON) {
-	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b breakerJSON) bool {
+func (p *picture) hosts(s admin.Status) {
+	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b admin.Breaker) bool {
 		return b.State == "closed" && b.Failures == 0 && !b.Paused.After(s.Now)
 	})
 	colour := green
@@ -178,7 +179,7 @@ func (p *picture) hosts(s statusJSON) {
 }
 
 // troubleOf says how a host fares that is not well.
-func troubleOf(b breakerJSON, now time.Time) []ink {
+func troubleOf(b admin.Breaker, now time.Time) []ink {
 	if b.State == "closed" && b.Failures == 0 {
 		return []ink{{yellow, "limits us"}, {plain, " for " + spanText(b.Paused.Sub(now))}}
 	}
@@ -199,7 +200,7 @@ func troubleOf(b breakerJSON, now time.Time) []ink {
 }
 
 // spent shows what was spent: in all, and by whom on what.
-func (p *picture) spent(s statusJSON) {
+func (p *picture) spent(s admin.Status) {
 	title := "LAST " + strings.ToUpper(words.Count(s.Spent.Hours, "hour"))
 	p.heading(ink{bold, left(p.nameWidth(), title)}, ink{dim, sumColumns("REQUESTS", "HELD", "SERVED", "SAVED", "PULLS", "HEADS", "FETCHED")})
 	lines := s.Spent.Upstreams.Lines
@@ -237,8 +238,8 @@ func isVisible(sum ledger.Sum) bool {
 
 // list shows the top of a list, unless it has fewer lines than say more than the
 // sums do.
-func (p *picture) list(title string, list listJSON, nobody string, least int) {
-	list.Lines = slices.DeleteFunc(slices.Clone(list.Lines), func(l lineJSON) bool { return !isVisible(l.Sum) })
+func (p *picture) list(title string, list admin.Spenders, nobody string, least int) {
+	list.Lines = slices.DeleteFunc(slices.Clone(list.Lines), func(l admin.Spender) bool { return !isVisible(l.Sum) })
 	if len(list.Lines) < least {
 		return
 	}
@@ -273,7 +274,7 @@ func withUpstream(width int, name, upstream string) string {
 // maxFills is how many fills are shown.
 const maxFills = 10
 
-func (p *picture) fills(s statusJSON) {
+func (p *picture) fills(s admin.Status) {
 	if len(s.Fills) == 0 {
 		p.heading(ink{bold, "ON THEIR WAY  "}, ink{dim, "nothing"})
 		return
@@ -295,7 +296,7 @@ func (p *picture) fills(s statusJSON) {
 	}
 }
 
-func (p *picture) room(s statusJSON) {
+func (p *picture) room(s admin.Status) {
 	p.line()
 	share, text := 0.0, words.Bytes(s.Disk.Held)+" held, no cap"
 	if s.Disk.Budget > 0 {
@@ -311,7 +312,7 @@ func (p *picture) room(s statusJSON) {
 }
 
 // warm is a line about the images that are kept warm, if there are any.
-func (p *picture) warm(s statusJSON) {
+func (p *picture) warm(s admin.Status) {
 	all, others := 0, []string{}
 	for _, state := range slices.Sorted(maps.Keys(s.Warm)) {
 		if all += s.Warm[state]; state != string(warm.Warm) {

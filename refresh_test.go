@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"entrepot/cache"
 	"entrepot/internal/ocitest"
 	"entrepot/oci"
 )
@@ -65,26 +64,4 @@ func TestRefreshChecksNow(t *testing.T) {
 	server.refused(1, []string{"refresh ghcr.io/x/y:latest: ", "is not an upstream of this server"}, "refresh", "ghcr.io/x/y")
 	stopProgram(t, p)
 	operator{t, environ(append(common, "ENTREPOT_ADMIN_LISTEN=")...)}.refused(1, []string{"only a running server can do that"}, "refresh", "alpine")
-}
-
-func TestRefreshTellsWhatWasNotAsked(t *testing.T) {
-	d := oci.Sum([]byte("x"))
-	held := &cache.Record{Descriptor: oci.Descriptor{Digest: d}}
-	for _, row := range []struct {
-		name    string
-		before  *cache.Record
-		out     oci.Outcome
-		err     error
-		outcome string
-	}{
-		{"offline", held, oci.Outcome{Cache: oci.Hit, Why: "offline"}, nil, unconfirmed},
-		{"stale", held, oci.Outcome{Cache: oci.Stale, Why: "slow"}, nil, unconfirmed},
-		{"deleted", held, oci.Outcome{Cache: oci.Stale, Why: cache.WhyDeleted}, nil, gone},
-		{"never there", nil, oci.Outcome{}, oci.ErrManifestUnknown, gone},
-		{"down", nil, oci.Outcome{}, oci.ErrUnavailable, unconfirmed},
-	} {
-		if got := newRefreshedJSON(targetJSON{}, row.before, oci.Resolved{}, row.out, row.err); got.Outcome != row.outcome || got.Why == "" {
-			t.Errorf("%s: %+v, want %s", row.name, got, row.outcome)
-		}
-	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"entrepot/access"
+	"entrepot/admin"
 	"entrepot/cache"
 	"entrepot/certs"
 	"entrepot/ledger"
@@ -133,7 +134,11 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	defer stop() // before what they answer from
 	front.api.open(withTokens(traced.requests(api), guard))
-	front.operators.open(newAdminGuard(newAdminAPI(disk, &live{held, upstreams, spent, ahead, began}, cfg, about.Version), cfg, logger))
+	live := &admin.Live{
+		Cache: held, Upstreams: upstreams, Ledger: spent, Puller: ahead.puller, List: ahead.list, Platforms: ahead.platforms,
+		Offline: cfg.offline(), Since: began,
+	}
+	front.operators.open(newAdminGuard(newAdminAPI(disk, live, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)
 

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"entrepot/admin"
 	"entrepot/oci"
 	"entrepot/proxy"
 	"entrepot/words"
@@ -227,7 +228,7 @@ func registryHandler(api http.Handler) http.Handler {
 // they may see; api has its own.
 func adminHandler(metrics http.Handler, ready *readiness, api http.Handler, guard func(http.Handler) http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(adminPrefix, api)
+	mux.Handle(admin.Prefix, api)
 	mux.Handle("/healthz", http.HandlerFunc(healthz))
 	mux.Handle("/readyz", ready)
 	mux.Handle("/metrics", guard(metrics))

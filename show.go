@@ -6,7 +6,9 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
+	"entrepot/admin"
 	"entrepot/words"
 
 	"github.com/schollz/progressbar/v3"
@@ -76,7 +78,7 @@ func mark(yes bool) string {
 
 // platformsText names the platforms of which something but the manifest is held,
 // and counts the others.
-func platformsText(all []platformJSON) string {
+func platformsText(all []admin.Platform) string {
 	var names []string
 	others := 0
 	for _, p := range all {
@@ -97,6 +99,9 @@ func platformsText(all []platformJSON) string {
 	}
 	return strings.Join(names, ", ")
 }
+
+// barEvery is how often a bar is drawn anew, at most.
+const barEvery = 100 * time.Millisecond
 
 // bar shows how far long work is, to a terminal.
 type bar struct {
@@ -124,7 +129,7 @@ func (b *bar) show(done, total int64) {
 		b.drawn = progressbar.NewOptions64(total,
 			progressbar.OptionSetWriter(b.out), progressbar.OptionSetDescription(b.what), progressbar.OptionSetWidth(30),
 			progressbar.OptionShowBytes(b.bytes), progressbar.OptionUseIECUnits(true), progressbar.OptionShowTotalBytes(b.bytes),
-			progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(progressEvery))
+			progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(barEvery))
 	}
 	b.drawn.ChangeMax64(total)
 	_ = b.drawn.Set64(min(done, total-1)) // at the end it would clear itself, and begin anew

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"entrepot/admin"
 	"entrepot/words"
 
 	"golang.org/x/term"
@@ -69,7 +70,7 @@ type statusWatch struct {
 	query    url.Values
 	interval time.Duration // 0: once
 	drawn    bool          // something was shown
-	last     statusJSON    // what was shown
+	last     admin.Status  // what was shown
 }
 
 // parseInterval reads the value of --watch, which is "true" where none is given.
@@ -119,11 +120,11 @@ func clearLine(terminal bool) string {
 
 func (w *statusWatch) show(ctx context.Context) error {
 	o := w.o
-	raw, err := o.client.get(ctx, "status", w.query, nil)
+	raw, err := o.client.Get(ctx, "status", w.query, nil)
 	if err != nil {
-		return fmt.Errorf("status: %w", o.explain(err, targetJSON{}))
+		return fmt.Errorf("status: %w", o.explain(err, admin.Target{}))
 	}
-	var s statusJSON
+	var s admin.Status
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return fmt.Errorf("status: %w", err)
 	}
@@ -140,16 +141,16 @@ func (w *statusWatch) show(ctx context.Context) error {
 			p.width, height = min(width, maxWidth), rows
 		}
 	}
-	p.draw(s, o.client.where)
+	p.draw(s, o.client.Where())
 	return w.put(p.lines, height)
 }
 
 // withCurrentRates replaces the mean rates of fills by those since the last
 // picture.
-func withCurrentRates(last, s statusJSON) statusJSON {
+func withCurrentRates(last, s admin.Status) admin.Status {
 	s.Fills = slices.Clone(s.Fills)
 	for i, f := range s.Fills {
-		at := slices.IndexFunc(last.Fills, func(l fillJSON) bool { return l.Digest == f.Digest && l.Began.Equal(f.Began) })
+		at := slices.IndexFunc(last.Fills, func(l admin.Fill) bool { return l.Digest == f.Digest && l.Began.Equal(f.Began) })
 		if took := s.Now.Sub(last.Now).Seconds(); at >= 0 && took > 0 {
 			s.Fills[i].BytesPerSecond = int64(float64(f.Landed-last.Fills[at].Landed) / took)
 		}

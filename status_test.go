@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"entrepot/admin"
 	"entrepot/internal/ocitest"
 	"entrepot/ledger"
 	"entrepot/oci"
@@ -37,9 +38,9 @@ func operatorOf(t *testing.T, p *program) operator {
 	return operator{t, environ("ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))}
 }
 
-func (o operator) status(args ...string) statusJSON {
+func (o operator) status(args ...string) admin.Status {
 	o.t.Helper()
-	var s statusJSON
+	var s admin.Status
 	var stdout bytes.Buffer
 	if err := run(o.t.Context(), append([]string{"status", "--json"}, args...), o.environ, &stdout, io.Discard); err != nil {
 		o.t.Fatal(err)
@@ -52,7 +53,7 @@ func (o operator) status(args ...string) statusJSON {
 
 // statusAfter is the status once so many requests of clients were answered: a
 // client may have its last byte a moment before that is counted.
-func (o operator) statusAfter(requests int64) statusJSON {
+func (o operator) statusAfter(requests int64) admin.Status {
 	o.t.Helper()
 	for {
 		if s := o.status(); s.Spent.Total.Requests >= requests || o.t.Context().Err() != nil {
@@ -118,7 +119,7 @@ func TestStatusTellsWhoSpentIt(t *testing.T) {
 	if diff := cmp.Diff(seen, s.Spent.Total); diff != "" {
 		t.Errorf("in all (-what the hub saw +got):\n%s", diff)
 	}
-	wantLines := func(what string, list listJSON, want map[string]ledger.Sum) {
+	wantLines := func(what string, list admin.Spenders, want map[string]ledger.Sum) {
 		t.Helper()
 		got := map[string]ledger.Sum{}
 		for _, line := range list.Lines {
@@ -255,20 +256,22 @@ func TestStatusWatched(t *testing.T) {
 		t.Fatalf("%d lines, want 3", len(lines))
 	}
 	for _, line := range lines {
-		var s statusJSON
+		var s admin.Status
 		if err := json.Unmarshal([]byte(line), &s); err != nil || s.Since.IsZero() {
 			t.Errorf("%v in %s", err, line)
 		}
 	}
 }
 
-func exampleStatus() statusJSON {
+func exampleStatus() admin.Status {
 	now := time.Date(2026, 11, 25, 14, 3, 27, 0, time.UTC)
 	const gib = 1 << 30
-	line := func(upstream, name string, sum ledger.Sum) lineJSON { return lineJSON{upstream, name, sum} }
-	return statusJSON{
+	line := func(upstream, name string, sum ledger.Sum) admin.Spender {
+		return admin.Spender{Upstream: upstream, Name: name, Sum: sum}
+	}
+	return admin.Status{
 		Version: "v1.2.3", Data: "/var/lib/entrepot", Since: now.Add(-75 * time.Hour), Now: now, Offline: []string{"registry.k8s.io"},
-		Breakers: []breakerJSON{
+		Breakers: []admin.Breaker{
 			{Upstream: "docker.io", Host: "registry-1.docker.io", State: "closed"},
 			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Error: "timeout: auth.docker.io: no answer"},
 			{Upstream: "ghcr.io", Host: "ghcr.io", State: "closed"},
@@ -276,41 +279,41 @@ func exampleStatus() statusJSON {
 			{Upstream: "mcr.microsoft.com", Host: "mcr.microsoft.com", State: "closed", Paused: now.Add(25 * time.Second)},
 			{Upstream: "gcr.io", Host: "gcr.io", State: "probing", Since: now.Add(-2 * time.Second), Failures: 3, Refused: 1},
 		},
-		Quotas: []quotaJSON{
+		Quotas: []admin.Quota{
 			{Upstream: "docker.io", Account: "", Limit: 100, Left: 7, Reserve: 10, Resets: now.Add(2*time.Hour + 10*time.Minute)},
 			{Upstream: "docker.io", Account: "team-with-a-very-long-name", Limit: 200, Left: 134, Resets: now.Add(95 * time.Second), Exact: true},
 			{Upstream: "docker.io", Account: "spent", Limit: 200, Left: 40, Reserve: 10, Paused: now.Add(30 * time.Second)},
 			{Upstream: "ghcr.io", Account: "me", Limit: 5000, Left: -1},
 		},
-		Spent: spentJSON{
+		Spent: admin.Spent{
 			Hours: 6, Since: now.Add(-5 * time.Hour),
 			Total: ledger.Sum{Requests: 120_345, Held: 120_344, Served: 13 * gib, Saved: 12 * gib, Pulls: 61, Heads: 310, Calls: 900, Fetched: gib},
-			Upstreams: listJSON{Lines: []lineJSON{
+			Upstreams: admin.Spenders{Lines: []admin.Spender{
 				line("docker.io", "", ledger.Sum{Requests: 120_000, Held: 119_000, Served: 12 * gib, Saved: 11 * gib, Pulls: 61, Heads: 310, Calls: 890, Fetched: gib}),
 				line("ghcr.io", "", ledger.Sum{Requests: 345, Held: 345, Served: gib, Saved: gib}),
 				line("quay.io", "", ledger.Sum{Calls: 10}),
 			}},
-			Accounts: listJSON{Lines: []lineJSON{
+			Accounts: admin.Spenders{Lines: []admin.Spender{
 				line("docker.io", "spent", ledger.Sum{Pulls: 60, Heads: 300, Calls: 400, Fetched: gib}),
 				line("docker.io", "", ledger.Sum{Pulls: 1, Heads: 10, Calls: 490}),
 			}},
-			Repositories: listJSON{
-				Lines:  []lineJSON{line("docker.io", "library/alpine", ledger.Sum{Requests: 9000, Held: 8990, Served: gib, Saved: gib, Pulls: 3}), line("docker.io", "team-of-the-fourth-floor/builder-image", ledger.Sum{Requests: 1, Served: 10, Pulls: 1, Fetched: 10})},
+			Repositories: admin.Spenders{
+				Lines:  []admin.Spender{line("docker.io", "library/alpine", ledger.Sum{Requests: 9000, Held: 8990, Served: gib, Saved: gib, Pulls: 3}), line("docker.io", "team-of-the-fourth-floor/builder-image", ledger.Sum{Requests: 1, Served: 10, Pulls: 1, Fetched: 10})},
 				Others: ledger.Sum{Requests: 100_000, Held: 99_000, Served: 11 * gib, Saved: 10 * gib, Pulls: 57, Heads: 310, Fetched: gib},
 			},
-			Clients: listJSON{Lines: []lineJSON{
+			Clients: admin.Spenders{Lines: []admin.Spender{
 				line("docker.io", "192.0.2.71", ledger.Sum{Requests: 9001, Held: 8990, Served: gib, Saved: gib, Pulls: 4, Fetched: 10}),
 				line("docker.io", "2001:db8:85a3:8d3:1319:8a2e:370:7348", ledger.Sum{Requests: 2_000_000_000, Held: 2, Served: 20 * gib, Saved: gib}),
 				line("docker.io", "", ledger.Sum{Heads: 20}),
 				line("quay.io", "192.0.2.71", ledger.Sum{Calls: 10}),
 			}},
 		},
-		Fills: []fillJSON{
+		Fills: []admin.Fill{
 			{Repository: "docker.io/library/python", Digest: oci.Sum([]byte("1")), Size: 600 << 20, Landed: 420 << 20, BytesPerSecond: 52 << 20, Readers: 3, Streams: 4},
 			{Repository: "ghcr.io/x/y\x1b[2J", Digest: oci.Sum([]byte("2")), Size: -1, Landed: 1 << 20, Readers: 1, Streams: 1},
 		},
-		Disk:   diskJSON{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},
-		Memory: memoryJSON{Held: 12 << 20, Budget: 64 << 20, Process: 45 << 20},
+		Disk:   admin.Disk{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},
+		Memory: admin.Memory{Held: 12 << 20, Budget: 64 << 20, Process: 45 << 20},
 	}
 }
 
@@ -339,7 +342,7 @@ func TestStatusPicture(t *testing.T) {
 // Whatever is shown, no line is wider than the terminal, nothing of a stranger's
 // reaches it as a command, and colour changes no letter.
 func TestStatusPictureFits(t *testing.T) {
-	for _, s := range []statusJSON{exampleStatus(), {}} {
+	for _, s := range []admin.Status{exampleStatus(), {}} {
 		for _, width := range []int{1, 40, 80, 120} {
 			var plain []string
 			for _, colour := range []bool{false, true} {
@@ -390,7 +393,7 @@ func TestRatesAreCurrentWhileWatched(t *testing.T) {
 	if got := shown.Fills[0].BytesPerSecond; got != 5<<20 {
 		t.Errorf("10 MiB in 2 s are %d a second", got)
 	}
-	if got := withCurrentRates(statusJSON{}, second).Fills[0].BytesPerSecond; got != 52<<20 {
+	if got := withCurrentRates(admin.Status{}, second).Fills[0].BytesPerSecond; got != 52<<20 {
 		t.Errorf("at first the mean rate is shown, and not %d", got)
 	}
 }

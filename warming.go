@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"entrepot/admin"
 	"entrepot/cache"
 	"entrepot/oci"
 	"entrepot/warm"
@@ -39,19 +40,14 @@ list that the server keeps warm (ENTREPOT_WARM), and how each is.
   --wait TIME        how long nothing may come of an image until it is given up
 ` + liveHelp
 
-// The bounds of what is fetched ahead.
-const (
-	warmBlobs   = 4 // at once
-	maxWarmJobs = 4 // that operators have asked for, at once
-	maxWarmWait = 7 * 24 * time.Hour
-)
+// warmBlobs is how many blobs are fetched ahead at once.
+const warmBlobs = 4
 
 // warming is what fetches images ahead.
 type warming struct {
 	puller    *warm.Puller
 	list      *warm.List
 	platforms warm.Platforms
-	jobs      chan struct{} // places
 }
 
 // newWarming fetches through source, over held, what clients may pull: what a
@@ -59,7 +55,7 @@ type warming struct {
 func newWarming(cfg *Config, source oci.Source, held *cache.Cache, watcher *observer) *warming {
 	puller := warm.NewPuller(source, warmBlobs)
 	return &warming{
-		puller: puller, platforms: cfg.WarmPlatforms.Platforms, jobs: make(chan struct{}, maxWarmJobs),
+		puller: puller, platforms: cfg.WarmPlatforms.Platforms,
 		list: warm.NewList(warm.Config{
 			Source: source, Puller: puller, Images: newWarmList(cfg).read,
 			Platforms: cfg.WarmPlatforms.Platforms, Every: time.Duration(cfg.WarmEvery), Window: cfg.WarmWindow.Window,
@@ -72,18 +68,6 @@ func newWarming(cfg *Config, source oci.Source, held *cache.Cache, watcher *obse
 			Tell: watcher.warmed,
 		}),
 	}
-}
-
-// counts are the images of the list by how they are; none where that is nobody's
-// state.
-func (w *warming) counts() map[string]int {
-	counts := map[string]int{}
-	for status, n := range w.list.Totals().Images {
-		if n > 0 {
-			counts[string(status)] = n
-		}
-	}
-	return counts
 }
 
 // keep works on the list until ctx ends or end is called, which returns when
@@ -146,139 +130,6 @@ func (m *metrics) watchWarm(totals func() warm.Totals) {
 	m.total("warm_fetched_bytes_total", "Bytes that were fetched for the warm list.", func() float64 { return float64(totals().Fetched) })
 }
 
-// warmJSON is what is to be fetched.
-type warmJSON struct {
-	Repository  string `json:"repository"`
-	Reference   string `json:"reference"`
-	Platforms   string `json:"platforms,omitempty"`   // linux/amd64,... or native, or all; empty: as the server keeps its list
-	WaitSeconds int64  `json:"waitSeconds,omitempty"` // how long nothing may come until it is given up
-}
-
-// warmingJSON is how far an image is.
-type warmingJSON struct {
-	Blobs     int       `json:"blobs"`
-	BlobsDone int       `json:"blobsDone"`
-	Bytes     int64     `json:"bytes"` // of blobs, as far as is known
-	BytesDone int64     `json:"bytesDone"`
-	Waiting   string    `json:"waiting,omitempty"` // for what
-	Until     time.Time `json:"until,omitzero"`
-}
-
-func newWarmingJSON(s warm.State) warmingJSON {
-	return warmingJSON{s.Blobs, s.BlobsDone, s.Bytes, s.BytesDone, s.Waiting, s.Until}
-}
-
-// warmedJSON is what was done for an image.
-type warmedJSON struct {
-	Repository string     `json:"repository"`
-	Reference  string     `json:"reference"`
-	Digest     oci.Digest `json:"digest"`
-	Manifests  int        `json:"manifests"`
-	Blobs      int        `json:"blobs"`
-	Bytes      int64      `json:"bytes"`             // of all that
-	Fetched    int64      `json:"fetched"`           // of them: that were not held before
-	Skipped    int        `json:"skipped,omitempty"` // layers that are had elsewhere, and there alone
-	Stale      string     `json:"stale,omitempty"`   // why the name was not confirmed
-}
-
-// warmEntryJSON is how an image of the list is.
-type warmEntryJSON struct {
-	Repository string       `json:"repository"`
-	Reference  string       `json:"reference"`
-	Status     string       `json:"status"` // pending, fetching, warm, deferred, stale, missing
-	Digest     oci.Digest   `json:"digest,omitzero"`
-	Bytes      int64        `json:"bytes"`
-	Checked    time.Time    `json:"checked,omitzero"`
-	Next       time.Time    `json:"next,omitzero"`
-	Error      string       `json:"error,omitempty"`
-	Progress   *warmingJSON `json:"progress,omitempty"`
-}
-
-func newWarmEntryJSON(e warm.Entry) warmEntryJSON {
-	out := warmEntryJSON{
-		Repository: e.Image.Repository.String(), Reference: e.Image.Reference, Status: string(e.Status),
-		Digest: e.Digest, Bytes: e.Bytes, Checked: e.Checked, Next: e.Next,
-	}
-	if e.Err != nil {
-		out.Error = ownText(e.Err)
-	}
-	if e.Status == warm.Fetching {
-		p := newWarmingJSON(e.State)
-		out.Progress = &p
-	}
-	return out
-}
-
-func (x *adminExchange) warmList() error {
-	entries := x.api.live.warming.list.Entries()
-	for _, e := range entries {
-		if err := x.item(newWarmEntryJSON(e)); err != nil {
-			return err
-		}
-	}
-	return x.result(countJSON{len(entries)})
-}
-
-func (x *adminExchange) warm() error {
-	var ask warmJSON
-	if err := x.body(&ask); err != nil {
-		return err
-	}
-	w := x.api.live.warming
-	repo, err := x.upstreamTarget(targetJSON{Repository: ask.Repository, Reference: ask.Reference})
-	if err != nil {
-		return err
-	}
-	want := w.platforms
-	if ask.Platforms != "" {
-		if want, err = warm.ParsePlatforms(ask.Platforms); err != nil {
-			return badRequest("platforms: %v", err)
-		}
-	}
-	if ask.WaitSeconds < 0 || ask.WaitSeconds > int64(maxWarmWait/time.Second) {
-		return badRequest("waitSeconds: want a number from 0 to %d", int64(maxWarmWait/time.Second))
-	}
-	select {
-	case w.jobs <- struct{}{}:
-		defer func() { <-w.jobs }()
-	default:
-		return &adminError{"BUSY", fmt.Sprintf("%d images are being fetched for operators already", maxWarmJobs)}
-	}
-	var res warm.Result
-	err = x.telling(func(tell func(any)) error {
-		var progress warm.Progress
-		defer everyMoment(func() { tell(newWarmingJSON(progress.Now())) })()
-		res, err = w.puller.Pull(x.r.Context(), warm.Image{Repository: repo, Reference: ask.Reference}, want, time.Duration(ask.WaitSeconds)*time.Second, &progress)
-		return err
-	})
-	if err != nil {
-		return &adminError{"UPSTREAM", ownText(err)}
-	}
-	return x.result(warmedJSON{repo.String(), ask.Reference, res.Digest, res.Manifests, res.Blobs, res.Bytes, res.Fetched, res.Skipped, res.Stale})
-}
-
-// everyMoment does something as often as progress is told, until stop returns.
-func everyMoment(do func()) (stop func()) {
-	done := make(chan struct{})
-	var work sync.WaitGroup
-	work.Go(func() {
-		ticks := time.NewTicker(progressEvery)
-		defer ticks.Stop()
-		for {
-			select {
-			case <-ticks.C:
-				do()
-			case <-done:
-				return
-			}
-		}
-	})
-	return func() {
-		close(done)
-		work.Wait()
-	}
-}
-
 func warmImages(ctx context.Context, in invocation) (err error) {
 	o := newOperation(in, "warm")
 	defer o.end(&err)
@@ -287,7 +138,7 @@ func warmImages(ctx context.Context, in invocation) (err error) {
 		return err
 	}
 	patience, err := words.ParseAge(*wait)
-	if err != nil || patience > maxWarmWait {
+	if err != nil || patience > admin.MaxWarmWait {
 		return o.misused("--wait: %s is not a time from 0s to 7d, such as 30m", words.Quote(*wait))
 	}
 	if *platforms != "" {
@@ -305,7 +156,7 @@ func warmImages(ctx context.Context, in invocation) (err error) {
 			return fmt.Errorf("warm: --file: %w", err)
 		}
 		for _, im := range images {
-			targets = append(targets, targetJSON{Repository: im.Repository.String(), Reference: im.Reference})
+			targets = append(targets, admin.Target{Repository: im.Repository.String(), Reference: im.Reference})
 		}
 	}
 	switch {
@@ -329,11 +180,11 @@ func warmImages(ctx context.Context, in invocation) (err error) {
 }
 
 // warm has one image fetched, and shows how far it is.
-func (o *operation) warm(ctx context.Context, t targetJSON, platforms string, patience time.Duration) error {
+func (o *operation) warm(ctx context.Context, t admin.Target, platforms string, patience time.Duration) error {
 	bar, waiting := o.newBar(t.String(), true), ""
-	ask := warmJSON{t.Repository, t.Reference, platforms, int64(patience / time.Second)}
-	done, err := do[warmedJSON](ctx, o, http.MethodPost, "warm", ask, func(raw json.RawMessage) {
-		var p warmingJSON
+	ask := admin.Warm{Repository: t.Repository, Reference: t.Reference, Platforms: platforms, WaitSeconds: int64(patience / time.Second)}
+	done, err := do[admin.Warmed](ctx, o, http.MethodPost, "warm", ask, func(raw json.RawMessage) {
+		var p admin.Warming
 		switch {
 		case json.Unmarshal(raw, &p) != nil:
 		case p.Waiting != "" && p.Waiting != waiting:
@@ -365,7 +216,7 @@ func (o *operation) warm(ctx context.Context, t targetJSON, platforms string, pa
 
 func (o *operation) showWarmList(ctx context.Context) error {
 	t := o.newTable("IMAGE", "STATUS", "DIGEST", "SIZE", "CHECKED", "NEXT", "WHY")
-	err := each(ctx, o, "warmlist", nil, func(e warmEntryJSON, raw json.RawMessage) error {
+	err := each(ctx, o, "warmlist", nil, func(e admin.WarmEntry, raw json.RawMessage) error {
 		status, next, why := e.Status, "-", e.Error
 		if p := e.Progress; p != nil && p.Bytes > 0 {
 			status += " " + strconv.FormatInt(p.BytesDone*100/p.Bytes, 10) + "%"
@@ -376,7 +227,7 @@ func (o *operation) showWarmList(ctx context.Context) error {
 		if why == "" {
 			why = "-"
 		}
-		return t.row(raw, targetJSON{Repository: e.Repository, Reference: e.Reference}.String(), status, words.Digest(e.Digest), words.Bytes(e.Bytes), words.Ago(e.Checked), next, why)
+		return t.row(raw, admin.Target{Repository: e.Repository, Reference: e.Reference}.String(), status, words.Digest(e.Digest), words.Bytes(e.Bytes), words.Ago(e.Checked), next, why)
 	})
 	if err != nil {
 		return err

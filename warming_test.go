@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"entrepot/admin"
 	"entrepot/internal/ocitest"
 	"entrepot/oci"
 )
@@ -127,7 +128,7 @@ func TestWarmingAtOnce(t *testing.T) {
 // An operator who leaves ends the work, and its place is free for the next.
 func TestLeavingEndsTheWarming(t *testing.T) {
 	hub, _, o, _, _ := warmWorld(t)
-	for i := range maxWarmJobs + 2 {
+	for i := range admin.MaxWarmJobs + 2 {
 		image := ocitest.RandomImage(uint64(100+i), 3000)
 		tag := fmt.Sprint(i)
 		hub.Push("team/slow", tag, image)

@@ -1,4 +1,4 @@
-package main
+package admin
 
 import (
 	"fmt"
@@ -10,38 +10,40 @@ import (
 	"entrepot/words"
 )
 
-// What the admin API says, as JSON. Every answer is lines of JSON, each with one
-// field of adminLine: items of a list, or the progress of long work, and at the
-// end a result or an error. An answer without such an end was cut.
-// docs/admin-api.md is for those who ask it.
+// What is said, as JSON. docs/admin-api.md is for those who ask it.
 
-type adminLine[T any] struct {
-	Item     T           `json:"item,omitzero"`
-	Progress T           `json:"progress,omitzero"`
-	Result   T           `json:"result,omitzero"`
-	Error    *adminError `json:"error,omitempty"`
+// answerLine is a line of JSON with one of its fields. An answer is lines: items of
+// a list, or the progress of long work, and at the end a result or an error.
+// Without such an end it was cut.
+type answerLine[T any] struct {
+	Item     T      `json:"item,omitzero"`
+	Progress T      `json:"progress,omitzero"`
+	Result   T      `json:"result,omitzero"`
+	Error    *Error `json:"error,omitempty"`
 }
 
-// adminError is why something was not done.
-type adminError struct {
+// Error is why something was not done.
+type Error struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
 }
 
-func (e *adminError) Error() string { return e.Message }
+func (e *Error) Error() string { return e.Message }
 
-// aboutJSON tells which server answers.
-type aboutJSON struct {
+// About tells which server answers.
+type About struct {
 	Version string `json:"version"`
 	Data    string `json:"data"` // the data directory, absolute
 	PID     int    `json:"pid"`
 }
 
-type countJSON struct {
+// Count ends a list.
+type Count struct {
 	Count int `json:"count"`
 }
 
-type repositoryJSON struct {
+// Repository is what is held of one.
+type Repository struct {
 	Repository string    `json:"repository"`
 	Tags       int       `json:"tags"`
 	Blobs      int       `json:"blobs"`
@@ -50,42 +52,45 @@ type repositoryJSON struct {
 	Pinned     bool      `json:"pinned"`
 }
 
-func newRepositoryJSON(h store.Holding) repositoryJSON {
-	return repositoryJSON{h.Repository.String(), h.Tags, h.Blobs, h.Bytes, h.LastUse, h.Pinned}
+func newRepository(h store.Holding) Repository {
+	return Repository{h.Repository.String(), h.Tags, h.Blobs, h.Bytes, h.LastUse, h.Pinned}
 }
 
-type imageJSON struct {
-	Repository string         `json:"repository"`
-	Tag        string         `json:"tag,omitempty"` // none for a manifest that no tag leads to
-	Digest     oci.Digest     `json:"digest"`
-	MediaType  string         `json:"mediaType,omitempty"`
-	Bytes      int64          `json:"bytes"` // held, of all that it leads to
-	Checked    time.Time      `json:"checked,omitzero"`
-	Changed    time.Time      `json:"changed,omitzero"`
-	LastUse    time.Time      `json:"lastUse,omitzero"`
-	Pinned     bool           `json:"pinned"`
-	Platforms  []platformJSON `json:"platforms,omitempty"`
+// Image is a tag, or a manifest that no tag leads to, and what is held of it.
+type Image struct {
+	Repository string     `json:"repository"`
+	Tag        string     `json:"tag,omitempty"` // none for a manifest that no tag leads to
+	Digest     oci.Digest `json:"digest"`
+	MediaType  string     `json:"mediaType,omitempty"`
+	Bytes      int64      `json:"bytes"` // held, of all that it leads to
+	Checked    time.Time  `json:"checked,omitzero"`
+	Changed    time.Time  `json:"changed,omitzero"`
+	LastUse    time.Time  `json:"lastUse,omitzero"`
+	Pinned     bool       `json:"pinned"`
+	Platforms  []Platform `json:"platforms,omitempty"`
 }
 
-type platformJSON struct {
+// Platform is an image of an index.
+type Platform struct {
 	Platform string     `json:"platform"` // os/architecture[/variant]
 	Digest   oci.Digest `json:"digest"`
 	Size     int64      `json:"size"`  // -1 while its manifest is not held
 	Bytes    int64      `json:"bytes"` // held of them
 }
 
-func newImageJSON(im store.Image) imageJSON {
-	out := imageJSON{
+func newImage(im store.Image) Image {
+	out := Image{
 		Repository: im.Repository.String(), Tag: im.Tag, Digest: im.Digest, MediaType: im.MediaType, Bytes: im.Held,
 		Checked: im.Checked, Changed: im.Changed, LastUse: im.LastUse, Pinned: im.Pinned,
 	}
 	for _, p := range im.Platforms {
-		out.Platforms = append(out.Platforms, platformJSON{p.Platform.String(), p.Digest, p.Size, p.Held})
+		out.Platforms = append(out.Platforms, Platform{p.Platform.String(), p.Digest, p.Size, p.Held})
 	}
 	return out
 }
 
-type pinJSON struct {
+// Pin protects what it names from eviction.
+type Pin struct {
 	Repository string     `json:"repository"`
 	Reference  string     `json:"reference"`
 	Since      time.Time  `json:"since,omitzero"`
@@ -94,18 +99,18 @@ type pinJSON struct {
 	Missing    int        `json:"missing"` // digests of it that are not held
 }
 
-func newPinJSON(p store.Pin) pinJSON {
-	return pinJSON{p.Repository.String(), p.Reference, p.Since, p.Digest, p.Held, p.Missing}
+func newPin(p store.Pin) Pin {
+	return Pin{p.Repository.String(), p.Reference, p.Since, p.Digest, p.Held, p.Missing}
 }
 
-// targetJSON names what is to be pinned, unpinned or removed.
-type targetJSON struct {
+// Target names what is to be pinned, unpinned or removed.
+type Target struct {
 	Repository string `json:"repository"`
 	Reference  string `json:"reference,omitempty"` // a tag or a digest
 	All        bool   `json:"all,omitempty"`       // the repository with all that it has
 }
 
-func (t targetJSON) String() string {
+func (t Target) String() string {
 	switch {
 	case t.All:
 		return t.Repository
@@ -115,23 +120,26 @@ func (t targetJSON) String() string {
 	return t.Repository + ":" + t.Reference
 }
 
-type pruneJSON struct {
+// Prune says what is to be removed.
+type Prune struct {
 	UnusedSeconds int64 `json:"unusedSeconds"` // 0: only what no repository has
 }
 
-type prunedJSON struct {
+// Pruned is what was removed.
+type Pruned struct {
 	Blobs   int   `json:"blobs"`
 	Fills   int   `json:"fills"`
 	Records int   `json:"records"`
 	Bytes   int64 `json:"bytes"`
 }
 
-// shareJSON is how much of some work is done, from 0 to 1.
-type shareJSON struct {
+// Share is how much of some work is done, from 0 to 1.
+type Share struct {
 	Done float64 `json:"done"`
 }
 
-type verifiedJSON struct {
+// Verified is what was read, and what came of it.
+type Verified struct {
 	Files      int64        `json:"files"`
 	Bytes      int64        `json:"bytes"`
 	Total      int64        `json:"total"`
@@ -140,12 +148,12 @@ type verifiedJSON struct {
 	Dropped    []oci.Digest `json:"dropped,omitempty"` // the first thousand of the damaged; the next request fetches each again
 }
 
-func newVerifiedJSON(v store.Verified) verifiedJSON {
-	return verifiedJSON{v.Files, v.Bytes, v.Total, v.Damaged, v.Unreadable, v.Dropped}
+func newVerified(v store.Verified) Verified {
+	return Verified{v.Files, v.Bytes, v.Total, v.Damaged, v.Unreadable, v.Dropped}
 }
 
-// victimJSON is what eviction would take, and why.
-type victimJSON struct {
+// Victim is what eviction would take, and why.
+type Victim struct {
 	Digest       oci.Digest `json:"digest"`
 	Fill         bool       `json:"fill"` // not finished
 	Bytes        int64      `json:"bytes"`
@@ -156,18 +164,20 @@ type victimJSON struct {
 	Why          string     `json:"why"`
 }
 
-type usageJSON struct {
-	Held      int64               `json:"held"`
-	Budget    int64               `json:"budget"` // 0 for none
-	Disk      int64               `json:"disk"`
-	Free      int64               `json:"free"`
-	Filling   int64               `json:"filling"`
-	Records   int64               `json:"records"`
-	Pinned    int64               `json:"pinned"`
-	Upstreams []upstreamUsageJSON `json:"upstreams"`
+// Usage is what the data directory takes.
+type Usage struct {
+	Held      int64           `json:"held"`
+	Budget    int64           `json:"budget"` // 0 for none
+	Disk      int64           `json:"disk"`
+	Free      int64           `json:"free"`
+	Filling   int64           `json:"filling"`
+	Records   int64           `json:"records"`
+	Pinned    int64           `json:"pinned"`
+	Upstreams []UpstreamUsage `json:"upstreams"`
 }
 
-type upstreamUsageJSON struct {
+// UpstreamUsage is what it takes for one upstream.
+type UpstreamUsage struct {
 	Upstream     string  `json:"upstream"` // empty for content that nobody is known to have filled
 	Share        float64 `json:"share,omitempty"`
 	Repositories int     `json:"repositories"`
@@ -179,22 +189,23 @@ type upstreamUsageJSON struct {
 	Records      int64   `json:"records"`
 }
 
-func newUsageJSON(u store.Usage) usageJSON {
-	out := usageJSON{Held: u.Held, Budget: u.Budget, Disk: u.Disk, Free: u.Free, Filling: u.Filling, Records: u.Records, Pinned: u.Pinned, Upstreams: []upstreamUsageJSON{}}
+func newUsage(u store.Usage) Usage {
+	out := Usage{Held: u.Held, Budget: u.Budget, Disk: u.Disk, Free: u.Free, Filling: u.Filling, Records: u.Records, Pinned: u.Pinned, Upstreams: []UpstreamUsage{}}
 	for _, one := range u.Upstreams {
-		out.Upstreams = append(out.Upstreams, upstreamUsageJSON{
+		out.Upstreams = append(out.Upstreams, UpstreamUsage{
 			one.Upstream, one.Share, one.Repositories, one.Tags, one.Blobs, one.BlobBytes, one.Fills, one.FillBytes, one.Records,
 		})
 	}
 	return out
 }
 
-type filesJSON struct {
+// Files counts those that were looked at so far.
+type Files struct {
 	Files int `json:"files"`
 }
 
 // parse checks a target that came from outside.
-func (t targetJSON) parse() (oci.Repository, error) {
+func (t Target) parse() (oci.Repository, error) {
 	repo, err := oci.ParseRepository(t.Repository)
 	if err != nil {
 		return oci.Repository{}, badRequest("%v", err)
@@ -208,6 +219,6 @@ func (t targetJSON) parse() (oci.Repository, error) {
 	return repo, nil
 }
 
-func badRequest(format string, args ...any) *adminError {
-	return &adminError{"BAD_REQUEST", fmt.Sprintf(format, args...)}
+func badRequest(format string, args ...any) *Error {
+	return &Error{"BAD_REQUEST", fmt.Sprintf(format, args...)}
 }

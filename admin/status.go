@@ -1,4 +1,4 @@
-package main
+package admin
 
 import (
 	own "runtime/metrics"
@@ -9,25 +9,25 @@ import (
 	"entrepot/oci"
 )
 
-// statusJSON is what goes on in a running server.
-type statusJSON struct {
-	Version  string        `json:"version"`
-	Data     string        `json:"data"` // the data directory, absolute
-	Since    time.Time     `json:"since"`
-	Now      time.Time     `json:"now"`
-	Offline  []string      `json:"offline,omitempty"` // upstreams that are set not to be asked
-	Breakers []breakerJSON `json:"breakers"`
-	Quotas   []quotaJSON   `json:"quotas"`
-	Spent    spentJSON     `json:"spent"`
-	Fills    []fillJSON    `json:"fills"` // those that run, the oldest first
-	Disk     diskJSON      `json:"disk"`
-	Memory   memoryJSON    `json:"memory"`
+// Status is what goes on in a running server.
+type Status struct {
+	Version  string    `json:"version"`
+	Data     string    `json:"data"` // the data directory, absolute
+	Since    time.Time `json:"since"`
+	Now      time.Time `json:"now"`
+	Offline  []string  `json:"offline,omitempty"` // upstreams that are set not to be asked
+	Breakers []Breaker `json:"breakers"`
+	Quotas   []Quota   `json:"quotas"`
+	Spent    Spent     `json:"spent"`
+	Fills    []Fill    `json:"fills"` // those that run, the oldest first
+	Disk     Disk      `json:"disk"`
+	Memory   Memory    `json:"memory"`
 
 	Warm map[string]int `json:"warm,omitempty"` // images of the list, by how they are; warmlist tells of each
 }
 
-// breakerJSON is how a host of an upstream answers.
-type breakerJSON struct {
+// Breaker is how a host of an upstream answers.
+type Breaker struct {
 	Upstream string    `json:"upstream"`
 	Host     string    `json:"host"`
 	State    string    `json:"state"`              // closed: it is asked; open, probing: it is not
@@ -39,8 +39,8 @@ type breakerJSON struct {
 	Paused   time.Time `json:"paused,omitzero"`    // until when it asked us to wait, with some of its requests or all
 }
 
-// quotaJSON is what an upstream last said of how much an account may pull.
-type quotaJSON struct {
+// Quota is what an upstream last said of how much an account may pull.
+type Quota struct {
 	Upstream      string    `json:"upstream"`
 	Host          string    `json:"host"`
 	Account       string    `json:"account"` // empty: whoever asks from our address
@@ -54,31 +54,32 @@ type quotaJSON struct {
 	Seen          time.Time `json:"seen"`
 }
 
-// spentJSON is what the ledger has of some hours.
-type spentJSON struct {
+// Spent is what the ledger has of some hours.
+type Spent struct {
 	Hours        int        `json:"hours"` // the running one included
 	Since        time.Time  `json:"since"` // the first of which anything is known
 	Total        ledger.Sum `json:"total"`
-	Upstreams    listJSON   `json:"upstreams"`
-	Accounts     listJSON   `json:"accounts"`
-	Repositories listJSON   `json:"repositories"`
-	Clients      listJSON   `json:"clients"`
+	Upstreams    Spenders   `json:"upstreams"`
+	Accounts     Spenders   `json:"accounts"`
+	Repositories Spenders   `json:"repositories"`
+	Clients      Spenders   `json:"clients"`
 }
 
-// listJSON has the heaviest spenders, and the sum of all others.
-type listJSON struct {
-	Lines  []lineJSON `json:"lines"`
+// Spenders has the heaviest spenders, and the sum of all others.
+type Spenders struct {
+	Lines  []Spender  `json:"lines"`
 	Others ledger.Sum `json:"others"`
 }
 
-type lineJSON struct {
+// Spender is somebody, or something, that requests were sent for.
+type Spender struct {
 	Upstream string `json:"upstream"`
 	Name     string `json:"name,omitempty"` // empty: nobody's account, nobody in particular
 	ledger.Sum
 }
 
-// fillJSON is a blob on its way in.
-type fillJSON struct {
+// Fill is a blob on its way in.
+type Fill struct {
 	Repository     string     `json:"repository"`
 	Digest         oci.Digest `json:"digest"`
 	Client         string     `json:"client,omitempty"` // who pays for it
@@ -90,59 +91,73 @@ type fillJSON struct {
 	Streams        int        `json:"streams"`
 }
 
-type diskJSON struct {
+// Disk is what is held on it.
+type Disk struct {
 	Held   int64 `json:"held"`
 	Budget int64 `json:"budget"` // 0 for none
 	Free   int64 `json:"free"`
 }
 
-type memoryJSON struct {
+// Memory is what this process takes of it.
+type Memory struct {
 	Held    int64 `json:"held"` // in the memory tier
 	Budget  int64 `json:"budget"`
 	Process int64 `json:"process"` // of which the tier is a part
 }
 
-func newStatusJSON(api *adminAPI, hours, top int) statusJSON {
-	l, now, disk := api.live, time.Now(), api.disk.Stats()
-	s := statusJSON{
-		Version: api.about.Version, Data: api.about.Data, Since: l.began.Round(0), Now: now.Round(0), Offline: api.cfg.offline(),
-		Breakers: []breakerJSON{}, Quotas: []quotaJSON{}, Fills: []fillJSON{},
-		Spent:  newSpentJSON(l.ledger.Report(hours, top), hours),
-		Disk:   diskJSON{disk.Held, api.budget, disk.Free},
-		Memory: memoryJSON{disk.Memory, api.memory, processMemory()},
-		Warm:   l.warming.counts(),
+func (x *exchange) status() error {
+	hours, err := x.number("hours", 1, ledger.Hours, 6)
+	if err != nil {
+		return err
 	}
-	for _, b := range l.upstreams.Breakers() {
-		one := breakerJSON{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next, b.Paused}
+	top, err := x.number("top", 0, 100, 10)
+	if err != nil {
+		return err
+	}
+	return x.result(newStatus(x.api, hours, top))
+}
+
+func newStatus(api *API, hours, top int) Status {
+	l, now, disk := api.cfg.Live, time.Now(), api.cfg.Disk.Stats()
+	s := Status{
+		Version: api.about.Version, Data: api.about.Data, Since: l.Since.Round(0), Now: now.Round(0), Offline: l.Offline,
+		Breakers: []Breaker{}, Quotas: []Quota{}, Fills: []Fill{},
+		Spent:  newSpent(l.Ledger.Report(hours, top), hours),
+		Disk:   Disk{disk.Held, api.cfg.Budget, disk.Free},
+		Memory: Memory{disk.Memory, api.cfg.Memory, processMemory()},
+		Warm:   warmCounts(l.List),
+	}
+	for _, b := range l.Upstreams.Breakers() {
+		one := Breaker{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next, b.Paused}
 		if b.Err != nil {
 			one.Error = oci.Causes(b.Err)
 		}
 		s.Breakers = append(s.Breakers, one)
 	}
-	for _, q := range l.upstreams.Quotas() {
-		s.Quotas = append(s.Quotas, quotaJSON{
+	for _, q := range l.Upstreams.Quotas() {
+		s.Quotas = append(s.Quotas, Quota{
 			q.Upstream, q.Host, q.Account, q.Limit, q.Left, q.Reserve, int64(q.Window / time.Second), q.Resets, q.Exact, q.Paused, q.Seen,
 		})
 	}
-	for _, p := range l.cache.Fills() {
-		s.Fills = append(s.Fills, newFillJSON(p, now))
+	for _, p := range l.Cache.Fills() {
+		s.Fills = append(s.Fills, newFill(p, now))
 	}
 	return s
 }
 
-func newSpentJSON(r ledger.Report, hours int) spentJSON {
-	list := func(l ledger.List) listJSON {
-		out := listJSON{[]lineJSON{}, l.Others}
+func newSpent(r ledger.Report, hours int) Spent {
+	list := func(l ledger.List) Spenders {
+		out := Spenders{[]Spender{}, l.Others}
 		for _, line := range l.Lines {
-			out.Lines = append(out.Lines, lineJSON{line.Upstream, line.Name, line.Sum})
+			out.Lines = append(out.Lines, Spender{line.Upstream, line.Name, line.Sum})
 		}
 		return out
 	}
-	return spentJSON{hours, r.Since, r.Total, list(r.Upstreams), list(r.Accounts), list(r.Repositories), list(r.Clients)}
+	return Spent{hours, r.Since, r.Total, list(r.Upstreams), list(r.Accounts), list(r.Repositories), list(r.Clients)}
 }
 
-func newFillJSON(p cache.Progress, now time.Time) fillJSON {
-	f := fillJSON{p.Repository.String(), p.Digest, p.Client, p.Began.Round(0), p.Size, p.Landed, 0, p.Readers, p.Streams}
+func newFill(p cache.Progress, now time.Time) Fill {
+	f := Fill{p.Repository.String(), p.Digest, p.Client, p.Began.Round(0), p.Size, p.Landed, 0, p.Readers, p.Streams}
 	if took := now.Sub(p.Began).Seconds(); took > 0 {
 		f.BytesPerSecond = int64(float64(p.Landed-p.Had) / took)
 	}

@@ -1,0 +1,186 @@
+package admin
+
+import (
+	"strconv"
+	"time"
+
+	"entrepot/oci"
+	"entrepot/store"
+)
+
+// What is asked of the data directory alone.
+
+// target reads what a request is about; all says whether that may be a whole
+// repository.
+func (x *exchange) target(all bool) (Target, oci.Repository, error) {
+	var t Target
+	if err := x.body(&t); err != nil {
+		return t, oci.Repository{}, err
+	}
+	repo, err := t.parse()
+	if err == nil && t.All && !all {
+		err = badRequest("a pin is for a tag or a digest")
+	}
+	return t, repo, err
+}
+
+func (x *exchange) repositories() error {
+	n := 0
+	err := x.api.cfg.Disk.Holdings(x.r.Context(), func(h store.Holding) error {
+		n++
+		return x.item(newRepository(h))
+	})
+	if err != nil {
+		return err
+	}
+	return x.result(Count{n})
+}
+
+func (x *exchange) images() error {
+	repo, err := oci.ParseRepository(x.r.URL.Query().Get("repository"))
+	if err != nil {
+		return badRequest("repository: %v", err)
+	}
+	images, err := x.api.cfg.Disk.Images(x.r.Context(), repo)
+	if err != nil {
+		return err
+	}
+	for _, im := range images {
+		if err := x.item(newImage(im)); err != nil {
+			return err
+		}
+	}
+	return x.result(Count{len(images)})
+}
+
+func (x *exchange) pins() error {
+	pins, err := x.api.cfg.Disk.Pins(x.r.Context())
+	if err != nil {
+		return err
+	}
+	for _, p := range pins {
+		if err := x.item(newPin(p)); err != nil {
+			return err
+		}
+	}
+	return x.result(Count{len(pins)})
+}
+
+func (x *exchange) usage() error {
+	var u store.Usage
+	err := x.telling(func(tell func(any)) (err error) {
+		u, err = x.api.cfg.Disk.Usage(x.r.Context(), func(files int) { tell(Files{files}) })
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	u.Budget = x.api.cfg.Budget
+	return x.result(newUsage(u))
+}
+
+func (x *exchange) evictions() error {
+	const most = 1000
+	n, err := strconv.Atoi(x.r.URL.Query().Get("n"))
+	if err != nil || n < 1 || n > most {
+		return badRequest("n: want a number from 1 to %d", most)
+	}
+	victims, err := x.api.cfg.Disk.DryRun(x.r.Context(), n)
+	if err != nil {
+		return err
+	}
+	for _, v := range victims {
+		if err := x.item(Victim{v.Digest, v.Fill, v.Bytes, v.LastUse, v.Uses, v.Upstream, v.Repositories, v.Why}); err != nil {
+			return err
+		}
+	}
+	return x.result(Count{len(victims)})
+}
+
+func (x *exchange) pin() error {
+	t, repo, err := x.target(false)
+	if err != nil {
+		return err
+	}
+	if err := x.api.cfg.Disk.Pin(x.r.Context(), repo, t.Reference); err != nil {
+		return err
+	}
+	pins, err := x.api.cfg.Disk.Pins(x.r.Context())
+	if err != nil {
+		return err
+	}
+	for _, p := range pins {
+		if p.Repository == repo && p.Reference == t.Reference {
+			return x.result(newPin(p))
+		}
+	}
+	return x.result(t) // unpinned by somebody else meanwhile
+}
+
+func (x *exchange) unpin() error {
+	t, repo, err := x.target(false)
+	if err != nil {
+		return err
+	}
+	if err := x.api.cfg.Disk.Unpin(x.r.Context(), repo, t.Reference); err != nil {
+		return err
+	}
+	return x.result(t)
+}
+
+func (x *exchange) remove() error {
+	t, repo, err := x.target(true)
+	dg, digestErr := oci.ParseDigest(t.Reference)
+	switch {
+	case err != nil:
+		return err
+	case t.All:
+		err = x.api.cfg.Disk.RemoveRepository(x.r.Context(), repo)
+	case digestErr == nil:
+		err = x.api.cfg.Disk.RemoveManifest(x.r.Context(), repo, dg)
+	default:
+		err = x.api.cfg.Disk.RemoveTag(x.r.Context(), repo, t.Reference)
+	}
+	if err != nil {
+		return err
+	}
+	return x.result(t)
+}
+
+func (x *exchange) prune() error {
+	var ask Prune
+	if err := x.body(&ask); err != nil {
+		return err
+	}
+	const most = 100 * 365 * 24 * 3600
+	if ask.UnusedSeconds < 0 || ask.UnusedSeconds > most {
+		return badRequest("unusedSeconds: want a number from 0 to %d", most)
+	}
+	var p store.Pruned
+	err := x.telling(func(tell func(any)) (err error) {
+		p, err = x.api.cfg.Disk.Prune(x.r.Context(), time.Duration(ask.UnusedSeconds)*time.Second, func(done float64) { tell(Share{done}) })
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return x.result(Pruned{p.Blobs, p.Fills, p.Records, p.Bytes})
+}
+
+func (x *exchange) verify() error {
+	if err := x.body(&struct{}{}); err != nil {
+		return err
+	}
+	var v store.Verified
+	err := x.telling(func(tell func(any)) (err error) {
+		v, err = x.api.cfg.Disk.Verify(x.r.Context(), func(v store.Verified) {
+			v.Dropped = nil // it grows behind our back
+			tell(newVerified(v))
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return x.result(newVerified(v))
+}

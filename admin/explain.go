@@ -1,0 +1,110 @@
+package admin
+
+import (
+	"time"
+
+	"entrepot/cache"
+	"entrepot/oci"
+)
+
+// Rule is a cache rule.
+type Rule struct {
+	Target  string `json:"target"`
+	Source  string `json:"source"`
+	Account string `json:"account,omitempty"` // of its own
+}
+
+func (x *exchange) rules() error {
+	for _, r := range x.api.cfg.Rules {
+		if err := x.item(r); err != nil {
+			return err
+		}
+	}
+	return x.result(Count{len(x.api.cfg.Rules)})
+}
+
+// Explanation is what would become of a pull.
+type Explanation struct {
+	Asked      string     `json:"asked"`
+	Note       string     `json:"note,omitempty"` // on how it was read
+	Upstream   string     `json:"upstream"`
+	Repository string     `json:"repository"` // path form
+	Reference  string     `json:"reference"`
+	Rule       *Rule      `json:"rule"` // null: the name means what it says
+	Who        string     `json:"who"`
+	Account    string     `json:"account,omitempty"` // that upstream is asked as
+	Policy     string     `json:"policy,omitempty"`  // its verdict, in words
+	Digest     oci.Digest `json:"digest,omitzero"`   // if it is known
+	Held       bool       `json:"held"`              // that manifest
+	Fresh      string     `json:"fresh"`             // in words
+	Checked    time.Time  `json:"checked,omitzero"`
+	TTLSeconds int64      `json:"ttlSeconds"` // -1: never checked again
+	Retry      time.Time  `json:"retry,omitzero"`
+	Pulls      []Pull     `json:"pulls"`
+}
+
+// Meaning is what the settings say of a name.
+type Meaning struct {
+	Repository oci.Repository
+	Reference  string
+	Note       string // on how it was read
+	Rule       *Rule  // nil: the name means what it says
+	Who        string // may read the repository
+	Account    string // that upstream is asked as
+	Policy     string // its verdict, in words
+}
+
+// Pull is what a pull costs for one platform.
+type Pull struct {
+	Platform  string `json:"platform,omitempty"`
+	Heads     int    `json:"heads"`     // not counted by registries
+	Manifests int    `json:"manifests"` // GETs, which Docker Hub counts
+	Blobs     int    `json:"blobs"`
+	Bytes     int64  `json:"bytes"`
+	AtLeast   bool   `json:"atLeast"` // there is more that only upstream can tell
+}
+
+func (x *exchange) explain() error {
+	query := x.r.URL.Query()
+	asked := query.Get("name")
+	m, err := x.api.cfg.Meaning(x.r.Context(), asked, query.Get("ns"))
+	if err != nil {
+		return badRequest("%v", err)
+	}
+	found, err := x.api.cfg.Explain(x.r.Context(), m.Repository, m.Reference)
+	if err != nil {
+		return err
+	}
+	out := Explanation{
+		Asked: asked, Note: m.Note, Upstream: m.Repository.Host, Repository: m.Repository.String(), Reference: m.Reference,
+		Rule: m.Rule, Who: m.Who, Account: m.Account, Policy: m.Policy,
+		Digest: found.Digest, Held: found.Held, Fresh: freshText(found), Retry: found.Retry,
+		TTLSeconds: int64(found.TTL / time.Second), Pulls: []Pull{},
+	}
+	if found.TTL == cache.Never {
+		out.TTLSeconds = -1
+	}
+	if found.Tag != nil {
+		out.Checked = found.Tag.Checked
+	}
+	for _, p := range found.Pulls {
+		out.Pulls = append(out.Pulls, Pull{p.Platform.String(), p.Heads, p.Manifests, p.Blobs, p.Bytes, p.AtLeast})
+	}
+	return x.result(out)
+}
+
+func freshText(x cache.Explanation) string {
+	switch {
+	case x.Tag == nil && x.Verdict == cache.Fresh:
+		return "a digest is for ever"
+	case x.Verdict == cache.Fresh:
+		return "yes: upstream is not asked"
+	case x.Verdict == cache.Held:
+		return "no, but upstream is not asked now: it is served as it is held"
+	case x.Verdict == cache.Unknown:
+		return "not held, and its upstream is set to be offline"
+	case x.Tag == nil:
+		return "not held: upstream is asked"
+	}
+	return "no: upstream is asked, by HEAD, whether it has moved"
+}

@@ -1,0 +1,105 @@
+package admin
+
+import (
+	"context"
+	"errors"
+
+	"entrepot/cache"
+	"entrepot/oci"
+	"entrepot/words"
+)
+
+// Checking tags at once, whatever is remembered of their upstream.
+
+// Refreshed is what came of a forced check.
+type Refreshed struct {
+	Repository string     `json:"repository"`
+	Reference  string     `json:"reference"`
+	Outcome    string     `json:"outcome"`         // unchanged, moved, new, gone, unconfirmed
+	Before     oci.Digest `json:"before,omitzero"` // what was held
+	After      oci.Digest `json:"after,omitzero"`  // what clients get now
+	Why        string     `json:"why,omitempty"`   // of gone and unconfirmed
+}
+
+// The outcomes of a forced check.
+const (
+	Unchanged   = "unchanged"
+	Moved       = "moved"
+	Added       = "new"
+	Gone        = "gone"
+	Unconfirmed = "unconfirmed"
+)
+
+// upstreamTarget reads what is to be asked of an upstream.
+func (x *exchange) upstreamTarget(t Target) (oci.Repository, error) {
+	repo, err := t.parse()
+	switch {
+	case err != nil:
+	case t.All:
+		err = badRequest("want a tag or a digest, and not all of %s", repo)
+	case x.api.cfg.Live.Upstreams.Client(repo.Host) == nil:
+		err = badRequest("%s is not an upstream of this server", words.Quote(repo.Host))
+	}
+	return repo, err
+}
+
+func (x *exchange) refresh() error {
+	var t Target
+	if err := x.body(&t); err != nil {
+		return err
+	}
+	repo, err := x.upstreamTarget(t)
+	if err != nil {
+		return err
+	}
+	if !oci.ValidTag(t.Reference) {
+		return badRequest("a tag can have moved, and a digest not")
+	}
+	held := x.api.cfg.Live.Cache
+	before := held.Record(repo, t.Reference)
+	held.ForgetOf(repo)
+	x.api.cfg.Live.Upstreams.Forget(repo.Host)
+	res, out, err := held.Resolve(x.r.Context(), repo, t.Reference, oci.Ask{Refresh: true, Client: "refresh"})
+	if x.r.Context().Err() != nil {
+		return context.Cause(x.r.Context())
+	}
+	return x.result(newRefreshed(t, before, res, out, err))
+}
+
+// newRefreshed compares what was known of a tag with what a check brought.
+func newRefreshed(t Target, before *cache.Record, res oci.Resolved, out oci.Outcome, err error) Refreshed {
+	r := Refreshed{Repository: t.Repository, Reference: t.Reference, After: res.Digest}
+	if before != nil {
+		r.Before = before.Digest
+	}
+	switch {
+	case err != nil:
+		r.Outcome, r.Why = Unconfirmed, ownText(err)
+		if oci.IsUnknown(err) {
+			r.Outcome = Gone
+		}
+	case out.Cache == oci.Stale:
+		r.Outcome, r.Why = Unconfirmed, out.Why
+		if out.Why == cache.WhyDeleted {
+			r.Outcome = Gone
+		}
+	case before == nil:
+		r.Outcome = Added
+	case !out.Checked.After(before.Checked): // nobody was asked
+		r.Outcome, r.Why = Unconfirmed, out.Why
+	case before.Digest == res.Digest:
+		r.Outcome = Unchanged
+	default:
+		r.Outcome = Moved
+	}
+	return r
+}
+
+// ownText is the causes of err without what was being done, for who has just named
+// it.
+func ownText(err error) string {
+	if e, ok := errors.AsType[*oci.Error](err); ok {
+		return oci.Causes(e)
+	}
+	return oci.Causes(err)
+}
