@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/rs/zerolog"
-
 	"entrepot/admin"
+
+	"github.com/rs/zerolog"
 )
 
 const testToken = "0123456789abcdef"

@@ -14,6 +14,7 @@ import (
 	"text/template"
 
 	"entrepot/oci"
+	"entrepot/operate"
 	"entrepot/words"
 )
 
@@ -150,7 +151,7 @@ func printClient(_ context.Context, in invocation) error {
 	flags := flag.NewFlagSet("client", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	address, ca := flags.String("address", "", ""), flags.String("ca", "", "")
-	args, err := parseInterspersed(flags, in.args)
+	args, err := operate.ParseArgs(flags, in.args)
 	switch {
 	case err != nil:
 		return usageError{fmt.Sprintf("client: %v: entrepot help client", err)}
@@ -267,18 +268,4 @@ func (s cacheServer) expand(w io.Writer, text string) error {
 		return err
 	}
 	return t.Execute(w, s)
-}
-
-// parseInterspersed reads flags that may stand before, between and behind the
-// arguments.
-func parseInterspersed(flags *flag.FlagSet, all []string) (args []string, err error) {
-	for rest := all; ; rest = flags.Args()[1:] {
-		if err := flags.Parse(rest); err != nil {
-			return nil, errors.New(strings.Replace(err.Error(), " -", " --", 1)) // package flag names them by one
-		}
-		if flags.NArg() == 0 {
-			return args, nil
-		}
-		args = append(args, flags.Arg(0))
-	}
 }

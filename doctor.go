@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"entrepot/certs"
+	"entrepot/operate"
 	"entrepot/store"
 	"entrepot/words"
 )
@@ -77,7 +78,7 @@ func doctor(ctx context.Context, in invocation) error {
 	flags := flag.NewFlagSet("doctor", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	asJSON := flags.Bool("json", false, "")
-	images, err := parseInterspersed(flags, in.args)
+	images, err := operate.ParseArgs(flags, in.args)
 	if err != nil {
 		return usageError{fmt.Sprintf("doctor: %v: entrepot help doctor", err)}
 	}
@@ -93,7 +94,7 @@ func doctor(ctx context.Context, in invocation) error {
 	}
 	examine(ctx, in, images, tell)
 	if wrong > 0 {
-		return exitError{worst.Code, fmt.Sprintf("doctor: %s not well", words.Count(wrong, "thing")+map[bool]string{true: " is", false: " are"}[wrong == 1])}
+		return operate.ExitError{Code: worst.Code, Text: fmt.Sprintf("doctor: %s not well", words.Count(wrong, "thing")+map[bool]string{true: " is", false: " are"}[wrong == 1])}
 	}
 	return ctx.Err()
 }

@@ -28,6 +28,7 @@ var allowedImports = map[string][]string{
 	"warm":      {"oci"},
 	"access":    {"oci"},
 	"words":     {"oci"},
+	"operate":   {"oci", "admin", "ledger", "warm", "words"},
 	"admin":     {"oci", "store", "cache", "upstream", "ledger", "warm", "words"},
 }
 
@@ -38,12 +39,12 @@ var owners = map[string]string{
 	"github.com/docker/go-units":                          "words",
 	"github.com/prometheus":                               "main",
 	"github.com/rs/zerolog":                               "main",
-	"github.com/schollz/progressbar":                      "main",
+	"github.com/schollz/progressbar":                      "operate",
 	"golang.org/x/net/http/httpproxy":                     "main",
 	"github.com/dgraph-io/ristretto":                      "store",
 	"golang.org/x/net/publicsuffix":                       "upstream",
 	"golang.org/x/sys":                                    "store, proxy", // the kernel: files there, sockets here
-	"golang.org/x/term":                                   "main",
+	"golang.org/x/term":                                   "operate",
 	"golang.org/x/time/rate":                              "ratelimit",
 	"github.com/google/go-containerregistry/pkg/authn":    "upstream",
 	"github.com/google/go-containerregistry/pkg/v1/types": "oci",

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 
+	"entrepot/operate"
 	"entrepot/words"
 
 	"github.com/rs/zerolog"
@@ -68,27 +69,16 @@ type invocation struct {
 
 // commands are what the program can do, in the order of the help text.
 func commands() []command {
-	return []command{
+	return slices.Concat([]command{
 		{"serve", "serve the registry until SIGTERM (what entrepot does without a command)", serveHelp, serve},
-		{"status", "show what goes on: quotas, outages, who spends what, what is on its way", statusHelp, status},
-		{"ls", "list what is held: repositories, or the images of one", lsHelp, list},
-		{"rules", "list the cache rules, in the order in which they are tried", rulesHelp, listRules},
-		{"explain", "say what a name means, whether it is held, and what a pull would cost", explainHelp, explain},
-		{"rm", "forget tags, manifests, or whole repositories", rmHelp, remove},
-		{"pin", "protect images from eviction, or list those that are", pinHelp, pin},
-		{"unpin", "take a pin away", unpinHelp, unpin},
-		{"warm", "fetch images before a client asks, or list those that are kept warm", warmHelp, warmImages},
-		{"refresh", "check now what tags name, whatever is remembered of them", refreshHelp, refresh},
-		{"prune", "remove what nobody needs any more", pruneHelp, prune},
-		{"verify", "compare all that is held with its digests", verifyHelp, verify},
-		{"df", "show what the data directory takes, and what would go next", dfHelp, usage},
+	}, operatorCommands(), []command{
 		{"client", "print what makes docker, containerd, podman and others use this server", clientHelp, printClient},
 		{"doctor", "look at all that a server needs, and say what to mend", doctorHelp, doctor},
 		{"config", "show the effective configuration, and where each value came from", configHelp, showConfig},
 		{"healthcheck", "ask the running server whether it is well; the exit code tells", healthcheckHelp, healthcheck},
 		{"version", "show the version", "", showVersion},
 		{"help", "show this text, or a command's: entrepot help <command>", "", help},
-	}
+	})
 }
 
 // run does what args say. The error is for the person who called; exitCode
@@ -162,8 +152,8 @@ func exitCode(err error) int {
 	if _, ok := errors.AsType[usageError](err); ok {
 		return 2
 	}
-	if e, ok := errors.AsType[exitError](err); ok {
-		return e.code
+	if e, ok := errors.AsType[operate.ExitError](err); ok {
+		return e.Code
 	}
 	return 1
 }

@@ -1,15 +1,69 @@
 package main
 
 import (
+	"context"
 	"net/http"
-
-	"github.com/rs/zerolog"
+	"slices"
+	"strings"
 
 	"entrepot/admin"
+	"entrepot/operate"
 	"entrepot/store"
+	"entrepot/warm"
+
+	"github.com/rs/zerolog"
 )
 
-// What operators may ask of this data directory, and who of them.
+// What operators may ask of this data directory, who of them, and the commands that
+// do.
+
+// operatorCommands are those of package operate.
+func operatorCommands() (all []command) {
+	for _, c := range operate.Commands() {
+		all = append(all, command{c.Name, c.Summary, c.Help, func(ctx context.Context, in invocation) error {
+			return c.Run(ctx, operate.Invocation{
+				Args: in.args, Stdout: in.stdout, Stderr: in.stderr,
+				OutTerminal: isTerminal(in.stdout), ErrTerminal: isTerminal(in.stderr), Colour: wantsColour(in.environ),
+				Configure: func() (*operate.Settings, error) { return operatorSettings(in.environ) },
+			})
+		}})
+	}
+	return all
+}
+
+// operatorSettings are what they know of the configuration.
+func operatorSettings(environ []string) (*operate.Settings, error) {
+	cfg, err := operatorConfig(environ)
+	if err != nil {
+		return nil, err
+	}
+	names := cfg.Names()
+	return &operate.Settings{
+		Names:  names,
+		Images: func(file string) ([]warm.Image, error) { return readImages(names, file) },
+		Connect: func(ctx context.Context, server string) (*admin.Client, error) {
+			return connect(ctx, cfg, readBuild().Version, server)
+		},
+	}, nil
+}
+
+// operatorConfig is the configuration without what these commands do not need: a
+// login's file that went away must not keep anybody from looking.
+func operatorConfig(environ []string) (*Config, error) {
+	c, found := readConfig(environ)
+	found = slices.DeleteFunc(found, func(p problem) bool {
+		for _, needless := range []string{"_PASSWORD", "_PASSWORD_FILE", "_USERNAME", "_CA_FILE", "_PROXY", warmFileVar} {
+			if strings.HasSuffix(p.name, needless) {
+				return true
+			}
+		}
+		return false
+	})
+	if len(found) > 0 {
+		return nil, found
+	}
+	return c, nil
+}
 
 // newAdminAPI makes the API of a data directory; live is nil where no server has
 // it.

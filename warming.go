@@ -2,43 +2,19 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
-	"entrepot/admin"
 	"entrepot/cache"
 	"entrepot/oci"
 	"entrepot/warm"
-	"entrepot/words"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 )
 
 // Fetching images before anybody asks for them: the list that the server keeps
-// warm, and what an operator asks for at once.
-
-const warmHelp = `Usage: entrepot warm [--platform linux/amd64,...] [--file LIST] [--wait 30m] <image>...
-       entrepot warm
-
-Has the server fetch images: what their names mean now, and all that leads to, unless
-it is held. Clients go first, and the part of a quota that is kept for them is left
-alone. What is limited or down is tried again at the time that upstream names. What
-has come stays: an image that was interrupted goes on where it stopped. Interrupting
-the command ends the work, but for blobs that are on their way. Without an image: the
-list that the server keeps warm (ENTREPOT_WARM), and how each is.
-
-  --platform LIST    such as linux/amd64,linux/arm64; native: Linux on the server's
-                     architecture; all. The default is ENTREPOT_WARM_PLATFORMS of the
-                     server
-  --file LIST        a file with one image in a line; # begins a comment
-  --wait TIME        how long nothing may come of an image until it is given up
-` + liveHelp
+// warm.
 
 // warmBlobs is how many blobs are fetched ahead at once.
 const warmBlobs = 4
@@ -128,109 +104,4 @@ func (m *metrics) watchWarm(totals func() warm.Totals) {
 		return 0
 	})
 	m.total("warm_fetched_bytes_total", "Bytes that were fetched for the warm list.", func() float64 { return float64(totals().Fetched) })
-}
-
-func warmImages(ctx context.Context, in invocation) (err error) {
-	o := newOperation(in, "warm")
-	defer o.end(&err)
-	platforms, file, wait := o.flags.String("platform", "", ""), o.flags.String("file", "", ""), o.flags.String("wait", "30m", "")
-	if err := o.begin(ctx, 0, -1); err != nil {
-		return err
-	}
-	patience, err := words.ParseAge(*wait)
-	if err != nil || patience > admin.MaxWarmWait {
-		return o.misused("--wait: %s is not a time from 0s to 7d, such as 30m", words.Quote(*wait))
-	}
-	if *platforms != "" {
-		if _, err := warm.ParsePlatforms(*platforms); err != nil {
-			return o.misused("--platform: %v", err)
-		}
-	}
-	targets, err := o.pinned()
-	if err != nil {
-		return err
-	}
-	if *file != "" {
-		images, err := readImages(o.cfg.Names(), *file)
-		if err != nil {
-			return fmt.Errorf("warm: --file: %w", err)
-		}
-		for _, im := range images {
-			targets = append(targets, admin.Target{Repository: im.Repository.String(), Reference: im.Reference})
-		}
-	}
-	switch {
-	case len(targets) > 0:
-	case *file != "":
-		return fmt.Errorf("warm: file %s names no image", words.Quote(*file))
-	default:
-		return o.showWarmList(ctx)
-	}
-	var failed []error
-	for _, t := range targets {
-		err := o.warm(ctx, t, *platforms, patience)
-		if ctx.Err() != nil {
-			return errors.Join(append(failed, context.Cause(ctx))...)
-		}
-		if err != nil {
-			failed = append(failed, fmt.Errorf("warm %s: %w", t, o.explain(err, t)))
-		}
-	}
-	return errors.Join(failed...)
-}
-
-// warm has one image fetched, and shows how far it is.
-func (o *operation) warm(ctx context.Context, t admin.Target, platforms string, patience time.Duration) error {
-	bar, waiting := o.newBar(t.String(), true), ""
-	ask := admin.Warm{Repository: t.Repository, Reference: t.Reference, Platforms: platforms, WaitSeconds: int64(patience / time.Second)}
-	done, err := do[admin.Warmed](ctx, o, http.MethodPost, "warm", ask, func(raw json.RawMessage) {
-		var p admin.Warming
-		switch {
-		case json.Unmarshal(raw, &p) != nil:
-		case p.Waiting != "" && p.Waiting != waiting:
-			waiting = p.Waiting
-			bar.end()
-			fmt.Fprintf(o.in.stderr, "%s: waiting until %s: %s\n", t, p.Until.Local().Format(time.TimeOnly), words.Printable(p.Waiting))
-		case p.Waiting == "":
-			bar.show(p.BytesDone, p.Bytes)
-		}
-	})
-	bar.end()
-	if err != nil || o.json {
-		return err
-	}
-	text := "is held already"
-	if done.Fetched > 0 {
-		text = "fetched " + words.Bytes(done.Fetched)
-	}
-	fmt.Fprintf(o.in.stdout, "%s %s: %s, %s in %s and %s", t, text, words.Digest(done.Digest), words.Bytes(done.Bytes), words.Count(done.Manifests, "manifest"), words.Count(done.Blobs, "blob"))
-	if done.Skipped > 0 {
-		fmt.Fprintf(o.in.stdout, ", without %s from elsewhere", words.Count(done.Skipped, "layer"))
-	}
-	if done.Stale != "" {
-		fmt.Fprintf(o.in.stdout, " (%s)", words.Printable(done.Stale))
-	}
-	_, err = fmt.Fprintln(o.in.stdout)
-	return err
-}
-
-func (o *operation) showWarmList(ctx context.Context) error {
-	t := o.newTable("IMAGE", "STATUS", "DIGEST", "SIZE", "CHECKED", "NEXT", "WHY")
-	err := each(ctx, o, "warmlist", nil, func(e admin.WarmEntry, raw json.RawMessage) error {
-		status, next, why := e.Status, "-", e.Error
-		if p := e.Progress; p != nil && p.Bytes > 0 {
-			status += " " + strconv.FormatInt(p.BytesDone*100/p.Bytes, 10) + "%"
-		}
-		if !e.Next.IsZero() {
-			next = e.Next.Local().Format(time.TimeOnly)
-		}
-		if why == "" {
-			why = "-"
-		}
-		return t.row(raw, admin.Target{Repository: e.Repository, Reference: e.Reference}.String(), status, words.Digest(e.Digest), words.Bytes(e.Bytes), words.Ago(e.Checked), next, why)
-	})
-	if err != nil {
-		return err
-	}
-	return t.end("no image is kept warm: set ENTREPOT_WARM or ENTREPOT_WARM_FILE for the server")
 }

@@ -1,4 +1,4 @@
-package main
+package operate
 
 import (
 	"context"
@@ -24,7 +24,7 @@ running server. The exit code is 1 if a tag is gone or could not be confirmed.
   --all              whole repositories
 ` + liveHelp
 
-func refresh(ctx context.Context, in invocation) (err error) {
+func refresh(ctx context.Context, in Invocation) (err error) {
 	o := newOperation(in, "refresh")
 	defer o.end(&err)
 	all := o.flags.Bool("all", false, "")
@@ -99,9 +99,9 @@ func (o *operation) showRefreshed(t admin.Target, r admin.Refreshed, raw json.Ra
 	var err error
 	switch r.Outcome {
 	case admin.Unchanged, admin.Added:
-		_, err = fmt.Fprintf(o.in.stdout, "%s %s, %s\n", t, r.Outcome, words.Digest(r.After))
+		_, err = fmt.Fprintf(o.in.Stdout, "%s %s, %s\n", t, r.Outcome, words.Digest(r.After))
 	case admin.Moved:
-		_, err = fmt.Fprintf(o.in.stdout, "%s moved from %s to %s\n", t, words.Digest(r.Before), words.Digest(r.After))
+		_, err = fmt.Fprintf(o.in.Stdout, "%s moved from %s to %s\n", t, words.Digest(r.Before), words.Digest(r.After))
 	}
 	return err
 }

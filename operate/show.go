@@ -1,4 +1,4 @@
-package main
+package operate
 
 import (
 	"encoding/json"
@@ -24,7 +24,7 @@ type table struct {
 func (o *operation) newTable(columns ...string) *table {
 	t := &table{o: o}
 	if !o.json {
-		t.w = tabwriter.NewWriter(o.in.stdout, 0, 0, 3, ' ', 0)
+		t.w = tabwriter.NewWriter(o.in.Stdout, 0, 0, 3, ' ', 0)
 		fmt.Fprintln(t.w, strings.Join(columns, "\t"))
 	}
 	return t
@@ -49,7 +49,7 @@ func (t *table) end(none string) error {
 	case t.w == nil:
 		return nil
 	case t.rows == 0:
-		_, err := fmt.Fprintf(t.o.in.stderr, "%s\n", none)
+		_, err := fmt.Fprintf(t.o.in.Stderr, "%s\n", none)
 		return err
 	}
 	return t.w.Flush()
@@ -58,7 +58,7 @@ func (t *table) end(none string) error {
 // facts are names with their values, for people.
 type facts struct{ w *tabwriter.Writer }
 
-func (o *operation) newFacts() facts { return facts{tabwriter.NewWriter(o.in.stdout, 0, 0, 3, ' ', 0)} }
+func (o *operation) newFacts() facts { return facts{tabwriter.NewWriter(o.in.Stdout, 0, 0, 3, ' ', 0)} }
 
 // add adds a fact, unless it is not known.
 func (f facts) add(name, value string) {
@@ -114,8 +114,8 @@ type bar struct {
 
 func (o *operation) newBar(what string, bytes bool) *bar {
 	b := &bar{what: what, bytes: bytes}
-	if isTerminal(o.in.stderr) {
-		b.out = o.in.stderr
+	if o.in.ErrTerminal {
+		b.out = o.in.Stderr
 	}
 	return b
 }

@@ -1,4 +1,4 @@
-package main
+package operate
 
 import (
 	"context"
@@ -39,7 +39,7 @@ const (
 	minInterval = 100 * time.Millisecond
 )
 
-func status(ctx context.Context, in invocation) (err error) {
+func status(ctx context.Context, in Invocation) (err error) {
 	o := newOperation(in, "status")
 	defer o.end(&err)
 	hours := o.flags.Int("hours", 6, "")
@@ -98,9 +98,9 @@ func (w *statusWatch) watch(ctx context.Context) error {
 		case err != nil && !w.drawn:
 			return err
 		case err != nil:
-			fmt.Fprintf(w.o.in.stderr, "\r%s%s: trying again", clearLine(isTerminal(w.o.in.stderr)), words.Printable(err.Error()))
-			if !isTerminal(w.o.in.stderr) {
-				fmt.Fprintln(w.o.in.stderr)
+			fmt.Fprintf(w.o.in.Stderr, "\r%s%s: trying again", clearLine(w.o.in.ErrTerminal), words.Printable(err.Error()))
+			if !w.o.in.ErrTerminal {
+				fmt.Fprintln(w.o.in.Stderr)
 			}
 		}
 		select {
@@ -135,8 +135,8 @@ func (w *statusWatch) show(ctx context.Context) error {
 	w.last, s = s, withCurrentRates(w.last, s)
 	p := picture{width: plainWidth}
 	height := 0
-	if f, ok := o.in.stdout.(*os.File); ok && isTerminal(f) {
-		p.colour = wantsColour(o.in.environ)
+	if f, ok := o.in.Stdout.(*os.File); ok && o.in.OutTerminal {
+		p.colour = o.in.Colour
 		if width, rows, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
 			p.width, height = min(width, maxWidth), rows
 		}
@@ -182,6 +182,6 @@ func (w *statusWatch) put(lines []string, height int) error {
 		b.WriteString("\x1b[J")
 	}
 	w.drawn = true
-	_, err := w.o.in.stdout.Write([]byte(b.String()))
+	_, err := w.o.in.Stdout.Write([]byte(b.String()))
 	return err
 }

@@ -1,0 +1,155 @@
+package operate
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"entrepot/admin"
+	"entrepot/ledger"
+	"entrepot/oci"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "take the picture as it is now")
+
+func exampleStatus() admin.Status {
+	now := time.Date(2026, 11, 25, 14, 3, 27, 0, time.UTC)
+	const gib = 1 << 30
+	line := func(upstream, name string, sum ledger.Sum) admin.Spender {
+		return admin.Spender{Upstream: upstream, Name: name, Sum: sum}
+	}
+	return admin.Status{
+		Version: "v1.2.3", Data: "/var/lib/entrepot", Since: now.Add(-75 * time.Hour), Now: now, Offline: []string{"registry.k8s.io"},
+		Breakers: []admin.Breaker{
+			{Upstream: "docker.io", Host: "registry-1.docker.io", State: "closed"},
+			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Error: "timeout: auth.docker.io: no answer"},
+			{Upstream: "ghcr.io", Host: "ghcr.io", State: "closed"},
+			{Upstream: "quay.io", Host: "quay.io", State: "open", Since: now.Add(-190 * time.Second), Failures: 9, Refused: 31, Error: "unavailable: quay.io: it cannot be reached: dial tcp 192.0.2.1:443: connect: connection refused by the other side", Next: now.Add(12 * time.Second)},
+			{Upstream: "mcr.microsoft.com", Host: "mcr.microsoft.com", State: "closed", Paused: now.Add(25 * time.Second)},
+			{Upstream: "gcr.io", Host: "gcr.io", State: "probing", Since: now.Add(-2 * time.Second), Failures: 3, Refused: 1},
+		},
+		Quotas: []admin.Quota{
+			{Upstream: "docker.io", Account: "", Limit: 100, Left: 7, Reserve: 10, Resets: now.Add(2*time.Hour + 10*time.Minute)},
+			{Upstream: "docker.io", Account: "team-with-a-very-long-name", Limit: 200, Left: 134, Resets: now.Add(95 * time.Second), Exact: true},
+			{Upstream: "docker.io", Account: "spent", Limit: 200, Left: 40, Reserve: 10, Paused: now.Add(30 * time.Second)},
+			{Upstream: "ghcr.io", Account: "me", Limit: 5000, Left: -1},
+		},
+		Spent: admin.Spent{
+			Hours: 6, Since: now.Add(-5 * time.Hour),
+			Total: ledger.Sum{Requests: 120_345, Held: 120_344, Served: 13 * gib, Saved: 12 * gib, Pulls: 61, Heads: 310, Calls: 900, Fetched: gib},
+			Upstreams: admin.Spenders{Lines: []admin.Spender{
+				line("docker.io", "", ledger.Sum{Requests: 120_000, Held: 119_000, Served: 12 * gib, Saved: 11 * gib, Pulls: 61, Heads: 310, Calls: 890, Fetched: gib}),
+				line("ghcr.io", "", ledger.Sum{Requests: 345, Held: 345, Served: gib, Saved: gib}),
+				line("quay.io", "", ledger.Sum{Calls: 10}),
+			}},
+			Accounts: admin.Spenders{Lines: []admin.Spender{
+				line("docker.io", "spent", ledger.Sum{Pulls: 60, Heads: 300, Calls: 400, Fetched: gib}),
+				line("docker.io", "", ledger.Sum{Pulls: 1, Heads: 10, Calls: 490}),
+			}},
+			Repositories: admin.Spenders{
+				Lines:  []admin.Spender{line("docker.io", "library/alpine", ledger.Sum{Requests: 9000, Held: 8990, Served: gib, Saved: gib, Pulls: 3}), line("docker.io", "team-of-the-fourth-floor/builder-image", ledger.Sum{Requests: 1, Served: 10, Pulls: 1, Fetched: 10})},
+				Others: ledger.Sum{Requests: 100_000, Held: 99_000, Served: 11 * gib, Saved: 10 * gib, Pulls: 57, Heads: 310, Fetched: gib},
+			},
+			Clients: admin.Spenders{Lines: []admin.Spender{
+				line("docker.io", "192.0.2.71", ledger.Sum{Requests: 9001, Held: 8990, Served: gib, Saved: gib, Pulls: 4, Fetched: 10}),
+				line("docker.io", "2001:db8:85a3:8d3:1319:8a2e:370:7348", ledger.Sum{Requests: 2_000_000_000, Held: 2, Served: 20 * gib, Saved: gib}),
+				line("docker.io", "", ledger.Sum{Heads: 20}),
+				line("quay.io", "192.0.2.71", ledger.Sum{Calls: 10}),
+			}},
+		},
+		Fills: []admin.Fill{
+			{Repository: "docker.io/library/python", Digest: oci.Sum([]byte("1")), Size: 600 << 20, Landed: 420 << 20, BytesPerSecond: 52 << 20, Readers: 3, Streams: 4},
+			{Repository: "ghcr.io/x/y\x1b[2J", Digest: oci.Sum([]byte("2")), Size: -1, Landed: 1 << 20, Readers: 1, Streams: 1},
+		},
+		Disk:   admin.Disk{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},
+		Memory: admin.Memory{Held: 12 << 20, Budget: 64 << 20, Process: 45 << 20},
+	}
+}
+
+var escapes = regexp.MustCompile("\x1b\\[[0-9;]*m")
+
+// The picture as it was last looked at; -update takes it as it is now.
+func TestStatusPicture(t *testing.T) {
+	p := picture{width: plainWidth}
+	p.draw(exampleStatus(), "http://127.0.0.1:5001")
+	got := strings.Join(p.lines, "\n") + "\n"
+	const file = "testdata/status.golden"
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Whatever is shown, no line is wider than the terminal, nothing of a stranger's
+// reaches it as a command, and colour changes no letter.
+func TestStatusPictureFits(t *testing.T) {
+	for _, s := range []admin.Status{exampleStatus(), {}} {
+		for _, width := range []int{1, 40, 80, 120} {
+			var plain []string
+			for _, colour := range []bool{false, true} {
+				p := picture{width: width, colour: colour}
+				p.draw(s, "http://127.0.0.1:5001")
+				var bare []string
+				for _, line := range p.lines {
+					line = escapes.ReplaceAllString(line, "")
+					bare = append(bare, strings.TrimRight(line, " "))
+					if n := utf8.RuneCountInString(line); n > width {
+						t.Errorf("%d columns in %d: %s", n, width, line)
+					}
+					if strings.Contains(line, "\x1b") {
+						t.Errorf("a command to the terminal: %q", line)
+					}
+				}
+				if !colour {
+					plain = bare
+				} else if diff := cmp.Diff(plain, bare); diff != "" {
+					t.Errorf("colour changes letters (-without +with):\n%s", diff)
+				}
+			}
+		}
+	}
+}
+
+// On a terminal each picture stands over the last one, and keeps inside it.
+func TestStatusIsRedrawnInPlace(t *testing.T) {
+	var out bytes.Buffer
+	w := &statusWatch{o: &operation{in: Invocation{Stdout: &out}}, interval: time.Second}
+	for range 2 {
+		if err := w.put([]string{"a", "b", "c", "d"}, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const picture = "\x1b[Ha\x1b[K\nb\x1b[K\n\x1b[J"
+	if got, want := out.String(), "\x1b[2J"+picture+picture; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestRatesAreCurrentWhileWatched(t *testing.T) {
+	first := exampleStatus()
+	second := exampleStatus()
+	second.Now = first.Now.Add(2 * time.Second)
+	second.Fills[0].Landed += 10 << 20
+	shown := withCurrentRates(first, second)
+	if got := shown.Fills[0].BytesPerSecond; got != 5<<20 {
+		t.Errorf("10 MiB in 2 s are %d a second", got)
+	}
+	if got := withCurrentRates(admin.Status{}, second).Fills[0].BytesPerSecond; got != 52<<20 {
+		t.Errorf("at first the mean rate is shown, and not %d", got)
+	}
+}
