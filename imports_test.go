@@ -22,7 +22,7 @@ var allowedImports = map[string][]string{
 	"upstream":  {"oci", "ratelimit"},
 	"cache":     {"oci", "store"},
 	"ledger":    {},
-	"policy":    {"oci"},
+	"policy":    {"oci", "words"},
 	"proxy":     {"oci", "ratelimit"},
 	"certs":     nil,
 	"warm":      {"oci"},

@@ -150,7 +150,7 @@ func exitCode(err error) int {
 		return 0
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
-		return 2
+		return operate.Misuse
 	}
 	if e, ok := errors.AsType[operate.ExitError](err); ok {
 		return e.Code

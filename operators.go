@@ -5,10 +5,14 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"entrepot/admin"
+	"entrepot/cache"
+	"entrepot/ledger"
 	"entrepot/operate"
 	"entrepot/store"
+	"entrepot/upstream"
 	"entrepot/warm"
 
 	"github.com/rs/zerolog"
@@ -68,10 +72,19 @@ func operatorConfig(environ []string) (*Config, error) {
 // newAdminAPI makes the API of a data directory; live is nil where no server has
 // it.
 func newAdminAPI(disk *store.Disk, live *admin.Live, cfg *Config, version string) *admin.API {
+	explained := explainer{cfg, disk}
 	return admin.New(admin.Config{
 		Disk: disk, Live: live, Version: version, Data: cfg.dataPath(), Budget: int64(cfg.CacheSize), Memory: int64(cfg.Memory),
-		Rules: cfg.describeRules(), Meaning: explainer{cfg, disk}.meaning, Explain: explainer{cfg, disk}.held(live),
+		Rules: cfg.describeRules(), Meaning: explained.meaning, Explain: explained.held(live),
 	})
+}
+
+// newLive is what a running server has beside its disk.
+func newLive(cfg *Config, held *cache.Cache, upstreams *upstream.Set, spent *ledger.Ledger, ahead *warming, began time.Time) *admin.Live {
+	return &admin.Live{
+		Cache: held, Upstreams: upstreams, Ledger: spent, Puller: ahead.puller, List: ahead.list, Platforms: ahead.platforms,
+		Offline: cfg.offline(), Since: began,
+	}
 }
 
 // newAdminGuard stands before what is for operators alone.

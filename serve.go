@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"entrepot/access"
-	"entrepot/admin"
 	"entrepot/cache"
 	"entrepot/certs"
 	"entrepot/ledger"
@@ -134,10 +133,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	defer stop() // before what they answer from
 	front.api.open(withTokens(traced.requests(api), guard))
-	live := &admin.Live{
-		Cache: held, Upstreams: upstreams, Ledger: spent, Puller: ahead.puller, List: ahead.list, Platforms: ahead.platforms,
-		Offline: cfg.offline(), Since: began,
-	}
+	live := newLive(cfg, held, upstreams, spent, ahead, began)
 	front.operators.open(newAdminGuard(newAdminAPI(disk, live, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)

@@ -227,6 +227,12 @@ func TestIssuerInTroubleLater(t *testing.T) {
 		}
 	}
 	s.fault.Store(nil)
+	// The library gives a fetch's failure to those who come just behind it too.
+	for began := time.Now(); time.Since(began) < 10*time.Second; {
+		if _, err := g.Admit(wrong, oci.Ping); oci.CodeOf(err) != oci.Unavailable {
+			break
+		}
+	}
 	if _, err := g.Admit(wrong, oci.Ping); oci.CodeOf(err) != oci.Unauthorized {
 		t.Errorf("for another audience: %v, want UNAUTHORIZED", err)
 	}

@@ -93,7 +93,7 @@ line.
 
 // The exit codes that are not 1.
 const (
-	misuse = 2 // a mistake in the command line
+	Misuse = 2 // a mistake in the command line, of any command of the program
 	damage = 3 // of what is held
 )
 
@@ -169,7 +169,7 @@ func ParseArgs(flags *flag.FlagSet, all []string) (args []string, err error) {
 }
 
 func (o *operation) misused(format string, args ...any) error {
-	return ExitError{misuse, fmt.Sprintf("%s: %s: entrepot help %s", o.name, fmt.Sprintf(format, args...), o.name)}
+	return ExitError{Misuse, fmt.Sprintf("%s: %s: entrepot help %s", o.name, fmt.Sprintf(format, args...), o.name)}
 }
 
 // end gives the data directory back, if this process had it.

@@ -94,7 +94,7 @@ func repositoryPattern(names *oci.Names, name string) (string, error) {
 func (o *operation) selectArgument(arg string) (selection, error) {
 	sel, err := selectionOf(o.settings.Names, arg)
 	if err != nil {
-		return sel, ExitError{misuse, fmt.Sprintf("%s %s: %v", o.name, words.Quote(arg), err)}
+		return sel, ExitError{Misuse, fmt.Sprintf("%s %s: %v", o.name, words.Quote(arg), err)}
 	}
 	return sel, nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"entrepot/oci"
+	"entrepot/words"
 )
 
 // Rule says what of the names that it matches may be pulled. Of several rules
@@ -157,12 +158,5 @@ func spanText(d time.Duration) string {
 	if d >= day && d%day == 0 {
 		return fmt.Sprintf("%dd", d/day)
 	}
-	text := d.String()
-	if trimmed, ok := strings.CutSuffix(text, "m0s"); ok {
-		text = trimmed + "m"
-	}
-	if trimmed, ok := strings.CutSuffix(text, "h0m"); ok {
-		text = trimmed + "h"
-	}
-	return text
+	return words.Span(d)
 }
