@@ -129,10 +129,11 @@ func (d *Disk) sweepFills() error {
 	})
 }
 
-// lendHint gives a file that has no hint another one's. It is only advice.
+// lendHint gives a file that has no hint of the same owner another one's. A time
+// that a write has set looks like a hint once in sixty times. It is only advice.
 func (d *Disk) lendHint(name string, e fs.DirEntry, h hint) {
 	info, err := e.Info()
-	if err != nil || hintOf(info.ModTime()).owner != 0 || h.owner == 0 {
+	if err != nil || hintOf(info.ModTime()).owner == h.owner || h.owner == 0 {
 		return
 	}
 	stamp := h.stamp(info.ModTime())

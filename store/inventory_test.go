@@ -147,12 +147,25 @@ func TestUsageAfterAKill(t *testing.T) {
 	if err := errors.Join(os.CopyFS(killed, os.DirFS(dir)), copyTimes(dir, killed)); err != nil {
 		t.Fatal(err)
 	}
-	u, err := openDisk(t, killed, nil).Usage(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(u.Upstreams) != 1 || u.Upstreams[0].Upstream != "docker.io" || u.Upstreams[0].Fills != 1 || u.Upstreams[0].FillBytes < mib {
-		t.Errorf("%+v", u.Upstreams)
+	written := filepath.Join(killed, filepath.FromSlash(f.name))
+	for _, at := range []time.Time{
+		time.Now().Truncate(time.Second),               // that a write has set
+		hint{owner: 12345, uses: 77}.stamp(time.Now()), // likewise, and it looks like a hint
+	} {
+		if err := os.Chtimes(written, at, at); err != nil {
+			t.Fatal(err)
+		}
+		d := openDisk(t, killed, nil)
+		u, err := d.Usage(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(u.Upstreams) != 1 || u.Upstreams[0].Upstream != "docker.io" || u.Upstreams[0].Fills != 1 || u.Upstreams[0].FillBytes < mib {
+			t.Errorf("%s: %+v", at, u.Upstreams)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
