@@ -59,6 +59,7 @@ func startProcess(t *testing.T, pairs ...string) *process {
 	p := &process{began: time.Now(), serving: make(chan struct{}), ended: make(chan struct{})}
 	p.cmd = exec.Command(self)
 	p.cmd.Args = []string{"entrepot"}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that what it started can be ended with it
 	p.cmd.Env = append([]string{"GORACE=" + raceOptions, "ENTREPOT_LISTEN=127.0.0.1:0", "ENTREPOT_ADMIN_LISTEN=127.0.0.1:0"}, pairs...)
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
@@ -117,9 +118,12 @@ func isOver(c <-chan struct{}) bool {
 	}
 }
 
-// kill ends the process as the kernel does when memory is short.
+// kill ends the process as the kernel does when memory is short, and what it
+// started: while that holds the log open, the log has no end.
 func (p *process) kill() {
-	_ = p.cmd.Process.Kill()
+	if !isOver(p.ended) {
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	}
 	<-p.ended
 }
 
