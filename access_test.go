@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -23,7 +24,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"golang.org/x/crypto/bcrypt"
 )
 
@@ -66,7 +67,14 @@ type protected struct {
 
 func startProtected(t *testing.T, pairs ...string) *protected {
 	t.Helper()
-	p := &protected{hub: ocitest.NewHub(t, ocitest.Config{}), other: ocitest.NewHub(t, ocitest.Config{}), app: ocitest.RandomImage(1, 3000, 300), dir: t.TempDir()}
+	return startProtectedBefore(t, ocitest.Habits{}, pairs...)
+}
+
+// startProtectedBefore stands before upstreams of these habits.
+func startProtectedBefore(t *testing.T, habits ocitest.Habits, pairs ...string) *protected {
+	t.Helper()
+	upstream := ocitest.Config{Habits: habits}
+	p := &protected{hub: ocitest.NewHub(t, upstream), other: ocitest.NewHub(t, upstream), app: ocitest.RandomImage(1, 3000, 300), dir: t.TempDir()}
 	for _, name := range []string{"library/app", "library/secret", "public/tool"} {
 		p.hub.Push(name, "1", p.app)
 	}
@@ -242,41 +250,82 @@ func TestAccessMatrix(t *testing.T) {
 }
 
 // What may not be seen looks like what does not exist, whether it exists, is
-// held, or neither; and nothing is asked to find out.
+// held, or neither, by each route and whatever upstream says of what it lacks; and
+// nothing is asked to find out.
 func TestDeniedLooksLikeMissing(t *testing.T) {
-	p := startProtected(t)
-	client := newClient(t)
-	p.pull(t, asUser(t, "root", "toor"), "library/secret", "1", p.app)
-	digest, blob := p.app.Digest.String(), p.app.Blobs[0].Digest.String()
-	alice := login("alice", "wonderland")
-	bearer := token(p.newToken(t, client, alice, "repository:library/secret:pull", "repository:library/nothing:pull", "repository:ghcr.io/team/app:pull", "repository:library/absent:pull"))
-	for _, route := range []string{"manifests/1", "manifests/" + digest, "blobs/" + blob, "tags/list", "referrers/" + digest} {
-		for _, method := range []string{http.MethodGet, http.MethodHead} {
-			for name, who := range map[string]credential{"password": alice, "token": bearer} {
-				answer := func(repo string) string {
-					status, body, header := p.ask(t, client, method, "/v2/"+repo+"/"+route, who)
-					header.Del("Date")
-					return fmt.Sprintf("%d %s %v", status, body, header)
-				}
-				want := answer("library/absent") // which she might see
-				if !strings.HasPrefix(want, "404 ") && !strings.HasPrefix(route, "referrers") {
-					t.Fatalf("%s %s of what does not exist: %s", method, route, want)
-				}
-				p.hub.Reset()
-				p.other.Reset()
-				for _, repo := range []string{"library/secret", "library/nothing", "ghcr.io/team/app", "ghcr.io/team/nothing"} {
-					if name == "token" && repo == "ghcr.io/team/nothing" {
-						continue
+	for name, habits := range map[string]ocitest.Habits{
+		"401, as Docker Hub":             {},
+		"403, as GHCR":                   {DenyToken: http.StatusForbidden, NoExpiresIn: true},
+		"NAME_UNKNOWN":                   {NameUnknown: true, Referrers: true},
+		"NAME_UNKNOWN, no referrers":     {NameUnknown: true},
+		"NAME_UNKNOWN to whoever asks":   {Auth: ocitest.NoAuth, Referrers: true},
+		"whoever asks, and no referrers": {Auth: ocitest.NoAuth},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := startProtectedBefore(t, habits)
+			client := newClient(t)
+			p.pull(t, asUser(t, "root", "toor"), "library/secret", "1", p.app)
+			alice := login("alice", "wonderland")
+			bearer := token(p.newToken(t, client, alice, "repository:library/secret:pull", "repository:library/nothing:pull", "repository:ghcr.io/team/app:pull", "repository:ghcr.io/team/nothing:pull", "repository:library/absent:pull"))
+			for kind, routes := range routesOf(p.app) {
+				for _, route := range routes {
+					for _, method := range []string{http.MethodGet, http.MethodHead} {
+						for who, credential := range map[string]credential{"password": alice, "token": bearer} {
+							p.wantAlike(t, client, kind, method, route, who, credential)
+						}
 					}
-					if got := answer(repo); got != want {
-						t.Errorf("%s %s of %s by %s:\n%s\nwant, as of what does not exist:\n%s", method, route, repo, name, got, want)
-					}
-				}
-				if asked := append(p.hub.Lines(), p.other.Lines()...); len(asked) > 0 {
-					t.Errorf("to deny it upstreams were asked %v", asked)
 				}
 			}
+		})
+	}
+}
+
+// routesOf are the routes of a repository, each below its name.
+func routesOf(app ocitest.Image) map[oci.Kind][]string {
+	digest, blob := app.Digest.String(), app.Blobs[0].Digest.String()
+	return map[oci.Kind][]string{
+		oci.ManifestKind:  {"manifests/1", "manifests/" + digest},
+		oci.BlobKind:      {"blobs/" + blob},
+		oci.TagsKind:      {"tags/list", "tags/list?n=0", "tags/list?n=1&last=0"},
+		oci.ReferrersKind: {"referrers/" + digest, "referrers/" + digest + "?artifactType=x/y"},
+		oci.UploadKind:    {"blobs/uploads/"},
+	}
+}
+
+// A new route of a repository fails here until it is one of those that are asked
+// by everybody.
+func TestEachRouteOfARepositoryIsAsked(t *testing.T) {
+	routes := routesOf(ocitest.RandomImage(1, 10))
+	for _, kind := range oci.Kinds() {
+		if isWhole := kind == oci.Ping || kind == oci.CatalogKind; isWhole == (len(routes[kind]) > 0) {
+			t.Errorf("the route %s: %q", kind, routes[kind])
 		}
+	}
+}
+
+// wantAlike compares the answers about what may not be seen with that about what
+// does not exist.
+func (p *protected) wantAlike(t *testing.T, client *http.Client, kind oci.Kind, method, route, name string, who credential) {
+	t.Helper()
+	answer := func(repo string) string {
+		status, body, header := p.ask(t, client, method, "/v2/"+repo+"/"+route, who)
+		header.Del("Date")
+		return fmt.Sprintf("%d %s %v", status, body, header)
+	}
+	want := answer("library/absent") // which she might see
+	status := map[oci.Kind]string{oci.ReferrersKind: "200 ", oci.UploadKind: "405 "}[kind]
+	if !strings.HasPrefix(want, cmp.Or(status, "404 ")) {
+		t.Fatalf("%s %s of what does not exist: %s", method, route, want)
+	}
+	p.hub.Reset()
+	p.other.Reset()
+	for _, repo := range []string{"library/secret", "library/nothing", "ghcr.io/team/app", "ghcr.io/team/nothing"} {
+		if got := answer(repo); got != want {
+			t.Errorf("%s %s of %s by %s:\n%s\nwant, as of what does not exist:\n%s", method, route, repo, name, got, want)
+		}
+	}
+	if asked := append(p.hub.Lines(), p.other.Lines()...); len(asked) > 0 {
+		t.Errorf("to deny it upstreams were asked %v", asked)
 	}
 }
 
@@ -326,7 +375,7 @@ func TestListsShowWhatMayBeRead(t *testing.T) {
 				path = m[1]
 			}
 		}
-		if diff := cmp.Diff(row.want, got); diff != "" {
+		if diff := gocmp.Diff(row.want, got); diff != "" {
 			t.Errorf("%s sees (-want +got):\n%s", name, diff)
 		}
 	}

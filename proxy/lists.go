@@ -66,6 +66,7 @@ func (x *exchange) tags() error {
 	if err != nil {
 		return err
 	}
+	x.tellOutcome()
 	tags, more := cutPage(list.Tags, list.More, page.N)
 	if more {
 		x.link(x.req.Path(), tags[len(tags)-1], page.N)
@@ -115,7 +116,13 @@ func (x *exchange) referrers() error {
 	if err != nil {
 		return err
 	}
-	manifests := list.Manifests
+	if len(list.Manifests) > 0 || x.h.cfg.Refuse == nil {
+		x.tellOutcome()
+	}
+	return x.sendReferrers(list.Manifests)
+}
+
+func (x *exchange) sendReferrers(manifests []oci.Referrer) error {
 	if manifests == nil {
 		manifests = []oci.Referrer{}
 	}
@@ -139,6 +146,5 @@ func (x *exchange) sendJSON(contentType []string, v any) error {
 		x.Header().Del("Link")
 		return err
 	}
-	x.tellOutcome()
 	return x.sendBytes(contentType, body.Bytes())
 }

@@ -60,7 +60,22 @@ func (x *exchange) fail(err error) {
 	case errors.Is(x.err, http.ErrAbortHandler):
 		x.cut = true
 	default:
-		oci.WriteError(whole{&x.answer}, x.refusal())
+		x.refuse()
+	}
+}
+
+// refuse tells the client what went wrong. What does not exist has no referrers,
+// and no registry tells it apart from what nothing refers to: behind a Refuse, which
+// hides what exists, the answer to all of them is the same empty list.
+func (x *exchange) refuse() {
+	err := x.refusal()
+	if x.h.cfg.Refuse == nil || x.at == nil || x.req.Kind != oci.ReferrersKind || !oci.IsUnknown(err) {
+		oci.WriteError(whole{&x.answer}, err)
+		return
+	}
+	x.outcome.Why, x.err = oci.Causes(x.err), nil
+	if err := x.sendReferrers(nil); err != nil {
+		x.err, x.cut = x.classify(err), true
 	}
 }
 
