@@ -33,15 +33,25 @@ type reloadable struct {
 // before stays, and it is tried again each time: two files that belong
 // together are seldom written at once.
 type reloader struct {
-	log  zerolog.Logger
-	all  []*reloadable
-	also []func(now time.Time) // is done with each look
-	stop chan struct{}
-	work sync.WaitGroup
+	log     zerolog.Logger
+	hangups <-chan os.Signal // those that ask for all to be read again
+	all     []*reloadable
+	also    []func(now time.Time) // is done with each look
+	stop    chan struct{}
+	work    sync.WaitGroup
 }
 
-func newReloader(log zerolog.Logger) *reloader {
-	return &reloader{log: log, stop: make(chan struct{})}
+func newReloader(log zerolog.Logger, hangups <-chan os.Signal) *reloader {
+	return &reloader{log: log, hangups: hangups, stop: make(chan struct{})}
+}
+
+// catchHangups keeps SIGHUP from ending the process, from now until its exit:
+// who sends it wants files read again, and cannot know whether we have got that
+// far, or are about to end. One that nobody has taken yet is remembered.
+func catchHangups() <-chan os.Signal {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	return hangups
 }
 
 // add is for before start. What paths hold has been read just now.
@@ -49,12 +59,10 @@ func (r *reloader) add(what string, load func() error, paths ...string) {
 	r.all = append(r.all, &reloadable{what: what, paths: paths, load: load, seen: look(paths)})
 }
 
-// start looks at the files each second, and reads them all at SIGHUP.
+// start looks at the files each second, and reads them all at SIGHUP, also one
+// that came before.
 func (r *reloader) start() {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
 	r.work.Go(func() {
-		defer signal.Stop(hangups)
 		ticks := time.NewTicker(reloadEvery)
 		defer ticks.Stop()
 		for {
@@ -63,7 +71,7 @@ func (r *reloader) start() {
 				return
 			case <-ticks.C:
 				r.round(time.Now())
-			case <-hangups:
+			case <-r.hangups:
 				r.readAll()
 			}
 		}

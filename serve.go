@@ -48,6 +48,7 @@ const gcHeadroom = 16 << 20
 // Source on the other, and the deferred calls close it in reverse: listeners,
 // answers, fills, upstreams, disk.
 func serve(ctx context.Context, in invocation) (err error) {
+	hangups := catchHangups()
 	if err := in.noArguments("serve"); err != nil {
 		return err
 	}
@@ -72,7 +73,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	traced := openTraces(cfg, about, watcher)
 	defer traced.close(logger)
 
-	reloads := newReloader(logger)
+	reloads := newReloader(logger, hangups)
 	shown, err := openCertificates(cfg, watcher, reloads)
 	if err != nil {
 		return err

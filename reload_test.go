@@ -1,0 +1,75 @@
+package main
+
+import (
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"entrepot/internal/ocitest"
+	"entrepot/store"
+)
+
+// hangUp sends SIGHUP to the process, a thousand a second, so many times or until
+// its end.
+func (p *process) hangUp(t *testing.T, times int) {
+	t.Helper()
+	beats := time.NewTicker(time.Millisecond)
+	defer beats.Stop()
+	for range times {
+		select {
+		case <-p.ended:
+			return
+		case <-beats.C:
+			if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				t.Error(err)
+				return
+			}
+		}
+	}
+}
+
+// awaitLog waits until the process has logged text.
+func (p *process) awaitLog(t *testing.T, text string) {
+	t.Helper()
+	looks := time.NewTicker(time.Millisecond)
+	defer looks.Stop()
+	for !strings.Contains(p.log.String(), text) {
+		select {
+		case <-p.ended:
+			t.Fatalf("the process ended without %q: %v", text, p.err)
+		case <-looks.C:
+		}
+	}
+}
+
+// A service manager sends SIGHUP when it likes. One that comes before the stack
+// is up is done when it is, and none ends the process, while it stops neither.
+func TestHangupsAtAnyTime(t *testing.T) {
+	t.Parallel()
+	hub, dir := ocitest.NewHub(t, ocitest.Config{}), t.TempDir()
+	holder, err := store.Open(t.Context(), store.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startProcess(t, append(over(hub, dir), "DOCKER_CONFIG="+filepath.Join(dir, "none"))...)
+	p.awaitLog(t, "there is no login to read") // its first words: the stack waits for the directory
+	p.hangUp(t, 50)
+	if err := holder.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.await(t)
+	p.awaitLog(t, "SIGHUP: reading files again")
+
+	stormed := make(chan struct{})
+	go func() {
+		defer close(stormed)
+		p.hangUp(t, math.MaxInt)
+	}()
+	p.terminate(t)
+	<-stormed
+}
