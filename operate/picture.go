@@ -39,15 +39,54 @@ type ink struct {
 	text  string
 }
 
-// picture is the status as lines that fit the width.
+// picture is the status as blocks of lines that fit the width.
 type picture struct {
 	width  int
 	colour bool
-	lines  []string
+	blocks []block
 }
 
-// line adds a line. What does not fit is cut, and … says so.
+// block is a part of the picture, which may have to do with fewer rows.
+type block struct {
+	name   string
+	weight int // what is heavier comes first where room is short
+	head   []string
+	rows   [][]string // of a line each, or of a line and what explains it
+	more   int        // rows there are beside these
+}
+
+// heading begins a block that is set off from the one before.
+func (p *picture) heading(name string, weight int, inks ...ink) {
+	p.blocks = append(p.blocks, block{name: name, weight: weight})
+	if len(p.blocks) > 1 {
+		p.head()
+	}
+	if len(inks) > 0 {
+		p.head(inks...)
+	}
+}
+
+// head adds a line that stays as long as its block does.
+func (p *picture) head(inks ...ink) {
+	b := &p.blocks[len(p.blocks)-1]
+	b.head = append(b.head, p.render(inks))
+}
+
+// line adds a row.
 func (p *picture) line(inks ...ink) {
+	b := &p.blocks[len(p.blocks)-1]
+	b.rows = append(b.rows, []string{p.render(inks)})
+}
+
+// under adds a line to the last row.
+func (p *picture) under(inks ...ink) {
+	b := &p.blocks[len(p.blocks)-1]
+	last := len(b.rows) - 1
+	b.rows[last] = append(b.rows[last], p.render(inks))
+}
+
+// render is a line. What does not fit is cut, and … says so.
+func (p *picture) render(inks []ink) string {
 	var b strings.Builder
 	left := p.width
 	for _, one := range inks {
@@ -62,7 +101,7 @@ func (p *picture) line(inks ...ink) {
 			b.WriteString(string(text))
 		}
 	}
-	p.lines = append(p.lines, strings.TrimRight(b.String(), " "))
+	return strings.TrimRight(b.String(), " ")
 }
 
 // left puts text at the start of a column, and cuts a longer one in its middle:
@@ -88,17 +127,13 @@ func gauge(width int, share float64, s style) []ink {
 }
 
 func (p *picture) draw(s admin.Status, where string) {
-	p.line(ink{bold, "Entrepôt " + s.Version}, ink{plain, "  up " + spanText(s.Now.Sub(s.Since)) + "  "}, ink{dim, strings.TrimSuffix(where, "/") + "  " + s.Data})
+	p.heading("", headerWeight)
+	p.head(ink{bold, "Entrepôt " + s.Version}, ink{plain, "  up " + spanText(s.Now.Sub(s.Since)) + "  "}, ink{dim, strings.TrimSuffix(where, "/") + "  " + s.Data})
 	p.quotas(s)
 	p.hosts(s)
 	p.spent(s)
 	p.fills(s)
 	p.room(s)
-}
-
-func (p *picture) heading(inks ...ink) {
-	p.line()
-	p.line(inks...)
 }
 
 // nameWidth is the room for names: what the numbers leave.
@@ -109,7 +144,7 @@ func (p *picture) quotas(s admin.Status) {
 		return
 	}
 	name := p.nameWidth()
-	p.heading(ink{bold, left(name, "QUOTA")}, ink{dim, "  " + left(20, "") + right(12, "LEFT") + right(8, "KEPT") + right(14, "RESETS IN")})
+	p.heading("QUOTA", quotaWeight, ink{bold, left(name, "QUOTA")}, ink{dim, "  " + left(20, "") + right(12, "LEFT") + right(8, "KEPT") + right(14, "RESETS IN")})
 	for _, q := range s.Quotas {
 		account := q.Account
 		if account == "" {
@@ -155,26 +190,33 @@ func quotaStyle(q admin.Quota) style {
 	return green
 }
 
-// hosts lists those in trouble. Nothing is said of the others: many have never
+// hosts lists those in trouble, those that are down first. Nothing is said of the others: many have never
 // been asked.
 func (p *picture) hosts(s admin.Status) {
 	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b admin.Breaker) bool {
 		return b.State == "closed" && b.Failures == 0 && !b.Paused.After(s.Now)
 	})
+	isUp := func(b admin.Breaker) int {
+		if b.State == "closed" {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(troubled, func(a, b admin.Breaker) int { return isUp(a) - isUp(b) })
 	colour := green
 	if len(troubled) > 0 {
 		colour = red
 	}
-	p.heading(ink{bold, "HOSTS  "}, ink{colour, fmt.Sprintf("%d of %d in trouble", len(troubled), len(s.Breakers))})
-	for _, name := range s.Offline {
-		p.line(ink{plain, "  " + left(p.nameWidth()-2, name) + "  "}, ink{yellow, "offline"}, ink{plain, " as it is set: only what is held is served"})
-	}
+	p.heading("HOSTS", hostsWeight, ink{bold, "HOSTS  "}, ink{colour, fmt.Sprintf("%d of %d in trouble", len(troubled), len(s.Breakers))})
 	for _, b := range troubled {
 		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, b.Host) + "  "}}, troubleOf(b, s.Now)...)...)
 		if b.Error != "" {
 			why := strings.TrimPrefix(strings.TrimPrefix(b.Error, "unavailable: "), b.Host+": ")
-			p.line(ink{dim, "    " + b.Upstream + ": " + why})
+			p.under(ink{dim, "    " + b.Upstream + ": " + why})
 		}
+	}
+	for _, name := range s.Offline {
+		p.line(ink{plain, "  " + left(p.nameWidth()-2, name) + "  "}, ink{yellow, "offline"}, ink{plain, " as it is set: only what is held is served"})
 	}
 }
 
@@ -202,7 +244,7 @@ func troubleOf(b admin.Breaker, now time.Time) []ink {
 // spent shows what was spent: in all, and by whom on what.
 func (p *picture) spent(s admin.Status) {
 	title := "LAST " + strings.ToUpper(words.Count(s.Spent.Hours, "hour"))
-	p.heading(ink{bold, left(p.nameWidth(), title)}, ink{dim, sumColumns("REQUESTS", "HELD", "SERVED", "SAVED", "PULLS", "HEADS", "FETCHED")})
+	p.heading(title, spentWeight, ink{bold, left(p.nameWidth(), title)}, ink{dim, sumColumns("REQUESTS", "HELD", "SERVED", "SAVED", "PULLS", "HEADS", "FETCHED")})
 	lines := s.Spent.Upstreams.Lines
 	for _, line := range lines {
 		p.sum(line.Upstream, plain, line.Sum)
@@ -213,9 +255,9 @@ func (p *picture) spent(s admin.Status) {
 	if len(lines) != 1 {
 		p.sum("all", bold, s.Spent.Total)
 	}
-	p.list("ACCOUNTS", s.Spent.Accounts, "(our address)", 2)
-	p.list("CLIENTS", s.Spent.Clients, "(itself)", 1)
-	p.list("REPOSITORIES", s.Spent.Repositories, "(none)", 1)
+	p.list("ACCOUNTS", accountsWeight, s.Spent.Accounts, "(our address)", 2)
+	p.list("CLIENTS", clientsWeight, s.Spent.Clients, "(itself)", 1)
+	p.list("REPOSITORIES", repositoriesWeight, s.Spent.Repositories, "(none)", 1)
 }
 
 // sumColumns are 56 characters wide.
@@ -238,12 +280,12 @@ func isVisible(sum ledger.Sum) bool {
 
 // list shows the top of a list, unless it has fewer lines than say more than the
 // sums do.
-func (p *picture) list(title string, list admin.Spenders, nobody string, least int) {
+func (p *picture) list(title string, weight int, list admin.Spenders, nobody string, least int) {
 	list.Lines = slices.DeleteFunc(slices.Clone(list.Lines), func(l admin.Spender) bool { return !isVisible(l.Sum) })
 	if len(list.Lines) < least {
 		return
 	}
-	p.heading(ink{bold, title})
+	p.heading(title, weight, ink{bold, title})
 	for _, line := range list.Lines {
 		name := line.Name
 		if name == "" {
@@ -276,11 +318,11 @@ const maxFills = 10
 
 func (p *picture) fills(s admin.Status) {
 	if len(s.Fills) == 0 {
-		p.heading(ink{bold, "ON THEIR WAY  "}, ink{dim, "nothing"})
+		p.heading("ON THEIR WAY", fillsWeight, ink{bold, "ON THEIR WAY  "}, ink{dim, "nothing"})
 		return
 	}
 	name := p.nameWidth()
-	p.heading(ink{bold, left(name, "ON THEIR WAY")}, ink{dim, "  " + left(7, "DIGEST") + right(21, "SIZE") + right(10, "RATE") + right(8, "READERS") + right(8, "STREAMS")})
+	p.heading("ON THEIR WAY", fillsWeight, ink{bold, left(name, "ON THEIR WAY")}, ink{dim, "  " + left(7, "DIGEST") + right(21, "SIZE") + right(10, "RATE") + right(8, "READERS") + right(8, "STREAMS")})
 	for _, f := range s.Fills[:min(len(s.Fills), maxFills)] {
 		size, share := "≥ "+words.Bytes(f.Landed), 0.0
 		if f.Size >= 0 {
@@ -291,23 +333,21 @@ func (p *picture) fills(s admin.Status) {
 		p.line(append(inks, ink{plain, right(6, percent(f.Landed, f.Size)) + right(8, size) + right(10, words.Bytes(f.BytesPerSecond)+"/s") +
 			right(8, strconv.Itoa(f.Readers)) + right(8, strconv.Itoa(f.Streams))})...)
 	}
-	if more := len(s.Fills) - maxFills; more > 0 {
-		p.line(ink{dim, fmt.Sprintf("and %d more", more)})
-	}
+	p.blocks[len(p.blocks)-1].more = max(0, len(s.Fills)-maxFills)
 }
 
 func (p *picture) room(s admin.Status) {
-	p.line()
+	p.heading("ROOM", roomWeight)
 	share, text := 0.0, words.Bytes(s.Disk.Held)+" held, no cap"
 	if s.Disk.Budget > 0 {
 		share, text = float64(s.Disk.Held)/float64(s.Disk.Budget), words.Bytes(s.Disk.Held)+" of "+words.Bytes(s.Disk.Budget)+" held"
 	} else if all := s.Disk.Held + s.Disk.Free; all > 0 {
 		share = float64(s.Disk.Held) / float64(all)
 	}
-	p.line(slices.Concat([]ink{{bold, "DISK    "}}, gauge(20, share, plain), []ink{{plain, "  " + text + ", " + words.Bytes(s.Disk.Free) + " free"}})...)
+	p.head(slices.Concat([]ink{{bold, "DISK    "}}, gauge(20, share, plain), []ink{{plain, "  " + text + ", " + words.Bytes(s.Disk.Free) + " free"}})...)
 	share = float64(s.Memory.Held) / float64(max(1, s.Memory.Budget))
 	text = words.Bytes(s.Memory.Held) + " of " + words.Bytes(s.Memory.Budget) + " for what is small; in all " + words.Bytes(s.Memory.Process)
-	p.line(slices.Concat([]ink{{bold, "MEMORY  "}}, gauge(20, share, plain), []ink{{plain, "  " + text}})...)
+	p.head(slices.Concat([]ink{{bold, "MEMORY  "}}, gauge(20, share, plain), []ink{{plain, "  " + text}})...)
 	p.warm(s)
 }
 
@@ -327,7 +367,7 @@ func (p *picture) warm(s admin.Status) {
 		colour = yellow
 	}
 	text := strings.Join(append([]string{fmt.Sprintf("%d of %s are here", good, words.Count(all, "image"))}, others...), ", ")
-	p.line(slices.Concat([]ink{{bold, "WARM    "}}, gauge(20, float64(good)/float64(all), plain), []ink{{colour, "  " + text}})...)
+	p.head(slices.Concat([]ink{{bold, "WARM    "}}, gauge(20, float64(good)/float64(all), plain), []ink{{colour, "  " + text}})...)
 }
 
 // percent is a share in per cent, to a tenth where that tells something.

@@ -3,6 +3,7 @@ package operate
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -79,7 +80,7 @@ var escapes = regexp.MustCompile("\x1b\\[[0-9;]*m")
 func TestStatusPicture(t *testing.T) {
 	p := picture{width: plainWidth}
 	p.draw(exampleStatus(), "http://127.0.0.1:5001")
-	got := strings.Join(p.lines, "\n") + "\n"
+	got := strings.Join(p.fit(0), "\n") + "\n"
 	const file = "testdata/status.golden"
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
@@ -105,7 +106,7 @@ func TestStatusPictureFits(t *testing.T) {
 				p := picture{width: width, colour: colour}
 				p.draw(s, "http://127.0.0.1:5001")
 				var bare []string
-				for _, line := range p.lines {
+				for _, line := range p.fit(0) {
 					line = escapes.ReplaceAllString(line, "")
 					bare = append(bare, strings.TrimRight(line, " "))
 					if n := utf8.RuneCountInString(line); n > width {
@@ -125,12 +126,52 @@ func TestStatusPictureFits(t *testing.T) {
 	}
 }
 
+// A small terminal shows what is wrong now and what room there is, a row of each
+// part before a second of any, and says what it does not show.
+func TestStatusPictureFitsItsHeight(t *testing.T) {
+	for _, size := range []struct {
+		width, height int
+		has           []string
+		missing       string // the last line
+	}{
+		{120, 100, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM", "and 3 more"}, ""},
+		{120, 39, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM"}, "no room for "},
+		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 3 of QUOTA, 3 of HOSTS, 3 of LAST 6 HOURS, 1 of ACCOUNTS, CLIENTS, …"},
+		{60, 14, []string{"QUOTA", "HOSTS", "DISK", "MEMORY", "WARM"}, "no room for "},
+		{40, 3, []string{"Entrepôt"}, "no room for "},
+	} {
+		t.Run(fmt.Sprintf("%dx%d", size.width, size.height), func(t *testing.T) {
+			s := exampleStatus()
+			s.Warm = map[string]int{"warm": 3, "missing": 1}
+			for i := range maxFills + 1 {
+				s.Fills = append(s.Fills, admin.Fill{Repository: "docker.io/library/more", Digest: oci.Sum([]byte{byte(i)}), Size: 10})
+			}
+			p := picture{width: size.width}
+			p.draw(s, "http://127.0.0.1:5001")
+			lines := p.fit(size.height)
+			all := strings.Join(lines, "\n")
+			if len(lines) > size.height {
+				t.Errorf("%d lines", len(lines))
+			}
+			for _, want := range size.has {
+				if !strings.Contains(all, want) {
+					t.Errorf("no %s", want)
+				}
+			}
+			if last := lines[len(lines)-1]; !strings.HasPrefix(last, size.missing) {
+				t.Errorf("the last line is %q, want %q", last, size.missing)
+			}
+			t.Log("\n" + all)
+		})
+	}
+}
+
 // On a terminal each picture stands over the last one, and keeps inside it.
 func TestStatusIsRedrawnInPlace(t *testing.T) {
 	var out bytes.Buffer
 	w := &statusWatch{o: &operation{in: Invocation{Stdout: &out}}, interval: time.Second}
 	for range 2 {
-		if err := w.put([]string{"a", "b", "c", "d"}, 3); err != nil {
+		if err := w.put([]string{"a", "b"}, true); err != nil {
 			t.Fatal(err)
 		}
 	}

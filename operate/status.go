@@ -142,7 +142,11 @@ func (w *statusWatch) show(ctx context.Context) error {
 		}
 	}
 	p.draw(s, o.client.Where())
-	return w.put(p.lines, height)
+	over := height > 0 && w.interval > 0
+	if !over {
+		height = 1 // nothing is cut that can be scrolled
+	}
+	return w.put(p.fit(height-1), over)
 }
 
 // withCurrentRates replaces the mean rates of fills by those since the last
@@ -158,17 +162,14 @@ func withCurrentRates(last, s admin.Status) admin.Status {
 	return s
 }
 
-// put writes the picture: on a terminal over the last one, and no more than
-// there is room for.
-func (w *statusWatch) put(lines []string, height int) error {
+// put writes the picture, over the last one or below it.
+func (w *statusWatch) put(lines []string, over bool) error {
 	var b strings.Builder
-	over := height > 0 && w.interval > 0
 	if over && !w.drawn {
 		b.WriteString("\x1b[2J")
 	}
 	if over {
 		b.WriteString("\x1b[H")
-		lines = lines[:min(len(lines), height-1)]
 	}
 	if w.drawn && !over {
 		b.WriteByte('\n')
