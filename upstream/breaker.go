@@ -23,10 +23,15 @@ const (
 	maxProbeWait = 30 * time.Second
 	// probeGrace is what a probe is given before its result is asked for.
 	probeGrace = 500 * time.Millisecond
-	// unwantedFor is how long a host is probed that nobody asks for.
-	unwantedFor = time.Hour
-	// maxBreakers bounds the hosts that are remembered: redirects name them.
+	// What nobody has asked for in unwantedFor is probed once in idleProbeWait
+	// alone, until somebody does. It is forgotten, unless it is a host of the
+	// upstream's own: however quiet it was, nobody waits for that once more.
+	unwantedFor   = time.Hour
+	idleProbeWait = 15 * time.Minute
+	// maxBreakers bounds what is remembered: redirects name hosts.
 	maxBreakers = 256
+	// maxWishes bounds the URLs that a breaker's probes take in turn.
+	maxWishes = 8
 )
 
 // BreakerState is what becomes of requests to a host.
@@ -53,45 +58,87 @@ type Breaker struct {
 }
 
 // breakers keep requests away from hosts that do not answer. Each host, be it
-// registry, token service or where redirects lead, has its own.
+// registry, token service or where redirects lead, has its own, and so has what
+// answers 5xx by itself: a path, or a repository.
+//
+// A 5xx is first of all the word of what was asked for. It counts against a
+// repository, or a host, only if the last failure there was of another part of
+// it, so that one that is broken takes nothing else away. Where no answer comes,
+// it is the host that fails.
 //
 // An open breaker fails every request at once, the one that finds it time for a
-// probe included: nobody waits for a black hole twice. A probe repeats the last
-// request that was refused, as a HEAD without credentials, so that it costs no
-// quota; whatever it is answered with, but a 5xx, closes the breaker.
+// probe included: nobody waits for a black hole twice. A probe repeats what was
+// refused, as a HEAD without credentials, so that it costs no quota: what is not
+// known to fail first, then one after the other. Whatever it is answered with,
+// but a 5xx, closes the breaker.
 type breakers struct {
 	ask    func(u *url.URL) (outcome, time.Duration, error) // the probe
 	cancel context.CancelFunc                               // of probes
-	report func(host string, down error)                    // a breaker opened, or with nil closed
+	report func(host string, down error)                    // a host's breaker opened, or with nil closed
 	probes sync.WaitGroup
 
 	mu    sync.Mutex // guards what follows, and adding to probes
 	ended bool
-	hosts map[string]*breaker
+	known map[scope]*breaker
+}
+
+// scope is what a breaker is for: a host, or a part of what it has.
+type scope struct{ host, repo, path string }
+
+func (p scope) isHost() bool { return p.repo == "" && p.path == "" }
+
+// target is where a request goes.
+type target struct {
+	url  *url.URL
+	repo string // that it is about; empty: none
+	led  bool   // a redirect leads there
+}
+
+// scopes are the breakers that a request has to pass, the host's last. Where
+// redirects lead there are no repositories.
+func (t target) scopes() []scope {
+	host := scope{host: t.url.Host}
+	if t.repo == "" || t.led {
+		return []scope{{host.host, "", t.url.Path}, host}
+	}
+	return []scope{{host.host, t.repo, t.url.Path}, {host.host, t.repo, ""}, host}
 }
 
 type breaker struct {
-	host     string
+	scope    scope
+	own      bool // no redirect led to it
 	open     bool
 	probing  bool
 	failures int
+	part     scope // of the last failure that counted, if it was a 5xx
 	err      error
 	answered time.Time     // the last time that it was well
 	failed   time.Time     // the last time that it was not
 	took     time.Duration // by the last failure
 	since    time.Time
 	refused  int
-	wanted   time.Time // by the last request that was refused, or that failed
-	url      *url.URL  // of that one
+	wanted   time.Time  // by the last request that was refused, or that failed
+	wishes   []*url.URL // to be probed, the next one first
 	backoff  time.Duration
 	next     time.Time
+	rests    time.Time   // until when it asked not to be probed
 	timer    *time.Timer // of the next probe
+}
+
+// wish notes what is wanted: before what was probed already, if it is new.
+func (br *breaker) wish(u *url.URL) {
+	br.wanted = time.Now()
+	if i := slices.IndexFunc(br.wishes, func(w *url.URL) bool { return w.Path == u.Path }); i >= 0 {
+		br.wishes[i] = u // whose signature is good for longer
+		return
+	}
+	br.wishes = slices.Insert(br.wishes[:min(len(br.wishes), maxWishes-1)], 0, u)
 }
 
 func newBreakers(ask func(context.Context, *url.URL) (outcome, time.Duration, error), report func(string, error)) *breakers {
 	ctx, cancel := context.WithCancel(context.Background())
 	probe := func(u *url.URL) (outcome, time.Duration, error) { return ask(ctx, u) }
-	return &breakers{ask: probe, cancel: cancel, report: report, hosts: map[string]*breaker{}}
+	return &breakers{ask: probe, cancel: cancel, report: report, known: map[scope]*breaker{}}
 }
 
 // outcome is what came of a request, as far as it tells of its host.
@@ -100,22 +147,31 @@ type outcome int
 const (
 	unsaid   outcome = iota // the caller left, or it was never sent
 	answered                // anything but a 5xx, a refusal included
-	failed                  // refused, reset, nonsense, 5xx
+	failed                  // refused, reset, nonsense
+	erred                   // 5xx
 	silent                  // no answer in all the time it had
 )
 
-// admit fails at once with Unavailable, and a truthful RetryAfter, where u's
-// host does not answer.
-func (b *breakers) admit(u *url.URL) error {
+// admit fails at once with Unavailable, and a truthful RetryAfter, where t does
+// not answer.
+func (b *breakers) admit(t target) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	br := b.hosts[u.Host]
-	if br == nil || !br.open {
-		return nil
+	for _, p := range t.scopes() {
+		if br := b.known[p]; br != nil && br.open {
+			return b.refuseLocked(br, t)
+		}
 	}
+	return nil
+}
+
+func (b *breakers) refuseLocked(br *breaker, t target) error {
 	now := time.Now()
-	br.wanted, br.url = now, u
+	br.wish(t.url)
 	br.refused++
+	if !br.probing && br.next.Sub(now) > maxProbeWait && br.next.After(br.rests) { // it was idle
+		b.probeInLocked(br, max(minProbeWait, br.rests.Sub(now)))
+	}
 	wait := br.next.Sub(now) + probeGrace
 	if br.probing {
 		wait = max(probeGrace, br.took-now.Sub(br.next))
@@ -130,69 +186,89 @@ func (b *breakers) admit(u *url.URL) error {
 
 // note tells what came of a request that began at a time; retry is how long the
 // host asked to be left alone.
-func (b *breakers) note(u *url.URL, began time.Time, o outcome, retry time.Duration, err error) {
+func (b *breakers) note(t target, began time.Time, o outcome, retry time.Duration, err error) {
 	if o == unsaid {
 		return
 	}
 	b.mu.Lock()
-	down, changed := b.noteLocked(u, began, o, retry, err)
+	down, changed := b.noteLocked(t, began, o, retry, err)
 	b.mu.Unlock()
 	if changed {
-		b.report(u.Host, down)
+		b.report(t.url.Host, down)
 	}
 }
 
-func (b *breakers) noteLocked(u *url.URL, began time.Time, o outcome, retry time.Duration, err error) (down error, changed bool) {
+// noteLocked reports whether the host's breaker has opened, or closed.
+func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.Duration, err error) (down error, changed bool) {
 	now := time.Now()
-	br := b.hostLocked(u.Host)
+	var part scope
+	for _, p := range t.scopes() {
+		if !p.isHost() && o != erred { // it concerns a part in that it ends its trouble at most
+			if br := b.known[p]; br != nil && o == answered {
+				b.forgetLocked(br)
+			}
+			continue
+		}
+		br := b.atLocked(p)
+		br.own = br.own || !t.led
+		switch {
+		case o == answered:
+			changed = br.open
+			br.closeLocked(now)
+			br.backoff = 0
+		case br.counts(began, o, part):
+			br.failed, br.err, br.took = now, err, now.Sub(began)
+			br.wish(t.url)
+			if br.failures >= tripAfter {
+				br.open, br.since, br.refused = true, now, 0
+				b.scheduleLocked(br, retry)
+				down, changed = err, p.isHost()
+			}
+		}
+		part = p
+	}
+	return down, changed
+}
+
+// counts adds a failure, unless it says no more than the last one did: requests
+// that fail together, as those that share a connection do, are one failure.
+// part is what failed of it, if it was not all.
+func (br *breaker) counts(began time.Time, o outcome, part scope) bool {
 	switch {
-	case o == answered:
-		wasOpen := br.open
-		br.closeLocked(now)
-		br.backoff = 0
-		return nil, wasOpen
-	case br.open:
-		return nil, false // an answer to a request from before
+	case br.open: // an answer to a request from before
+		return false
 	case o == silent && !br.answered.After(began):
 		br.failures = max(br.failures+1, tripAfter)
-	case br.failed.After(began):
-		// Requests that fail together, as those that share a connection do, are
-		// one failure.
-		return nil, false
+	case br.failed.After(began), br.failures > 0 && part != (scope{}) && br.part == part:
+		return false
 	default:
 		br.failures++
 	}
-	br.failed, br.err, br.took = now, err, now.Sub(began)
-	br.wanted, br.url = now, u
-	if br.failures < tripAfter {
-		return nil, false
-	}
-	br.open, br.since, br.refused = true, now, 0
-	b.scheduleLocked(br, retry)
-	return err, true
+	br.part = part
+	return true
 }
 
-// hostLocked finds or makes the breaker of a host. Of too many it forgets one
-// that is closed, or else the one that nobody has wanted for longest.
-func (b *breakers) hostLocked(host string) *breaker {
-	if br := b.hosts[host]; br != nil {
+// atLocked finds or makes a breaker. Of too many it forgets one that is closed,
+// or else the one that nobody has wanted for longest.
+func (b *breakers) atLocked(p scope) *breaker {
+	if br := b.known[p]; br != nil {
 		return br
 	}
-	if len(b.hosts) >= maxBreakers {
+	if len(b.known) >= maxBreakers {
 		var least *breaker
-		for _, br := range b.hosts {
+		for _, br := range b.known {
 			if least == nil || !br.open && least.open || br.open == least.open && br.last().Before(least.last()) {
 				least = br
 			}
 		}
 		b.forgetLocked(least)
 	}
-	br := &breaker{host: host}
-	b.hosts[host] = br
+	br := &breaker{scope: p}
+	b.known[p] = br
 	return br
 }
 
-// last is when the host was last of use to anybody.
+// last is when it was last of use to anybody.
 func (br *breaker) last() time.Time {
 	if br.open {
 		return br.wanted
@@ -204,7 +280,7 @@ func (b *breakers) forgetLocked(br *breaker) {
 	if br.timer != nil {
 		br.timer.Stop()
 	}
-	delete(b.hosts, br.host)
+	delete(b.known, br.scope)
 }
 
 // closeLocked lets requests through. The backoff stays until one of them is
@@ -213,33 +289,46 @@ func (br *breaker) closeLocked(now time.Time) {
 	if br.timer != nil {
 		br.timer.Stop()
 	}
-	br.open, br.probing, br.failures, br.err, br.url = false, false, 0, nil, nil
+	br.open, br.probing, br.failures, br.part, br.err, br.wishes = false, false, 0, scope{}, nil, nil
 	br.answered = now
 }
 
 // scheduleLocked sets when the next probe goes out.
 func (b *breakers) scheduleLocked(br *breaker, retry time.Duration) {
+	now := time.Now()
+	br.rests = now.Add(retry)
 	br.backoff = min(max(minProbeWait, 2*br.backoff), maxProbeWait)
-	wait := max(retry, min(br.backoff+rand.N(br.backoff/4), maxProbeWait))
+	wait := min(br.backoff+rand.N(br.backoff/4), maxProbeWait)
+	if now.Sub(br.wanted) > unwantedFor {
+		wait = idleProbeWait
+	}
+	b.probeInLocked(br, max(retry, wait))
+}
+
+func (b *breakers) probeInLocked(br *breaker, wait time.Duration) {
+	if br.timer != nil {
+		br.timer.Stop()
+	}
 	br.next = time.Now().Add(wait)
 	br.timer = time.AfterFunc(wait, func() { b.probe(br) })
 }
 
-// probe finds out whether a host answers again.
+// probe finds out whether what a breaker is for answers again.
 func (b *breakers) probe(br *breaker) {
 	b.mu.Lock()
 	now := time.Now()
 	switch {
-	case b.ended, !br.open, br.probing, b.hosts[br.host] != br:
+	case b.ended, !br.open, br.probing, b.known[br.scope] != br:
 		b.mu.Unlock()
 		return
-	case now.Sub(br.wanted) > unwantedFor:
+	case now.Sub(br.wanted) > unwantedFor && !(br.own && br.scope.isHost()):
 		b.forgetLocked(br)
 		b.mu.Unlock()
 		return
 	}
 	br.probing, br.next = true, now
-	u := br.url
+	u := br.wishes[0]
+	br.wishes = append(br.wishes[1:], u)
 	b.probes.Add(1)
 	b.mu.Unlock()
 	defer b.probes.Done()
@@ -249,13 +338,13 @@ func (b *breakers) probe(br *breaker) {
 	b.mu.Lock()
 	up := b.probedLocked(br, o, retry, err)
 	b.mu.Unlock()
-	if up {
-		b.report(br.host, nil)
+	if up && br.scope.isHost() {
+		b.report(br.scope.host, nil)
 	}
 }
 
 func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err error) (up bool) {
-	if b.ended || !br.probing || b.hosts[br.host] != br {
+	if b.ended || !br.probing || b.known[br.scope] != br {
 		return false // a late answer to an earlier request has closed it
 	}
 	br.probing = false
@@ -275,7 +364,7 @@ func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err
 func (b *breakers) isOpen(host string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	br := b.hosts[host]
+	br := b.known[scope{host: host}]
 	return br != nil && br.open
 }
 
@@ -284,8 +373,9 @@ func (b *breakers) state(upstream string, always ...string) []Breaker {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var all []Breaker
-	for host, br := range b.hosts {
-		if br.failures == 0 && !slices.Contains(always, host) {
+	for p, br := range b.known {
+		host := p.host
+		if !p.isHost() || br.failures == 0 && !slices.Contains(always, host) {
 			continue
 		}
 		s := Breaker{Upstream: upstream, Host: host, State: BreakerClosed, Failures: br.failures, Err: br.err}
@@ -298,7 +388,7 @@ func (b *breakers) state(upstream string, always ...string) []Breaker {
 		all = append(all, s)
 	}
 	for _, host := range always {
-		if b.hosts[host] == nil {
+		if b.known[scope{host: host}] == nil {
 			all = append(all, Breaker{Upstream: upstream, Host: host, State: BreakerClosed})
 		}
 	}
@@ -310,7 +400,7 @@ func (b *breakers) state(upstream string, always ...string) []Breaker {
 func (b *breakers) close() {
 	b.mu.Lock()
 	b.ended = true
-	for _, br := range b.hosts {
+	for _, br := range b.known {
 		if br.timer != nil {
 			br.timer.Stop()
 		}

@@ -425,20 +425,208 @@ func TestARetryAfterHoldsForProbes(t *testing.T) {
 	})
 }
 
-func TestAHostThatNobodyWantsIsForgotten(t *testing.T) {
+// However long nobody asks, the first who does again waits for no black hole:
+// its host is known to be one, by a probe now and then. That it is well again is
+// found out as soon as anybody asks. A host that we were led to is forgotten.
+func TestAnOutageOutlivesAQuietDay(t *testing.T) {
 	simulate(t, open, func(w *world) {
 		t, hub := w.t, w.hub
 		c := w.connect()
-		inject(ocitest.Reset())(hub)
-		for range tripAfter {
-			wantCode(t, resolve(t, c), oci.Unavailable)
+		inject(ocitest.Hang())(hub)
+		wantCode(t, resolve(t, c), oci.Timeout)
+		for range 3 {
+			time.Sleep(24 * time.Hour)
+			if took, err := timed(func() error { return resolve(t, c) }); took != 0 || oci.CodeOf(err) != oci.Unavailable {
+				t.Errorf("after a quiet day: %v after %v, want Unavailable at once", err, took)
+			}
 		}
-		time.Sleep(unwantedFor + maxProbeWait)
+		// Half a minute's for the hour after each question, and then four an hour.
+		if n := len(hub.Requests()); n > 3*(24*4+130) {
+			t.Errorf("%d requests in three days", n)
+		}
+		time.Sleep(3 * time.Hour)
+		hub.ClearFaults()
+		err := resolve(t, c)
+		if err != nil && oci.RetryAfter(err) > 20*time.Second {
+			t.Errorf("after a quiet hour it is tried again in %v", oci.RetryAfter(err))
+		}
+		time.Sleep(oci.RetryAfter(err))
+		mustResolve(t, c)
+	})
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, hub := w.t, w.hub
+		blob := ocitest.Blob(1, 1000)
+		hub.PushBlob("library/alpine", blob)
+		c := w.connect()
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Hang()})
+		_, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1)
+		wantCode(t, err, oci.Timeout)
+		time.Sleep(unwantedFor + 2*idleProbeWait)
 		hub.Reset()
 		time.Sleep(unwantedFor)
 		saw(t, hub)
-		if s := stateOf(t, c, hub.URL()); s.State != BreakerClosed {
+		if s := stateOf(t, c, hub.CDNURL()); s.State != BreakerClosed {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// What answers 5xx by itself, be it a repository, a manifest or a blob, is left
+// alone by itself. Nothing else is, whatever else is asked for meanwhile.
+func TestWhatIsBrokenByItselfTakesNothingElseAway(t *testing.T) {
+	image, good, bad := ocitest.RandomImage(1, 100), ocitest.Blob(1, 1000), ocitest.Blob(2, 1000)
+	other := oci.Repository{Host: "docker.io", Path: "library/other"}
+	pull := func(ctx context.Context, c *Client, repo oci.Repository, d oci.Digest) error {
+		b, err := c.Blob(ctx, repo, d, oci.Ask{})
+		if err == nil {
+			_, err = read(ctx, b, 0, -1)
+		}
+		return err
+	}
+	latest := func(ctx context.Context, c *Client) error {
+		_, _, err := c.Resolve(ctx, alpine, "latest", oci.Ask{})
+		return err
+	}
+	tests := []struct {
+		name   string
+		habits ocitest.Habits
+		broken ocitest.Match
+		bad    func(context.Context, *Client) error
+		good   func(context.Context, *Client) error
+	}{
+		{
+			"a repository", open.Habits,
+			ocitest.Match{Repo: "library/other"},
+			func(ctx context.Context, c *Client) error {
+				_, _, err := c.Resolve(ctx, other, "latest", oci.Ask{})
+				return err
+			}, latest,
+		},
+		{
+			"all of a repository", open.Habits,
+			ocitest.Match{Repo: "library/other"},
+			func(ctx context.Context, c *Client) error {
+				_, _, _ = c.Resolve(ctx, other, "latest", oci.Ask{})
+				_, _, _ = c.Tags(ctx, other, oci.Page{N: -1}, oci.Ask{})
+				return pull(ctx, c, other, good.Digest)
+			}, latest,
+		},
+		{
+			"a repository's token",
+			ocitest.Habits{},
+			ocitest.Match{Role: ocitest.Token, Repo: "library/other"},
+			func(ctx context.Context, c *Client) error {
+				_, _, err := c.Resolve(ctx, other, "latest", oci.Ask{})
+				return err
+			},
+			func(ctx context.Context, c *Client) error {
+				_, _, err := c.Resolve(ctx, alpine, "latest", oci.Ask{Refresh: true})
+				return err
+			},
+		},
+		{
+			"a tag", open.Habits,
+			ocitest.Match{Repo: "library/alpine", Kind: ocitest.Tags},
+			func(ctx context.Context, c *Client) error {
+				_, _, err := c.Tags(ctx, alpine, oci.Page{N: -1}, oci.Ask{})
+				return err
+			}, latest,
+		},
+		{
+			"a blob at the CDN",
+			ocitest.Habits{},
+			ocitest.Match{Role: ocitest.CDN, Reference: bad.Digest.String()},
+			func(ctx context.Context, c *Client) error { return pull(ctx, c, alpine, bad.Digest) },
+			func(ctx context.Context, c *Client) error { return pull(ctx, c, alpine, good.Digest) },
+		},
+	}
+	for _, tt := range tests {
+		for _, every := range []time.Duration{time.Second, 10 * time.Second, 15 * time.Second} {
+			t.Run(fmt.Sprint(tt.name, " every ", every), func(t *testing.T) {
+				simulate(t, ocitest.Config{Habits: tt.habits}, func(w *world) {
+					t, hub := w.t, w.hub
+					hub.Push(other.Path, "latest", image)
+					for _, b := range []ocitest.Content{good, bad} {
+						hub.PushBlob(alpine.Path, b)
+						hub.PushBlob(other.Path, b)
+					}
+					c := w.connect()
+					hub.Inject(&ocitest.Fault{Match: tt.broken, Effect: ocitest.Answer(500)})
+					asked := 0
+					for range 100 {
+						for range 5 {
+							if err := tt.bad(t.Context(), c); err == nil || !oci.IsRetryable(err) {
+								t.Fatalf("what is broken: %v", err)
+							}
+							asked++
+							time.Sleep(every / 5)
+						}
+						if err := tt.good(t.Context(), c); err != nil {
+							t.Fatalf("what is well, after %d questions for what is not: %v", asked, err)
+						}
+					}
+					if n := hub.Count(tt.broken); n > asked/2 {
+						t.Errorf("what is broken was asked for %d times for %d questions", n, asked)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Where several repositories fail, or several blobs of a CDN, so does their host.
+// It opens again for whatever is found to be well, however broken the others stay.
+func TestSeveralBrokenOnesAreAHost(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		ask := func(path string) error {
+			_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: path}, "latest", oci.Ask{})
+			return err
+		}
+		var broken []*ocitest.Fault
+		for _, path := range []string{"library/a", "library/b", "library/c"} {
+			broken = append(broken, hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.Answer(500)}))
+		}
+		for _, f := range broken {
+			wantCode(t, ask(f.Match.Repo), oci.Unavailable)
+		}
+		if s := stateOf(t, c, hub.URL()); s.State != BreakerOpen {
+			t.Fatalf("%+v after three repositories failed", s)
+		}
+		err := ask("library/alpine")
+		wantCode(t, err, oci.Unavailable)
+		time.Sleep(oci.RetryAfter(err))
+		if err := ask("library/alpine"); err != nil {
+			t.Errorf("what is well, after the time that it was told: %v", err)
+		}
+		refused := 0
+		for range 300 { // and stays open for it, once each is known by itself
+			for _, f := range broken {
+				_ = ask(f.Match.Repo)
+			}
+			if ask("library/alpine") != nil {
+				refused++
+			}
+			time.Sleep(time.Second)
+		}
+		if refused > 10 {
+			t.Errorf("what is well was refused %d times of 300 beside what is not", refused)
+		}
+	})
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Answer(500)})
+		for i := range tripAfter {
+			blob := ocitest.Blob(uint64(i), 1000)
+			hub.PushBlob("library/alpine", blob)
+			if _, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1); err == nil {
+				t.Fatal("no error")
+			}
+		}
+		if s := stateOf(t, c, hub.CDNURL()); s.State != BreakerOpen {
+			t.Errorf("%+v after several blobs failed", s)
 		}
 	})
 }
@@ -463,23 +651,23 @@ func TestBreakersAreBounded(t *testing.T) {
 		own := &url.URL{Scheme: "https", Host: "own.example"}
 		fail := func(u *url.URL) {
 			for range tripAfter {
-				b.note(u, time.Now(), failed, 0, errStalled)
+				b.note(target{url: u}, time.Now(), failed, 0, errStalled)
 			}
 		}
 		fail(own)
 		for i := range 3 * maxBreakers {
 			time.Sleep(time.Millisecond)
 			u := &url.URL{Scheme: "https", Host: fmt.Sprintf("cdn%d.example", i)}
-			if b.admit(own) == nil {
+			if b.admit(target{url: own}) == nil {
 				t.Fatal("a host that is wanted was forgotten")
 			}
 			if i%2 == 0 {
 				fail(u)
 			} else {
-				b.note(u, time.Now(), answered, 0, nil)
+				b.note(target{url: u}, time.Now(), answered, 0, nil)
 			}
 		}
-		if n := len(b.hosts); n > maxBreakers {
+		if n := len(b.known); n > maxBreakers {
 			t.Errorf("%d hosts are remembered, want at most %d", n, maxBreakers)
 		}
 	})

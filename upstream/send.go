@@ -78,7 +78,8 @@ func (a *answer) close() {
 // hosts that do not answer, limited, bounded in time, counted and shown. It
 // follows and repeats nothing. Errors: as Source says, beside context.Canceled.
 func (s *site) send(ctx context.Context, q *question, r request, l login) (*answer, error) {
-	if err := s.breakers.admit(r.url); err != nil {
+	at := target{r.url, q.repo.Path, r.class == ratelimit.Redirect}
+	if err := s.breakers.admit(at); err != nil {
 		return nil, err
 	}
 	pass, err := s.limiter.Acquire(ctx, ratelimit.Call{
@@ -91,18 +92,18 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 		return nil, err
 	}
 	// Others may have found out while this one waited for its turn.
-	if err := s.breakers.admit(r.url); err != nil {
+	if err := s.breakers.admit(at); err != nil {
 		pass.Release()
 		return nil, err
 	}
 	began := time.Now()
 	a, err := s.transmit(ctx, q, r, l, pass)
 	if err != nil {
-		s.breakers.note(r.url, began, failureOutcome(ctx, err), 0, err)
+		s.breakers.note(at, began, failureOutcome(ctx, err), 0, err)
 		return nil, err
 	}
 	a.paused = pass.Answered(a.status, a.header, a.start)
-	s.breakers.note(r.url, began, a.outcome(), a.paused, a.trouble())
+	s.breakers.note(at, began, a.outcome(), a.paused, a.trouble())
 	return a, s.checkEncoding(a)
 }
 
@@ -177,7 +178,7 @@ func (s *site) probe(ctx context.Context, u *url.URL) (o outcome, retry time.Dur
 // otherwise itself. A refusal to do what it does not implement is an answer.
 func (a *answer) outcome() outcome {
 	if a.status >= 500 && a.status != http.StatusNotImplemented && a.status != http.StatusHTTPVersionNotSupported {
-		return failed
+		return erred
 	}
 	return answered
 }
