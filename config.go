@@ -373,8 +373,8 @@ func (c *Config) Warnings() []string {
 				warn("the password for %s travels in clear: its URL is %s", u.Name, place)
 			}
 		}
-		if accounts := u.accounts(); len(accounts) > 0 && !c.Listen.isLoopback() && !c.hasAccess() {
-			warn("everybody who reaches %s can pull from %s what the account %s may read", c.Listen, u.Name, strings.Join(accounts, " or "))
+		if text := c.givesAway(u.Name, u.accounts()); text != "" {
+			warn("%s", text)
 		}
 	}
 	for i, r := range c.Policy {
@@ -388,6 +388,32 @@ func (c *Config) Warnings() []string {
 		}
 	}
 	return all
+}
+
+// givesAway is the warning that accounts at an upstream are everybody's, empty
+// where there is none or nobody comes in unasked.
+func (c *Config) givesAway(upstream string, accounts []string) string {
+	open := c.openAddresses()
+	if len(accounts) == 0 || len(open) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("everybody who reaches %s can pull from %s what the account %s may read", strings.Join(open, " or "), upstream, strings.Join(accounts, " or "))
+}
+
+// openAddresses are those at which clients of other machines need to show
+// nothing.
+func (c *Config) openAddresses() []string {
+	var open []string
+	if c.hasAccess() {
+		return open
+	}
+	if !c.Listen.isLoopback() && c.TLSClientAuth != "required" {
+		open = append(open, string(c.Listen))
+	}
+	if c.PlainListen != "" && !c.PlainListen.isLoopback() {
+		open = append(open, string(c.PlainListen))
+	}
+	return open
 }
 
 // problem is one thing wrong with one variable.

@@ -608,6 +608,38 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// What an account may read is everybody's at each address that asks for nothing.
+func TestOpenAddressesAreWarnedOf(t *testing.T) {
+	ca := ocitest.NewCA()
+	chain, key := pairFiles(t, t.TempDir(), "tls", ca.Certificate())
+	secure := []string{"ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key}
+	certified := append(slices.Clone(secure), "ENTREPOT_TLS_CLIENT_CA_FILE="+writeFile(t, string(ca.PEM)), "ENTREPOT_TLS_CLIENT_AUTH=required")
+	account := []string{"ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=hunter2"}
+	for name, row := range map[string]struct {
+		env  []string
+		want string // of the addresses
+	}{
+		"the registry":                    {nil, ":5000"},
+		"this machine":                    {[]string{"ENTREPOT_LISTEN=127.0.0.1:5000"}, ""},
+		"beside TLS":                      {append(secure, "ENTREPOT_PLAIN_LISTEN=:5002"), ":5000 or :5002"},
+		"TLS here, plain everywhere":      {append(secure, "ENTREPOT_LISTEN=127.0.0.1:5000", "ENTREPOT_PLAIN_LISTEN=:5002"), ":5002"},
+		"certificates":                    {certified, ""},
+		"a way round certificates":        {append(certified, "ENTREPOT_PLAIN_LISTEN=:5002"), ":5002"},
+		"one round certificates for here": {append(certified, "ENTREPOT_PLAIN_LISTEN=127.0.0.1:5002"), ""},
+		"rights":                          {append(secure, "ENTREPOT_PLAIN_LISTEN=:5002", "ENTREPOT_ACCESS_FILE="+writeFile(t, "rules: []\n")), ""},
+	} {
+		got := ""
+		for _, warning := range mustLoad(t, slices.Concat(account, row.env)...).Warnings() {
+			if open, is := strings.CutSuffix(warning, " can pull from docker.io what the account me may read"); is {
+				got = strings.TrimPrefix(open, "everybody who reaches ")
+			}
+		}
+		if got != row.want {
+			t.Errorf("%s: warned of %q, want %q", name, got, row.want)
+		}
+	}
+}
+
 func TestPasswordsInClearAreWarnedOf(t *testing.T) {
 	rights := "ENTREPOT_ACCESS_FILE=" + writeFile(t, "rules: []\n")
 	chain, key := pairFiles(t, t.TempDir(), "tls", ocitest.NewCA().Certificate())

@@ -463,8 +463,26 @@ func credentials(ctx context.Context, cfg *Config, u UpstreamSettings, logger ze
 		if base, err = upstream.DockerConfig(ctx, string(cfg.DockerConfig), u.Name); err != nil {
 			logger.Warn().Str("upstream", u.Name).Err(err).Msg("no login from DOCKER_CONFIG: asking anonymously until the next start")
 		}
+		if text := cfg.givesAway(u.Name, accountOf(ctx, base)); text != "" {
+			logger.Warn().Msg(text + ", which DOCKER_CONFIG has")
+		}
 	}
 	return u.signIn(base)
+}
+
+// accountOf names whom credentials are of; a token alone has no name.
+func accountOf(ctx context.Context, of upstream.Credentials) []string {
+	if of == nil {
+		return nil
+	}
+	login, err := of(ctx, oci.Repository{})
+	switch {
+	case err != nil:
+		return nil
+	case login.Username == "":
+		return []string{"of its token"}
+	}
+	return []string{login.Username}
 }
 
 // signIn adds the accounts of single paths to base, which is for all others.

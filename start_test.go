@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"io"
 	"net"
 	"net/http"
@@ -117,6 +118,27 @@ func TestHelpersThatHangDoNotKeepTheStart(t *testing.T) {
 	}
 	if n := strings.Count(p.log.String(), "no login from DOCKER_CONFIG"); n != 3 {
 		t.Errorf("%d of 3 upstreams are said to be without a login:\n%s", n, &p.log)
+	}
+}
+
+// A login of Docker's is as much everybody's as one of the environment.
+func TestDockerLoginsOnAnOpenAddressAreWarnedOf(t *testing.T) {
+	t.Parallel()
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	dir := t.TempDir()
+	config := `{"auths":{"https://index.docker.io/v1/":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("me:hunter2")) + `"}}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, listen := range []string{"127.0.0.1:0", "0.0.0.0:0"} {
+		p := startProgram(t, hub, "DOCKER_CONFIG="+dir, "ENTREPOT_LISTEN="+listen)
+		const warning = "everybody who reaches 0.0.0.0:0 can pull from docker.io what the account me may read, which DOCKER_CONFIG has"
+		if got, want := strings.Contains(p.log.String(), warning), listen == "0.0.0.0:0"; got != want {
+			t.Errorf("%s: warned %t, want %t:\n%s", listen, got, want, p.log)
+		}
+		if strings.Contains(p.log.String(), "hunter2") {
+			t.Error("the log tells the password")
+		}
 	}
 }
 
