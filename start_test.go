@@ -126,15 +126,16 @@ func TestDockerLoginsOnAnOpenAddressAreWarnedOf(t *testing.T) {
 	t.Parallel()
 	hub := ocitest.NewHub(t, ocitest.Config{})
 	dir := t.TempDir()
-	config := `{"auths":{"https://index.docker.io/v1/":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("me:hunter2")) + `"}}}`
+	config := `{"auths":{"` + upstreamName + `":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("me:hunter2")) + `"}}}`
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, listen := range []string{"127.0.0.1:0", "0.0.0.0:0"} {
-		p := startProgram(t, hub, "DOCKER_CONFIG="+dir, "ENTREPOT_LISTEN="+listen)
-		const warning = "everybody who reaches 0.0.0.0:0 can pull from docker.io what the account me may read, which DOCKER_CONFIG has"
+		p := startProcess(t, append(over(hub, t.TempDir()), "DOCKER_CONFIG="+dir, "ENTREPOT_LISTEN="+listen)...)
+		p.await(t)
+		const warning = "everybody who reaches 0.0.0.0:0 can pull from " + upstreamName + " what the account me may read, which DOCKER_CONFIG has"
 		if got, want := strings.Contains(p.log.String(), warning), listen == "0.0.0.0:0"; got != want {
-			t.Errorf("%s: warned %t, want %t:\n%s", listen, got, want, p.log)
+			t.Errorf("%s: warned %t, want %t:\n%s", listen, got, want, &p.log)
 		}
 		if strings.Contains(p.log.String(), "hunter2") {
 			t.Error("the log tells the password")
