@@ -24,20 +24,21 @@ const (
 	unclear   verdict = iota
 	accepted          //
 	rejected          // 401: the password is wrong, or no longer right
-	forbidden         // 403: perhaps so, perhaps the repository is not for this account (GHCR)
+	forbidden         // 403: the repository is not for this account, or is none (GHCR)
 )
 
 // strikes is how much a verdict weighs. One bad answer must not take a password
 // that has been good away from all repositories: whoever asks for a missing one
-// could do that.
+// could do that. A 403 never does, of a password not known to be good either: it
+// is remembered for its repository.
 func (v verdict) strikes(good bool) int {
 	switch {
-	case v == rejected && good, v == forbidden && !good:
+	case v != rejected:
+		return 0
+	case good:
 		return 1
-	case v == rejected:
-		return strikesOut
 	}
-	return 0
+	return strikesOut
 }
 
 // accounts remembers how each credential has fared, so that a rejected password

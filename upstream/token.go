@@ -34,10 +34,11 @@ const (
 	// maxTokenMargin is how long before its end a token is replaced; a quarter
 	// of a short life.
 	maxTokenMargin = 30 * time.Second
-	// What was refused is not asked for again at first for a minute, then for
-	// twice as long each time.
-	minDenied = time.Minute
-	maxDenied = 5 * time.Minute
+	// A repository for which no token is given, or one without rights, is not
+	// asked for again at first for a minute, then for twice as long each time.
+	minDenied  = time.Minute
+	maxDenied  = 10 * time.Minute
+	maxUseless = 5 * time.Minute
 	// A token service that answers nonsense is left alone for a second, then
 	// for twice as long each time.
 	minNonsense = time.Second
@@ -249,7 +250,7 @@ func (e *tokenEntry) took(t *token, v verdict, err error, now time.Time) (*token
 	e.token = t
 	switch {
 	case err == nil:
-		t.hold = min(max(minDenied, 2*e.useless), maxDenied)
+		t.hold = min(max(minDenied, 2*e.useless), maxUseless)
 		e.held, e.until, e.wait = nil, time.Time{}, 0
 		return t, nil
 	case v == rejected || v == forbidden:

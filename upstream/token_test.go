@@ -440,18 +440,20 @@ func TestAccounts(t *testing.T) {
 		}
 	}
 	step(unclear, true, false)
-	step(forbidden, true, false) // may be the repository
-	step(forbidden, true, false)
-	step(forbidden, true, true)
+	for range 10 {
+		step(forbidden, true, false) // it is the repository
+	}
+	step(rejected, true, true)
 	step(accepted, false, true)
 	ck.advance(time.Minute)
-	step(forbidden, true, true) // the second wait is longer
+	step(forbidden, true, false) // says nothing about it
+	step(rejected, true, true)   // the second wait is longer
 	ck.advance(time.Minute)
 	step(accepted, false, true)
 	ck.advance(time.Minute)
 	step(accepted, true, false)
 	for range 10 {
-		step(forbidden, true, false) // it is good, so it was the repository
+		step(forbidden, true, false)
 	}
 	step(rejected, true, false)
 	step(rejected, true, false)
