@@ -42,7 +42,7 @@ func (e explainer) meaning(ctx context.Context, asked, ns string) (admin.Meaning
 		return m, err
 	}
 	m.Who = e.cfg.whoMay(m.Repository)
-	m.Policy = e.policyVerdict(ctx, m.Repository, m.Reference)
+	m.Policy, m.Denied = e.policyVerdict(ctx, m.Repository, m.Reference)
 	m.Account = e.cfg.accountFor(ctx, m.Repository)
 	return m, nil
 }
@@ -60,22 +60,23 @@ func (e explainer) held(live *admin.Live) func(context.Context, oci.Repository, 
 	}
 }
 
-// policyVerdict asks the policy over what is held; empty where there is none.
-func (e explainer) policyVerdict(ctx context.Context, repo oci.Repository, reference string) string {
+// policyVerdict asks the policy over what is held, and whether it refuses a pull;
+// empty where there is none.
+func (e explainer) policyVerdict(ctx context.Context, repo oci.Repository, reference string) (verdict string, denied bool) {
 	cfg := e.cfg
 	if len(cfg.Policy) == 0 {
-		return ""
+		return "", false
 	}
 	settings := cfg.cache(nil)
 	settings.Offline = true
 	held := cache.New(e.disk, nil, settings)
 	defer func() { _ = held.Close(context.Background()) }()
-	g := policy.New(held, policy.Config{Rules: cfg.policyRules(), Leads: leadFinder{e.disk}.find})
-	verdict := g.Explain(ctx, repo, reference)
+	g := policy.New(held, policy.Config{Rules: cfg.policyRules(), DryRun: bool(cfg.PolicyDryRun), Leads: leadFinder{e.disk}.find})
+	verdict, denied = g.Explain(ctx, repo, reference)
 	if cfg.PolicyDryRun {
 		verdict += "; a dry run, which refuses nothing"
 	}
-	return verdict
+	return verdict, denied
 }
 
 // meaning reads a reference as a person writes it who pulls through this cache.

@@ -163,8 +163,34 @@ func TestPolicyDryRun(t *testing.T) {
 	awaitNoFills(t, client, p.admin)
 	server := operator{t, environ(append(settings, "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))...)}
 	wantLines(t, server.must("explain", "--table", "evil/app:1"), `policy +denied by rule 0 \(docker.io/evil/\*\); a dry run, which refuses nothing`)
-	wantLines(t, server.must("explain", "--table", "team/app:1"), `policy +denied: .*rule 1 \(\*\) denies docker.io/team/app:1: it is \d+s old, and 1d is the least; a dry run, which refuses nothing`)
+	wantLines(t, server.must("explain", "--table", "team/app:1"), `policy +denied by rule 1 \(\*\): it is \d+s old, and 1d is the least; a dry run, which refuses nothing`)
 	wantLines(t, server.must("explain", "--table", "team/app:2"), `policy +up to rule 1 \(\*\) once it is known what it is; .*`)
+}
+
+// TestWhatIsRefusedHasNoPrice: explain names the rule once, and what there is no
+// pull of costs nothing.
+func TestWhatIsRefusedHasNoPrice(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := made(1, amd64, time.Now(), 1000)
+	hub.Push("team/app", "1", image)
+	settings := []string{"ENTREPOT_DATA=" + t.TempDir(), "ENTREPOT_POLICY_0_MATCH=*:1", "ENTREPOT_POLICY_0_MIN_AGE=3d", "ENTREPOT_POLICY_1_MATCH=*/evil:*", "ENTREPOT_POLICY_1_ACTION=deny"}
+	p := startProgram(t, hub, settings...)
+	if status, body, _ := get(t, newClient(t), p.registry+"/v2/team/app/manifests/1"); status != http.StatusForbidden {
+		t.Fatal(status, body)
+	}
+	server := operator{t, environ(append(settings, "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))...)}
+	for name, want := range map[string]string{
+		"team/app:1":  `policy +denied by rule 0 \(\*:1\): it is \d+s old, and 3d is the least`,
+		"team/evil:2": `policy +denied by rule 1 \(\*/evil:\*\)`,
+	} {
+		wantLines(t, server.must("explain", "--table", name), want, `a pull is refused, and costs nothing`)
+		if out := server.must("explain", "--json", name); !strings.Contains(out, `"denied":true`) || !strings.Contains(out, `"pulls":[]`) {
+			t.Errorf("%s: %s", name, out)
+		}
+	}
+	if out := server.must("explain", "--json", "team/app:2"); strings.Contains(out, `"denied"`) || strings.Contains(out, `"pulls":[]`) {
+		t.Errorf("what is allowed: %s", out)
+	}
 }
 
 // TestARefusedManifestIsNoBlobEither: to be judged it was fetched, so it is held,

@@ -34,6 +34,7 @@ type Explanation struct {
 	Who        string     `json:"who"`
 	Account    string     `json:"account,omitempty"` // that upstream is asked as
 	Policy     string     `json:"policy,omitempty"`  // its verdict, in words
+	Denied     bool       `json:"denied,omitempty"`  // by that; such a pull costs nothing, and pulls are empty
 	Digest     oci.Digest `json:"digest,omitzero"`   // if it is known
 	Held       bool       `json:"held"`              // that manifest
 	Fresh      string     `json:"fresh"`             // in words
@@ -52,6 +53,7 @@ type Meaning struct {
 	Who        string // may read the repository
 	Account    string // that upstream is asked as
 	Policy     string // its verdict, in words
+	Denied     bool   // by that
 }
 
 // Pull is what a pull costs for one platform.
@@ -77,7 +79,7 @@ func (x *exchange) explain() error {
 	}
 	out := Explanation{
 		Asked: asked, Note: m.Note, Upstream: m.Repository.Host, Repository: m.Repository.String(), Reference: m.Reference,
-		Rule: m.Rule, Who: m.Who, Account: m.Account, Policy: m.Policy,
+		Rule: m.Rule, Who: m.Who, Account: m.Account, Policy: m.Policy, Denied: m.Denied,
 		Digest: found.Digest, Held: found.Held, Fresh: freshText(found), Retry: found.Retry,
 		TTLSeconds: int64(found.TTL / time.Second), Pulls: []Pull{},
 	}
@@ -86,6 +88,9 @@ func (x *exchange) explain() error {
 	}
 	if found.Tag != nil {
 		out.Checked = found.Tag.Checked
+	}
+	if m.Denied {
+		found.Pulls = nil
 	}
 	for _, p := range found.Pulls {
 		out.Pulls = append(out.Pulls, Pull{p.Platform.String(), p.Heads, p.Manifests, p.Blobs, p.Bytes, p.AtLeast})

@@ -97,6 +97,10 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 		return err
 	}
 	fmt.Fprintln(o.in.Stdout)
+	if x.Denied {
+		_, err := fmt.Fprintln(o.in.Stdout, "a pull is refused, and costs nothing")
+		return err
+	}
 	t := o.newTable("A PULL OF", "HEADS", "MANIFESTS", "BLOBS", "BYTES", "")
 	for _, p := range x.Pulls {
 		more := ""

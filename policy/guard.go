@@ -112,30 +112,35 @@ func (g *Guard) refuse(no *refusal, repo oci.Repository, reference string) error
 }
 
 // Explain says in words what would become of a reference, with a source that asks
-// nobody.
-func (g *Guard) Explain(ctx context.Context, repo oci.Repository, reference string) string {
+// nobody, and whether it would be refused.
+func (g *Guard) Explain(ctx context.Context, repo oci.Repository, reference string) (verdict string, denied bool) {
 	i := g.ruleOf(repo, reference)
 	if d, err := oci.ParseDigest(reference); err == nil {
 		i = g.kindest(ctx, repo, d)
 	}
 	if i < 0 {
-		return "allowed: no rule matches"
+		return "allowed: no rule matches", false
 	}
 	r := &g.cfg.Rules[i]
+	by := fmt.Sprintf("by %s (%s)", r.Name, r.Match)
 	switch {
 	case r.Deny:
-		return fmt.Sprintf("denied by %s (%s)", r.Name, r.Match)
+		return "denied " + by, !g.cfg.DryRun
 	case !r.demands():
-		return fmt.Sprintf("allowed by %s (%s)", r.Name, r.Match)
+		return "allowed " + by, false
 	}
-	_, _, err := g.Resolve(ctx, repo, reference, oci.Ask{})
+	judge := Guard{src: g.src, cfg: g.cfg, leads: g.leads} // which would refuse, and tells nobody
+	var no Refusal
+	judge.cfg.DryRun, judge.cfg.Observe = false, func(r Refusal) { no = r }
+	_, _, err := judge.Resolve(ctx, repo, reference, oci.Ask{})
 	switch {
 	case err == nil:
-		return fmt.Sprintf("allowed by %s (%s)", r.Name, r.Match)
-	case errors.Is(err, oci.ErrDenied):
-		return fmt.Sprintf("denied: %v", err)
+		return "allowed " + by, false
+	case errors.Is(err, oci.ErrRule):
+		r := &g.cfg.Rules[no.Rule]
+		return fmt.Sprintf("denied by %s (%s): %s", r.Name, r.Match, no.Reason), !g.cfg.DryRun
 	}
-	return fmt.Sprintf("up to %s (%s) once it is known what it is", r.Name, r.Match)
+	return fmt.Sprintf("up to %s (%s) once it is known what it is", r.Name, r.Match), false
 }
 
 // kindest is the rule that lets a manifest pass, if it does by the name of one of

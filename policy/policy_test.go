@@ -319,13 +319,13 @@ func TestSomeTagSuffices(t *testing.T) {
 		t.Errorf("once 1.2 has led to it: %v", err)
 	}
 	for reference, want := range map[string]string{"latest": "denied by rule 0", "1.2": "allowed by rule 1", d.String(): "allowed by rule 1"} {
-		if got := g.Explain(t.Context(), app, reference); !strings.HasPrefix(got, want) {
+		if got, denied := g.Explain(t.Context(), app, reference); !strings.HasPrefix(got, want) || denied != strings.HasPrefix(want, "denied") {
 			t.Errorf("%s is explained as %q, want %q", reference, got, want)
 		}
 	}
 	leads = nil
 	g.verdicts, g.led = memory[verdict]{}, memory[[]Lead]{}
-	if got := g.Explain(t.Context(), app, d.String()); !strings.HasPrefix(got, "denied by rule 2") {
+	if got, denied := g.Explain(t.Context(), app, d.String()); !denied || !strings.HasPrefix(got, "denied by rule 2") {
 		t.Errorf("by nothing it is explained as %q", got)
 	}
 	if err := ask(); err == nil || !strings.Contains(err.Error(), "rule 2") {
