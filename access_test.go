@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"entrepot/admin"
 	"entrepot/internal/ocitest"
 	"entrepot/oci"
 
@@ -171,21 +173,50 @@ func (p *protected) stopped(t *testing.T) {
 	}
 }
 
-// Every route, asked by everybody. A new route fails here until it has a row.
+// routesBeside are those of the registry's address that are not the API's.
+var routesBeside = map[string]string{tokenRoute: "/token", healthzRoute: "/healthz"}
+
+// registryRoutes are paths of each route at the registry's address, of alice's
+// repository where the route has one. A new route fails here until it has a row.
+func registryRoutes(t *testing.T, app ocitest.Image) map[string][]string {
+	t.Helper()
+	digest := app.Digest.String()
+	rows := map[string][]string{
+		oci.Ping.String():        {"/v2/", "/v2"},
+		oci.CatalogKind.String(): {"/v2/_catalog"},
+	}
+	for kind, routes := range routesOf(app) {
+		for _, route := range routes {
+			rows[kind.String()] = append(rows[kind.String()], "/v2/library/app/"+route)
+		}
+	}
+	manifest := oci.ManifestKind.String()
+	rows[manifest] = append(rows[manifest], "/v2/app/manifests/"+digest, "/v2/docker.io/app/manifests/1", "/v2/app/manifests/1?ns=docker.io")
+	for kind, path := range routesBeside {
+		rows[kind] = []string{path}
+	}
+	for _, kind := range kindLabels {
+		if len(rows[kind]) == 0 && kind != none && kind != readyzRoute {
+			t.Errorf("the route %s has no row: who may use it?", kind)
+		}
+	}
+	return rows
+}
+
+// clientFrom connects from an address of its own, 127.0.1.n, for whom failures of
+// others do not count.
+func clientFrom(t *testing.T, n int) *http.Client {
+	t.Helper()
+	client := newClient(t)
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(n))}}
+	client.Transport.(*http.Transport).DialContext = dialer.DialContext
+	return client
+}
+
+// Every route, asked by everybody.
 func TestAccessMatrix(t *testing.T) {
 	p := startProtected(t)
 	client := newClient(t)
-	digest := p.app.Digest.String()
-	blob := p.app.Blobs[0].Digest.String()
-	rows := map[oci.Kind][]string{ // of alice's repository
-		oci.Ping:          {"/v2/", "/v2"},
-		oci.ManifestKind:  {"/v2/library/app/manifests/1", "/v2/app/manifests/" + digest, "/v2/docker.io/app/manifests/1", "/v2/app/manifests/1?ns=docker.io"},
-		oci.BlobKind:      {"/v2/library/app/blobs/" + blob},
-		oci.TagsKind:      {"/v2/library/app/tags/list"},
-		oci.ReferrersKind: {"/v2/library/app/referrers/" + digest},
-		oci.CatalogKind:   {"/v2/_catalog"},
-		oci.UploadKind:    {"/v2/library/app/blobs/uploads/"},
-	}
 	const scope = "repository:library/app:pull"
 	who := map[string]credential{
 		"nobody":                      nil,
@@ -206,45 +237,100 @@ func TestAccessMatrix(t *testing.T) {
 		"alice":                       login("alice", "wonderland"),
 		"admin":                       login("root", "toor"),
 	}
-	want := func(name string, kind oci.Kind) int {
-		const ok, login = http.StatusOK, http.StatusUnauthorized
-		switch {
-		case kind == oci.UploadKind:
-			return http.StatusMethodNotAllowed
-		case name == "alice" || name == "admin" || name == "token with the catalog":
-			return ok
-		case name == "nobody" && kind == oci.CatalogKind: // which shows what nobody may see
-			return ok
-		case kind == oci.Ping && (strings.HasPrefix(name, "token of") || name == "token" || name == "token without scope"):
-			return ok
-		case name == "token" && kind != oci.CatalogKind:
-			return ok
-		}
-		return login
-	}
-	for _, kind := range oci.Kinds() {
-		if len(rows[kind]) == 0 {
-			t.Errorf("the route %s has no row: who may use it?", kind)
-		}
-		for _, path := range rows[kind] {
+	from := 0 // no address asks more often than its failures are answered with 401
+	for kind, paths := range registryRoutes(t, p.app) {
+		for _, path := range paths {
 			for _, name := range slices.Sorted(maps.Keys(who)) {
+				from++
+				client := clientFrom(t, 1+from%250)
 				for _, method := range []string{http.MethodGet, http.MethodHead} {
 					status, body, header := p.ask(t, client, method, path, who[name])
-					if want := want(name, kind); status == http.StatusTooManyRequests && (strings.HasSuffix(name, "password") || name == "no such user") {
-						continue // wrong passwords are slowed down: TestGuessingIsSlow
-					} else if status != want {
+					if want := matrixWant(name, kind, method); status != want {
 						t.Errorf("%s %s by %s: %d %s, want %d", method, path, name, status, body, want)
 					}
-					if (status == http.StatusUnauthorized) != strings.HasPrefix(header.Get("Www-Authenticate"), `Bearer realm="`+p.registry+`/token",service="entrepot"`) {
+					challenge := `Bearer realm="` + p.registry + `/token",service="entrepot"`
+					if kind == tokenRoute {
+						challenge = "Basic realm="
+					}
+					if (status == http.StatusUnauthorized) != strings.HasPrefix(header.Get("Www-Authenticate"), challenge) {
 						t.Errorf("%s %s by %s: %d with the challenge %q", method, path, name, status, header.Get("Www-Authenticate"))
 					}
 				}
 			}
 		}
 	}
-	for path, want := range map[string]int{"/healthz": 200, "/": 404, "/metrics": 404, "/token/x": 404} {
-		if status, _, _ := p.ask(t, client, http.MethodGet, path, nil); status != want {
-			t.Errorf("%s by nobody: %d, want %d", path, status, want)
+	for _, path := range []string{"/", "/metrics", "/token/x", "/readyz", profilePrefix, admin.Prefix} {
+		if status, _, _ := p.ask(t, client, http.MethodGet, path, login("root", "toor")); status != http.StatusNotFound {
+			t.Errorf("%s: %d, want 404", path, status)
+		}
+	}
+}
+
+// matrixWant is the status that a route answers to who is called so.
+func matrixWant(name, kind, method string) int {
+	const ok, login = http.StatusOK, http.StatusUnauthorized
+	isToken := strings.HasPrefix(name, "token") && name != "token by another key"
+	switch {
+	case kind == healthzRoute:
+		return ok
+	case kind == tokenRoute && method != http.MethodGet:
+		return http.StatusMethodNotAllowed
+	case kind == tokenRoute: // no token gets another one
+		if name == "nobody" || name == "alice" || name == "admin" {
+			return ok
+		}
+		return login
+	case kind == oci.UploadKind.String():
+		return http.StatusMethodNotAllowed
+	case name == "alice" || name == "admin" || name == "token with the catalog":
+		return ok
+	case name == "nobody" && kind == oci.CatalogKind.String(): // which shows what nobody may see
+		return ok
+	case kind == oci.Ping.String() && isToken:
+		return ok
+	case name == "token" && kind != oci.CatalogKind.String():
+		return ok
+	}
+	return login
+}
+
+// Each request of a client has its line in the log, its series and its span, by
+// whatever route: also those that are not the API's, and who asked for a token.
+func TestEveryRouteIsSeen(t *testing.T) {
+	c := newCollector(t)
+	p := startProtected(t, "ENTREPOT_ACCESS_LOG=true", "ENTREPOT_TRACE_ENDPOINT="+c.URL, "ENTREPOT_TRACE_RATIO=100%")
+	client := newClient(t)
+	paths := map[string]string{readyzRoute: p.admin + "/readyz"}
+	for kind, rows := range registryRoutes(t, p.app) {
+		paths[kind] = p.registry + rows[0]
+	}
+	for _, address := range paths {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.SetBasicAuth("alice", "wonderland")
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	_, counted, _ := get(t, client, p.admin+"/metrics")
+	p.stopped(t)
+	for kind := range paths {
+		line := regexp.MustCompile(`.*"kind":"` + kind + `",.*"status":[245]0[0-9],.*"message":"request".*`).FindString(p.log.String())
+		if line == "" {
+			t.Errorf("%s has no line", kind)
+		}
+		if kind == tokenRoute && !strings.Contains(line, `"user":"alice"`) {
+			t.Errorf("the token's line does not say whose it is: %s", line)
+		}
+		if !strings.Contains(counted, `entrepot_requests_total{kind="`+kind+`"`) {
+			t.Errorf("%s is not counted", kind)
+		}
+		if !c.knows("entrepot.kind", kind) {
+			t.Errorf("%s is not traced", kind)
 		}
 	}
 }
@@ -289,17 +375,6 @@ func routesOf(app ocitest.Image) map[oci.Kind][]string {
 		oci.TagsKind:      {"tags/list", "tags/list?n=0", "tags/list?n=1&last=0"},
 		oci.ReferrersKind: {"referrers/" + digest, "referrers/" + digest + "?artifactType=x/y"},
 		oci.UploadKind:    {"blobs/uploads/"},
-	}
-}
-
-// A new route of a repository fails here until it is one of those that are asked
-// by everybody.
-func TestEachRouteOfARepositoryIsAsked(t *testing.T) {
-	routes := routesOf(ocitest.RandomImage(1, 10))
-	for _, kind := range oci.Kinds() {
-		if isWhole := kind == oci.Ping || kind == oci.CatalogKind; isWhole == (len(routes[kind]) > 0) {
-			t.Errorf("the route %s: %q", kind, routes[kind])
-		}
 	}
 }
 

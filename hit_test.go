@@ -71,7 +71,7 @@ func newHeldImage(t testing.TB, layer int64) *heldImage {
 	watcher := newObserver(zerolog.Nop(), newMetrics(readBuild(), names.Upstreams), ledger.New())
 	api := &gate{}
 	api.open(proxy.New(held, proxy.Config{Names: names, Observe: watcher.request}))
-	w.Handler = registryHandler(api)
+	w.Handler = registryHandler(api, unseen)
 	return w
 }
 

@@ -45,6 +45,51 @@ func TestWhoSendsTooMuchIsTold429(t *testing.T) {
 	}
 }
 
+// TestTheRateCountsWhoeverAsks: what no user has proved to send counts with its
+// address, whatever its answer, and tokens count like all else. What a user sends
+// counts with the user alone, so that those who share an address do not share a rate.
+func TestTheRateCountsWhoeverAsks(t *testing.T) {
+	t.Parallel()
+	p := startProtected(t, "ENTREPOT_CLIENT_RATE=0.01")
+	client := newClient(t)
+	strangers := []struct {
+		path string
+		who  credential
+	}{
+		{"/v2/", nil}, {"/v2/", token("x")}, {"/v2/nonsense", nil}, {"/v2/library/app/manifests/1", nil}, {"/v2/x/manifests/.", nil},
+		{"/token", nil}, {"/token?service=other", nil}, {"/token", token("x")},
+	}
+	for n := range 100 {
+		row := strangers[n%len(strangers)]
+		if n >= 16 && row.who != nil {
+			row = strangers[0] // whose failures are slowed down by themselves
+		}
+		if status, body, _ := p.ask(t, client, http.MethodGet, row.path, row.who); status == http.StatusTooManyRequests {
+			t.Fatalf("request %d, for %s: %s", n+1, row.path, body)
+		}
+	}
+	for _, path := range []string{"/v2/", "/v2/nonsense", "/token"} {
+		if status, body, header := p.ask(t, client, http.MethodGet, path, nil); status != http.StatusTooManyRequests || header.Get("Retry-After") == "" || header.Get("Www-Authenticate") != "" {
+			t.Errorf("%s by an address that has sent too much: %d %v %s", path, status, header, body)
+		}
+	}
+	alice := login("alice", "wonderland")
+	for n := range 100 {
+		path := []string{"/token", "/v2/", "/v2/library/app/manifests/1"}[n%3]
+		if status, body, _ := p.ask(t, client, http.MethodGet, path, alice); status != http.StatusOK {
+			t.Fatalf("request %d by alice, from there, for %s: %d %s", n+1, path, status, body)
+		}
+	}
+	for _, path := range []string{"/token", "/v2/"} {
+		if status, body, _ := p.ask(t, clientFrom(t, 1), http.MethodGet, path, alice); status != http.StatusTooManyRequests {
+			t.Errorf("%s by alice, who has sent too much, from elsewhere: %d %s", path, status, body)
+		}
+	}
+	if status, body, _ := p.ask(t, client, http.MethodGet, "/v2/", login("root", "toor")); status != http.StatusOK {
+		t.Errorf("another user from there: %d %s", status, body)
+	}
+}
+
 // TestTransfersOfOneClientTakeTurns: the second blob begins when the first has
 // ended, and neither is refused.
 func TestTransfersOfOneClientTakeTurns(t *testing.T) {
@@ -242,7 +287,7 @@ func TestSlowHeadersAreTimedOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := ocitest.NewNetwork()
 		l := network.Listen("cache")
-		s := startServer("registry", l, http.HandlerFunc(healthz), nil, 0, zerolog.Nop(), func(err error) { t.Error(err) })
+		s := startServer("registry", l, unseen("healthz", healthz), nil, 0, zerolog.Nop(), func(err error) { t.Error(err) })
 		defer s.stop(t.Context(), time.Second)
 		connect := func(sent string) net.Conn {
 			conn, err := network.DialContext(t.Context(), "tcp", l.Addr().String())

@@ -63,7 +63,7 @@ type series struct {
 }
 
 var (
-	kindLabels    = [...]string{none, oci.Ping.String(), oci.ManifestKind.String(), oci.BlobKind.String(), oci.TagsKind.String(), oci.ReferrersKind.String(), oci.CatalogKind.String(), oci.UploadKind.String()}
+	kindLabels    = [...]string{none, oci.Ping.String(), oci.ManifestKind.String(), oci.BlobKind.String(), oci.TagsKind.String(), oci.ReferrersKind.String(), oci.CatalogKind.String(), oci.UploadKind.String(), tokenRoute, healthzRoute, readyzRoute}
 	outcomeLabels = [...]string{none, string(oci.Hit), string(oci.Miss), string(oci.Stale), string(oci.Joined), string(oci.Bypass)}
 	statusLabels  = [...]string{none, "1xx", "2xx", "3xx", "4xx", "5xx"}
 )

@@ -90,9 +90,9 @@ func newLive(cfg *Config, held *cache.Cache, upstreams *upstream.Set, spent *led
 // newAdminGuard stands before what is for operators alone.
 func newAdminGuard(h http.Handler, cfg *Config, logger zerolog.Logger) *admin.Guard {
 	refused := newThrottle(repeatInterval)
-	g := &admin.Guard{Handler: h, Loopback: cfg.AdminListen.isLoopback(), Refused: func(client string, refusal *admin.Error) {
+	g := &admin.Guard{Handler: h, Loopback: cfg.AdminListen.isLoopback(), Names: cfg.OwnNames, Refused: func(client string, refusal *admin.Error) {
 		if held, ok := refused.pass(refusal.Code); ok {
-			logger.Warn().Str("client", client).Int("held_back", held).Str("error", refusal.Message).Msg("admin API: refused")
+			logger.Warn().Str("client", client).Int("held_back", held).Str("error", refusal.Message).Msg("admin listener: refused")
 		}
 	}}
 	if cfg.AdminToken.IsSet() {
@@ -101,11 +101,12 @@ func newAdminGuard(h http.Handler, cfg *Config, logger zerolog.Logger) *admin.Gu
 	return g
 }
 
-// guardFromOutside keeps h, which only tells, for those who have the token, where
-// other machines can reach the admin listener.
-func guardFromOutside(h http.Handler, cfg *Config, logger zerolog.Logger) http.Handler {
-	if cfg.AdminListen.isLoopback() {
-		return h
+// newTellingGuard stands before what only tells, metrics and profiles: on loopback
+// whoever is on this machine may ask that without the token, as scrapers do.
+func newTellingGuard(h http.Handler, cfg *Config, logger zerolog.Logger) *admin.Guard {
+	g := newAdminGuard(h, cfg, logger)
+	if g.Loopback {
+		g.Token = nil
 	}
-	return newAdminGuard(h, cfg, logger)
+	return g
 }

@@ -85,7 +85,10 @@ func serve(ctx context.Context, in invocation) (err error) {
 	if err != nil {
 		return err
 	}
-	front := startFront(lines, shown, cfg, counts.handler(logger), logger)
+	seen := func(kind string, serve aside) http.Handler {
+		return traced.requests(proxy.Aside(kind, watcher.request, serve))
+	}
+	front := startFront(lines, shown, cfg, counts.handler(logger), seen, logger)
 	stop := sync.OnceFunc(func() { front.stop(time.Duration(cfg.ShutdownTimeout), logger) })
 	defer stop() // where the stack does not come up
 
@@ -116,7 +119,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	counts.watchConnections(front.connections)
 	counts.watchUpstreams(spent, upstreams.Breakers)
 	allowed := traced.source(guarded(held, leadFinder{disk}, cfg, watcher))
-	guard, err := openAccess(cfg, allowed, held, watcher, reloads)
+	guard, err := openAccess(cfg, allowed, held, clients, watcher, reloads)
 	if err != nil {
 		return err
 	}
@@ -133,7 +136,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	defer ahead.keep(ctx, cfg)()
 
 	defer stop() // before what they answer from
-	front.api.open(withTokens(traced.requests(api), guard))
+	front.api.open(withTokens(traced.requests(api), guard, seen))
 	live := newLive(cfg, held, upstreams, spent, ahead, began)
 	front.operators.open(newAdminGuard(newAdminAPI(disk, live, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
@@ -157,23 +160,24 @@ type front struct {
 	failed    chan error // from a listener that takes no more connections
 }
 
-func startFront(l lines, shown *certs.Keeper, cfg *Config, scrape http.Handler, logger zerolog.Logger) *front {
+func startFront(l lines, shown *certs.Keeper, cfg *Config, scrape http.Handler, seen sight, logger zerolog.Logger) *front {
 	f := &front{failed: make(chan error, 4)} // one for each listener
+	f.api.closed = seen(none, starting)
 	fail := func(err error) { f.failed <- err }
 	most := cfg.MaxConnections
 	var secure *tls.Config
 	if shown != nil {
 		secure = shown.Config()
 	}
-	f.registry = append(f.registry, startServer("registry", l.registry, registryHandler(&f.api), secure, most, logger, fail))
+	f.registry = append(f.registry, startServer("registry", l.registry, registryHandler(&f.api, seen), secure, most, logger, fail))
 	if l.plain != nil {
-		f.registry = append(f.registry, startServer("plain registry", l.plain, shown.Challenges(registryHandler(&f.api)), nil, most, logger, fail))
+		f.registry = append(f.registry, startServer("plain registry", l.plain, shown.Challenges(registryHandler(&f.api, seen)), nil, most, logger, fail))
 	}
 	if l.admin != nil {
-		f.others = append(f.others, startOperators("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators, func(h http.Handler) http.Handler { return guardFromOutside(h, cfg, logger) }), logger, fail))
+		f.others = append(f.others, startOperators("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators, func(h http.Handler) http.Handler { return newTellingGuard(h, cfg, logger) }, seen), logger, fail))
 	}
 	if l.metrics != nil {
-		f.others = append(f.others, startOperators("metrics", l.metrics, metricsHandler(scrape, &f.ready), logger, fail))
+		f.others = append(f.others, startOperators("metrics", l.metrics, metricsHandler(scrape, &f.ready, seen), logger, fail))
 	}
 	return f
 }
@@ -273,13 +277,14 @@ func openCertificates(cfg *Config, watcher *observer, reloads *reloader) (*certs
 
 // openAccess makes the guard between clients and what is held; nil where nobody
 // has to say who they are.
-func openAccess(cfg *Config, src oci.Source, catalog oci.Catalog, watcher *observer, reloads *reloader) (*access.Gate, error) {
+func openAccess(cfg *Config, src oci.Source, catalog oci.Catalog, clients *ratelimit.Clients, watcher *observer, reloads *reloader) (*access.Gate, error) {
 	if !cfg.hasAccess() {
 		return nil, nil
 	}
 	ac := access.Config{
 		Source: src, Catalog: catalog, Names: cfg.Names(), URL: string(cfg.URL), Proxy: cfg.Proxy(), ReadFile: readSmallFile,
 		Failed: watcher.loginFailed,
+		Turn:   func(ctx context.Context, client string) error { return clients.Admit(ctx, client, time.Now()) },
 	}
 	if cfg.UsersFile != "" {
 		ac.ReadUsers = func() ([]byte, error) { return readSmallFile(string(cfg.UsersFile)) }
@@ -326,13 +331,14 @@ func refuse(guard *access.Gate) func(*http.Request, oci.Request, error, http.Hea
 }
 
 // withTokens puts the token service beside the API, if there is one.
-func withTokens(api http.Handler, guard *access.Gate) http.Handler {
+func withTokens(api http.Handler, guard *access.Gate, seen sight) http.Handler {
 	if guard == nil || !guard.HasTokens() {
 		return api
 	}
+	tokens := seen(tokenRoute, guard.ServeToken)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == access.TokenPath {
-			guard.ServeToken(w, r)
+			tokens.ServeHTTP(w, r)
 			return
 		}
 		api.ServeHTTP(w, r)

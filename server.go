@@ -212,12 +212,28 @@ func (l serverLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// aside answers a request that is not the API's, and reports who asked, if it is
+// known, and what went wrong.
+type aside func(http.ResponseWriter, *http.Request) (user string, err error)
+
+// sight has each request of a route that stands beside the API logged, counted and
+// traced, under the route's name.
+type sight func(kind string, serve aside) http.Handler
+
+// The names of those routes.
+const (
+	tokenRoute   = "token"
+	healthzRoute = "healthz"
+	readyzRoute  = "readyz"
+)
+
 // registryHandler serves the API, and /healthz for those who can reach only
 // this port. The API answers every other path, with OCI JSON.
-func registryHandler(api http.Handler) http.Handler {
+func registryHandler(api http.Handler, seen sight) http.Handler {
+	probe := seen(healthzRoute, healthz)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" {
-			healthz(w, r)
+			probe.ServeHTTP(w, r)
 			return
 		}
 		api.ServeHTTP(w, r)
@@ -226,76 +242,103 @@ func registryHandler(api http.Handler) http.Handler {
 
 // adminHandler is for operators on this machine. guard stands before what only
 // they may see; api has its own.
-func adminHandler(metrics http.Handler, ready *readiness, api http.Handler, guard func(http.Handler) http.Handler) http.Handler {
+func adminHandler(metrics http.Handler, ready *readiness, api http.Handler, guard func(http.Handler) http.Handler, seen sight) http.Handler {
+	return muxOf(adminRoutes(metrics, ready, api, guard, seen))
+}
+
+func adminRoutes(metrics http.Handler, ready *readiness, api http.Handler, guard func(http.Handler) http.Handler, seen sight) map[string]http.Handler {
+	return map[string]http.Handler{
+		admin.Prefix: api,
+		"/healthz":   seen(healthzRoute, healthz), "/readyz": seen(readyzRoute, ready.answer),
+		"/metrics": guard(metrics), profilePrefix: guard(muxOf(profiles())),
+	}
+}
+
+// muxOf answers with OCI JSON what routes has no handler for.
+func muxOf(routes map[string]http.Handler) *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.Handle(admin.Prefix, api)
-	mux.Handle("/healthz", http.HandlerFunc(healthz))
-	mux.Handle("/readyz", ready)
-	mux.Handle("/metrics", guard(metrics))
-	mux.Handle("/debug/pprof/", guard(profiles()))
+	for path, h := range routes {
+		mux.Handle(path, h)
+	}
 	mux.HandleFunc("/", notFound)
 	return mux
 }
 
-func profiles() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return mux
+const profilePrefix = "/debug/pprof/"
+
+func profiles() map[string]http.Handler {
+	return map[string]http.Handler{
+		profilePrefix:             http.HandlerFunc(pprof.Index),
+		profilePrefix + "cmdline": http.HandlerFunc(pprof.Cmdline),
+		profilePrefix + "profile": http.HandlerFunc(pprof.Profile),
+		profilePrefix + "symbol":  http.HandlerFunc(pprof.Symbol),
+		profilePrefix + "trace":   http.HandlerFunc(pprof.Trace),
+	}
 }
 
 // metricsHandler is the part of it that may be reached from outside.
-func metricsHandler(metrics http.Handler, ready *readiness) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/readyz", ready)
-	mux.Handle("/metrics", metrics)
-	mux.HandleFunc("/", notFound)
-	return mux
+func metricsHandler(metrics http.Handler, ready *readiness, seen sight) http.Handler {
+	return muxOf(map[string]http.Handler{"/readyz": seen(readyzRoute, ready.answer), "/metrics": metrics})
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) {
 	oci.WriteError(w, oci.Errorf(oci.NotFound, "no such route: %s", words.Quote(r.URL.Path)))
 }
 
-// gate leads to a handler that is not there from the start; until then it
-// answers 503, and when to come again.
-type gate struct{ handler atomic.Pointer[http.Handler] }
+// gate leads to a handler that is not there from the start.
+type gate struct {
+	handler atomic.Pointer[http.Handler]
+	closed  http.Handler // answers until then; nil: starting
+}
 
 func (g *gate) open(h http.Handler) { g.handler.Store(&h) }
 
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h := g.handler.Load(); h != nil {
+	switch h := g.handler.Load(); {
+	case h != nil:
 		(*h).ServeHTTP(w, r)
-		return
+	case g.closed != nil:
+		g.closed.ServeHTTP(w, r)
+	default:
+		_, _ = starting(w, r)
 	}
+}
+
+// starting answers 503, and when to come again. That is as it should be, so it is
+// no error to report.
+func starting(w http.ResponseWriter, r *http.Request) (user string, err error) {
+	boundBody(w, r)
+	oci.WriteError(w, oci.Errorf(oci.Unavailable, "starting"))
+	return "", nil
+}
+
+// boundBody is for an answer that needs no body, for which net/http would wait.
+func boundBody(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	}
-	oci.WriteError(w, oci.Errorf(oci.Unavailable, "starting"))
 }
 
 // healthz says that the process runs and answers.
-func healthz(w http.ResponseWriter, r *http.Request) { answerProbe(w, r, nil) }
+func healthz(w http.ResponseWriter, r *http.Request) (user string, err error) {
+	answerProbe(w, r, nil)
+	return "", nil
+}
 
 // readiness is whether requests can be served: from when the stack is built
 // until it is being closed.
 type readiness struct{ ready atomic.Bool }
 
-func (s *readiness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	var err error
+func (s *readiness) answer(w http.ResponseWriter, r *http.Request) (user string, err error) {
 	if !s.ready.Load() {
 		err = oci.Errorf(oci.Unavailable, "starting or stopping")
 	}
 	answerProbe(w, r, err)
+	return "", nil // what was asked was answered
 }
 
 func answerProbe(w http.ResponseWriter, r *http.Request, err error) {
-	if r.ContentLength != 0 { // net/http waits for a body that nobody reads
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
-	}
+	boundBody(w, r)
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		err = oci.Errorf(oci.Unsupported, "this is for GET and HEAD")

@@ -151,6 +151,11 @@ func TestListenErrorsNameTheSetting(t *testing.T) {
 	}
 }
 
+// unseen is a sight that tells nobody.
+func unseen(_ string, serve aside) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = serve(w, r) })
+}
+
 func TestRoutesOfEachListener(t *testing.T) {
 	api := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 	scrape := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "metrics") })
@@ -162,26 +167,26 @@ func TestRoutesOfEachListener(t *testing.T) {
 		ready              bool
 		want               int
 	}{
-		{"registry", "GET", "/healthz", registryHandler(api), false, 200},
-		{"registry", "HEAD", "/healthz", registryHandler(api), false, 200},
-		{"registry", "POST", "/healthz", registryHandler(api), false, 405},
-		{"registry", "GET", "/v2/", registryHandler(api), false, 418},
-		{"registry", "GET", "/metrics", registryHandler(api), true, 418},
-		{"registry", "GET", "/healthz/", registryHandler(api), true, 418},
-		{"admin", "GET", "/healthz", adminHandler(scrape, &ready, api, open), false, 200},
-		{"admin", "GET", "/readyz", adminHandler(scrape, &ready, api, open), true, 200},
-		{"admin", "GET", "/readyz", adminHandler(scrape, &ready, api, open), false, 503},
-		{"admin", "GET", "/metrics", adminHandler(scrape, &ready, api, open), false, 200},
-		{"admin", "GET", "/debug/pprof/", adminHandler(scrape, &ready, api, open), false, 200},
-		{"admin", "GET", "/debug/pprof/goroutine", adminHandler(scrape, &ready, api, open), false, 200},
-		{"admin", "GET", "/admin/v1/about", adminHandler(scrape, &ready, api, open), false, 418},
-		{"registry", "GET", "/admin/v1/about", registryHandler(api), false, 418},
-		{"metrics", "GET", "/admin/v1/about", metricsHandler(scrape, &ready), false, 404},
-		{"admin", "GET", "/", adminHandler(scrape, &ready, api, open), false, 404},
-		{"metrics", "GET", "/metrics", metricsHandler(scrape, &ready), false, 200},
-		{"metrics", "GET", "/readyz", metricsHandler(scrape, &ready), true, 200},
-		{"metrics", "GET", "/debug/pprof/", metricsHandler(scrape, &ready), true, 404},
-		{"metrics", "GET", "/healthz", metricsHandler(scrape, &ready), true, 404},
+		{"registry", "GET", "/healthz", registryHandler(api, unseen), false, 200},
+		{"registry", "HEAD", "/healthz", registryHandler(api, unseen), false, 200},
+		{"registry", "POST", "/healthz", registryHandler(api, unseen), false, 405},
+		{"registry", "GET", "/v2/", registryHandler(api, unseen), false, 418},
+		{"registry", "GET", "/metrics", registryHandler(api, unseen), true, 418},
+		{"registry", "GET", "/healthz/", registryHandler(api, unseen), true, 418},
+		{"admin", "GET", "/healthz", adminHandler(scrape, &ready, api, open, unseen), false, 200},
+		{"admin", "GET", "/readyz", adminHandler(scrape, &ready, api, open, unseen), true, 200},
+		{"admin", "GET", "/readyz", adminHandler(scrape, &ready, api, open, unseen), false, 503},
+		{"admin", "GET", "/metrics", adminHandler(scrape, &ready, api, open, unseen), false, 200},
+		{"admin", "GET", "/debug/pprof/", adminHandler(scrape, &ready, api, open, unseen), false, 200},
+		{"admin", "GET", "/debug/pprof/goroutine", adminHandler(scrape, &ready, api, open, unseen), false, 200},
+		{"admin", "GET", "/admin/v1/about", adminHandler(scrape, &ready, api, open, unseen), false, 418},
+		{"registry", "GET", "/admin/v1/about", registryHandler(api, unseen), false, 418},
+		{"metrics", "GET", "/admin/v1/about", metricsHandler(scrape, &ready, unseen), false, 404},
+		{"admin", "GET", "/", adminHandler(scrape, &ready, api, open, unseen), false, 404},
+		{"metrics", "GET", "/metrics", metricsHandler(scrape, &ready, unseen), false, 200},
+		{"metrics", "GET", "/readyz", metricsHandler(scrape, &ready, unseen), true, 200},
+		{"metrics", "GET", "/debug/pprof/", metricsHandler(scrape, &ready, unseen), true, 404},
+		{"metrics", "GET", "/healthz", metricsHandler(scrape, &ready, unseen), true, 404},
 	} {
 		ready.ready.Store(row.ready)
 		w := httptest.NewRecorder()

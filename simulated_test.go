@@ -74,7 +74,7 @@ func (s *simulation) start(pairs []string) (stop func()) {
 	s.url = "http://" + listener.Addr().String()
 	server := &http.Server{Handler: registryHandler(proxy.New(s.cache, proxy.Config{
 		Names: cfg.Names(), HeaderTimeout: time.Duration(cfg.HeaderTimeout), MayRefresh: func(*http.Request) bool { return true },
-	}))}
+	}), unseen)}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	transport := &http.Transport{DialContext: s.net.DialContext}

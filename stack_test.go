@@ -65,7 +65,7 @@ func newStack(t *testing.T, hub *ocitest.Hub, cfg stackConfig) *stack {
 	}
 	set := upstream.NewSet(clients...)
 	s.cache = cache.New(disk, set, cfg.cache)
-	server := httptest.NewServer(registryHandler(proxy.New(s.cache, proxy.Config{Names: names, Catalog: s.cache})))
+	server := httptest.NewServer(registryHandler(proxy.New(s.cache, proxy.Config{Names: names, Catalog: s.cache}), unseen))
 	s.url = server.URL
 	s.closer = sync.OnceFunc(func() {
 		server.CloseClientConnections()

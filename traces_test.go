@@ -80,6 +80,18 @@ func (c *fakeCollector) tree(trace, key string) []string {
 	return lines
 }
 
+// knows reports whether some span has the attribute.
+func (c *fakeCollector) knows(key, value string) bool {
+	for _, s := range c.spans {
+		for _, kv := range s.Attributes {
+			if kv.Key == key && kv.Value.GetStringValue() == value {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // traced are the headers by which a client has a trace of its own, whose number
 // is full of digit.
 func traced(digit, sampled string) (id string, header http.Header) {

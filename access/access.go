@@ -49,6 +49,10 @@ type Config struct {
 	// none. ReadFile reads the authorities to trust there.
 	Proxy    func(*http.Request) (*url.URL, error)
 	ReadFile func(path string) ([]byte, error)
+	// Turn waits until a client may have an answer of the token service: a user, or
+	// an address where none has proved to be one; an error is its answer. Nil means
+	// that nobody waits.
+	Turn func(ctx context.Context, client string) error
 	// Failed is told of every login that failed. Nil means that nobody listens.
 	Failed func(client, user string, err error)
 }
@@ -181,12 +185,26 @@ func (g *Gate) admitToken(r *http.Request, k key, text string) (*Session, error)
 	if errors.Is(err, errForeign) {
 		return g.loginForeign(r, k, "", text)
 	}
-	if err != nil {
+	if errors.Is(err, errToken) {
+		return nil, g.forged(r, err)
+	}
+	if err != nil { // it has ended, and was ours
 		return nil, err
 	}
 	s.gate = g
 	g.known.put(k, s)
 	return s, nil
+}
+
+// forged is the answer to a token that claims to be ours and is not: it counts like
+// a wrong password. One that is ours is read first, since that costs next to
+// nothing, so who forges some does not shut out whoever shares the address.
+func (g *Gate) forged(r *http.Request, err error) error {
+	if wait := g.failures.take(addressOf(r), time.Now()); wait > 0 {
+		return tooManyFailed(wait)
+	}
+	g.report(r, "", err)
+	return err
 }
 
 // turnWait bounds how long a password waits to be compared.

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -625,6 +626,7 @@ func TestTokensThatAreNotBelieved(t *testing.T) {
 	payload, _, _ := strings.Cut(rest, ".")
 	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`))
 	ec := ocitest.NewCA().Certificate().PrivateKey
+	address := netip.MustParseAddr("198.51.100.0")
 	for name, row := range map[string]struct {
 		text string
 		want error
@@ -651,14 +653,65 @@ func TestTokensThatAreNotBelieved(t *testing.T) {
 		"nothing":                    {"", errToken},
 		"no token":                   {"x.y.z", errToken},
 	} {
-		_, err := g.Admit(request(t, "Bearer "+row.text), oci.Ping)
+		r := request(t, "Bearer "+row.text)
+		address = address.Next() // each its own: forging is slowed down
+		r.RemoteAddr = address.String() + ":1234"
+		_, err := g.Admit(r, oci.Ping)
 		if !errors.Is(err, row.want) || (err == nil) != (row.want == nil) {
 			t.Errorf("%s: %v, want %v", name, err, row.want)
 		}
 	}
-	if _, err := g.token(httptest.NewRecorder(), request(t, "Bearer "+good)); oci.CodeOf(err) != oci.Unauthorized {
+	if _, _, err := g.token(httptest.NewRecorder(), request(t, "Bearer "+good)); oci.CodeOf(err) != oci.Unauthorized {
 		t.Errorf("a token got another token: %v", err)
 	}
+}
+
+// Forged tokens count like wrong passwords, for their address; one of ours never
+// does, and has its answer whoever else is at that address.
+func TestForgedTokensAreSlowedDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(t, &files{rules: "rules: []", key: testKey})
+		reported := 0
+		g.cfg.Failed = func(client, _ string, err error) {
+			if reported++; client != "192.0.2.1" || !errors.Is(err, errToken) {
+				t.Errorf("%s: %v", client, err)
+			}
+		}
+		right := g.tokens.keys(time.Now())[0]
+		ask := func(text string) oci.Code {
+			_, err := g.Admit(request(t, "Bearer "+text), oci.Ping)
+			if err == nil {
+				return -1
+			}
+			return oci.CodeOf(err)
+		}
+		ended := forge(t, jose.HS256, right, func(c map[string]any) { c["exp"] = time.Now().Add(-time.Minute).Unix() })
+		forged := forge(t, jose.HS256, []byte(testKey), nil)
+		for range 3 * triesAtOnce {
+			if got := ask(ended); got != oci.Unauthorized {
+				t.Errorf("one that has ended: %v", got)
+			}
+		}
+		for n := range 2 * triesAtOnce {
+			want := oci.Unauthorized
+			if n >= triesAtOnce {
+				want = oci.TooManyRequests
+			}
+			if got := ask(forged); got != want {
+				t.Errorf("forged token %d: %v, want %v", n+1, got, want)
+			}
+		}
+		if reported != triesAtOnce {
+			t.Errorf("%d were reported, want %d", reported, triesAtOnce)
+		}
+		if got := ask(forge(t, jose.HS256, right, nil)); got != -1 {
+			t.Errorf("a good one from there: %v", got)
+		}
+		time.Sleep(triesEvery)
+		if got := ask(forged); got != oci.Unauthorized {
+			t.Errorf("after a while: %v", got)
+		}
+	})
 }
 
 // A token ends when it says, also for who has it in memory.
@@ -850,7 +903,7 @@ func TestTokenServiceSpeaksBothWays(t *testing.T) {
 		"PUT":                      {put, 405},
 	} {
 		w := httptest.NewRecorder()
-		g.ServeToken(w, row.r)
+		_, _ = g.ServeToken(w, row.r)
 		if w.Code != row.want || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("Content-Type") != "application/json" {
 			t.Errorf("%s: %d %s %v, want %d", name, w.Code, w.Body, w.Header(), row.want)
 		}
@@ -868,7 +921,7 @@ func TestTokenServiceDoesNotWaitForABody(t *testing.T) {
 			g := newGate(t, &files{rules: "rules: []", key: testKey})
 			network := ocitest.NewNetwork()
 			l := network.Listen("cache.example")
-			server := &http.Server{Handler: http.HandlerFunc(g.ServeToken)} //nolint:gosec // a test's
+			server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = g.ServeToken(w, r) })} //nolint:gosec // a test's
 			ended := make(chan struct{})
 			go func() {
 				defer close(ended)

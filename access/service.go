@@ -1,6 +1,7 @@
 package access
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"mime"
@@ -23,14 +24,24 @@ const (
 
 // ServeToken gives out tokens: by GET with basic authentication, a client's
 // certificate or nothing (distribution spec, "Token Authentication"), and by
-// POST as OAuth2 has it.
-func (g *Gate) ServeToken(w http.ResponseWriter, r *http.Request) {
+// POST as OAuth2 has it. It returns who asked, empty for nobody in particular, and
+// what went wrong.
+func (g *Gate) ServeToken(w http.ResponseWriter, r *http.Request) (user string, err error) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	if r.ContentLength != 0 { // net/http waits for a body, also one that nobody reads
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(tokenBodyWait)) // a test's writer has none
 	}
-	answer, err := g.token(w, r)
+	answer, user, err := g.token(w, r)
+	if g.cfg.Turn != nil {
+		if late := g.cfg.Turn(r.Context(), cmp.Or(user, hostOf(r.RemoteAddr))); late != nil {
+			err = late
+		}
+	}
+	var body []byte
+	if err == nil {
+		body, err = json.Marshal(answer)
+	}
 	if err != nil {
 		switch oci.CodeOf(err) {
 		case oci.Unauthorized:
@@ -39,17 +50,13 @@ func (g *Gate) ServeToken(w http.ResponseWriter, r *http.Request) {
 			h.Set("Allow", "GET, POST")
 		}
 		oci.WriteError(w, err)
-		return
-	}
-	body, err := json.Marshal(answer)
-	if err != nil {
-		oci.WriteError(w, err)
-		return
+		return user, err
 	}
 	h.Set("Content-Type", "application/json")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	_, _ = w.Write(body)
+	return user, nil
 }
 
 // tokenAnswer has the token twice: clients differ in where they look.
@@ -60,43 +67,42 @@ type tokenAnswer struct {
 	IssuedAt    string `json:"issued_at"`
 }
 
-func (g *Gate) token(w http.ResponseWriter, r *http.Request) (*tokenAnswer, error) {
+func (g *Gate) token(w http.ResponseWriter, r *http.Request) (answer *tokenAnswer, user string, err error) {
 	var params url.Values
 	var s *Session
-	var err error
 	switch r.Method {
 	case http.MethodGet:
 		if params, err = url.ParseQuery(r.URL.RawQuery); err != nil {
-			return nil, oci.Errorf(oci.Denied, "the query is malformed")
+			return nil, user, oci.Errorf(oci.Denied, "the query is malformed")
 		}
 		s, err = g.Admit(r, oci.TagsKind) // any that nobody in particular may ask
 	case http.MethodPost:
 		if params, err = tokenForm(w, r); err != nil {
-			return nil, err
+			return nil, user, err
 		}
 		s, err = g.grant(r, params)
 	default:
-		return nil, oci.Errorf(oci.Unsupported, "tokens are given by GET and POST")
+		return nil, user, oci.Errorf(oci.Unsupported, "tokens are given by GET and POST")
 	}
-	switch {
-	case err != nil:
-		return nil, err
-	case s.token:
-		return nil, oci.Errorf(oci.Unauthorized, "a token is no reason to give another one: want a name and a password")
+	if err != nil {
+		return nil, "", err
+	}
+	if user = s.Name(); s.token {
+		return nil, user, oci.Errorf(oci.Unauthorized, "a token is no reason to give another one: want a name and a password")
 	}
 	if asked := params.Get("service"); asked != "" && asked != service {
-		return nil, oci.Errorf(oci.Denied, "tokens for the service %q are not given here", clip(asked, 40))
+		return nil, user, oci.Errorf(oci.Denied, "tokens for the service %q are not given here", clip(asked, 40))
 	}
 	asked, err := parseScopes(params["scope"], g.cfg.Names)
 	if err != nil {
-		return nil, err
+		return nil, user, err
 	}
 	now := time.Now()
 	text, err := g.tokens.sign(s.who, asked, now)
 	if err != nil {
-		return nil, err
+		return nil, user, err
 	}
-	return &tokenAnswer{text, text, int(tokenLife.Seconds()), now.UTC().Format(time.RFC3339)}, nil
+	return &tokenAnswer{text, text, int(tokenLife.Seconds()), now.UTC().Format(time.RFC3339)}, user, nil
 }
 
 func tokenForm(w http.ResponseWriter, r *http.Request) (url.Values, error) {

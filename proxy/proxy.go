@@ -191,7 +191,7 @@ func (x *exchange) serve() error {
 		x.refused = true
 	}
 	if err != nil {
-		return err
+		return x.countedOr(err)
 	}
 	if err := x.admit(); err != nil {
 		return err
@@ -207,11 +207,18 @@ func (x *exchange) serve() error {
 func (x *exchange) admit() (err error) {
 	if x.h.cfg.Admit != nil {
 		if x.pass, err = x.h.cfg.Admit(x.r, x.req.Kind); err != nil {
-			return err
+			return x.countedOr(err)
 		}
 		x.ask.Client = cmp.Or(x.pass.User, x.ask.Client)
 	}
 	return x.h.cfg.Clients.Admit(&x.ctx, x.ask.Client, x.start)
+}
+
+// countedOr is err, once it is the turn of the address that it goes to: a request
+// that is none, or whose sender has not proved to be anybody, counts as well, and
+// with the address alone. What a user sends counts with the user, wherever from.
+func (x *exchange) countedOr(err error) error {
+	return cmp.Or(x.h.cfg.Clients.Admit(&x.ctx, x.ask.Client, x.start), err)
 }
 
 // route finds who answers, and the meaning if it is known already. The order
