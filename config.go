@@ -105,7 +105,7 @@ type UpstreamConfig struct {
 	CAFile       CAFile       `env:"CA_FILE" doc:"PEM certificates to trust there, beside the system's"`
 	AllowPrivate Switch       `env:"ALLOW_PRIVATE" envDefault:"false" doc:"Its token service and redirects may lead to private, loopback and link-local addresses"`
 	Offline      Switch       `env:"OFFLINE" envDefault:"false" doc:"Never contact it: serve what is held"`
-	KeepDeleted  Switch       `env:"KEEP_DELETED" envDefault:"true" doc:"A tag that it has deleted is served as long as it is held, as stale; off: it is answered with 404, as it is there"`
+	KeepDeleted  Switch       `env:"KEEP_DELETED" envDefault:"true" doc:"A tag that it has deleted is served as long as it is held, as stale; off: it is answered as it is there, and forgotten, once a check has said so: by 404, or by 401 to a login that is good, as many registries answer for what is deleted and for what is private. A refused login, and 403 by the registry, say nothing about a tag. Content by digest is served either way"`
 	Rate         Rate         `env:"RATE" doc:"Requests per second to it, and to its token service, such as 5 or 0.5, with bursts of twice as many; 0: no bound; not set: what is known to suit it"`
 	Share        Share        `env:"SHARE" doc:"Its share of ENTREPOT_CACHE_SIZE, such as 30%: while it holds more, its content is the first to go"`
 

@@ -484,3 +484,66 @@ func TestNobodyWaitsInSilence(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatUpstreamHasDeleted: by policy a tag goes with its original, for good, as
+// far as upstream says so: also where it does not tell a deleted repository from a
+// private one. A login that has gone bad is no such word.
+func TestWhatUpstreamHasDeleted(t *testing.T) {
+	t.Parallel()
+	account := []string{"ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=right"}
+	for _, row := range []struct {
+		name    string
+		habits  ocitest.Habits
+		login   []string
+		change  func(*ocitest.Hub)
+		dropped bool
+		status  int // where it is dropped
+	}{
+		{"the tag", ocitest.Habits{}, nil, func(h *ocitest.Hub) { h.Untag("library/app", "0") }, true, 404},
+		{"the repository", ocitest.Habits{}, nil, func(h *ocitest.Hub) { h.Delete("library/app") }, true, 403},
+		{"the repository, asked by an account", ocitest.Habits{}, account, func(h *ocitest.Hub) { h.Delete("library/app") }, true, 403},
+		{"made private", ocitest.Habits{}, nil, func(h *ocitest.Hub) { h.Private("library/app", "them") }, true, 403},
+		{"given to another account", ocitest.Habits{}, account, func(h *ocitest.Hub) { h.Private("library/app", "them") }, true, 403},
+		{"the repository, told by the token service", ocitest.Habits{DenyToken: 403}, nil, func(h *ocitest.Hub) { h.Delete("library/app") }, true, 403},
+		{"the password is wrong", ocitest.Habits{}, account, func(h *ocitest.Hub) { h.AddUser("me", "changed"); h.ExpireTokens() }, false, 0},
+		{"the token service refuses the account", ocitest.Habits{DenyToken: 403}, account, func(h *ocitest.Hub) { h.Private("library/app", "them") }, false, 0},
+		{"the registry wants a password, and refuses it", ocitest.Habits{Auth: ocitest.BasicAuth}, account, func(h *ocitest.Hub) { h.AddUser("me", "changed") }, false, 0},
+		{"a wall answers 403", ocitest.Habits{}, nil, func(h *ocitest.Hub) {
+			h.Inject(&ocitest.Fault{Match: ocitest.Match{Kind: ocitest.Manifest}, Effect: ocitest.HTML(403)})
+		}, false, 0},
+	} {
+		for _, keep := range []bool{true, false} {
+			settings := append([]string{"ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_UPSTREAM_0_KEEP_DELETED=" + strconv.FormatBool(keep)}, row.login...)
+			simulated(t, row.habits, settings, func(s *simulation) {
+				s.hub.AddUser("me", "right")
+				s.push(1)
+				if row.login != nil {
+					s.hub.Private("library/app", "me")
+				}
+				want := func(when string, status int, mark string) {
+					t.Helper()
+					if r := s.ask(http.MethodGet, tagged(0)); r.status != status || r.mark != mark {
+						t.Errorf("%s, kept %t, %s: %d %q, want %d %q: %s", row.name, keep, when, r.status, r.mark, status, mark, r.body)
+					}
+				}
+				want("at first", 200, "miss")
+				row.change(s.hub)
+				time.Sleep(time.Hour) // beyond the TTL and the life of a token
+				gone := row.dropped && !keep
+				status, mark := 200, "stale"
+				if gone {
+					status, mark = row.status, ""
+				}
+				want("changed", status, mark)
+				want("asked again", status, mark)
+				time.Sleep(time.Hour)
+				s.hub.ClearFaults()
+				s.hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(503)})
+				if gone {
+					status = 503
+				}
+				want("in an outage", status, mark)
+			})
+		}
+	}
+}

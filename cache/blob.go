@@ -392,7 +392,7 @@ func (b *blob) follow(ctx context.Context, f *fill, offset, length int64) (*fill
 		return r, nil
 	}
 	err = errors.Join(err, r.Close())
-	if said := saidBy(err); f.origin != b.place() && (said == Gone || said == Refused) {
+	if said := saidBy(err); f.origin != b.place() && (said == Gone || said == Hidden || said == Refused) {
 		return nil, f.awaitEnd(ctx) // that is what upstream says of another repository
 	}
 	return nil, err

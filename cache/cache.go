@@ -199,7 +199,7 @@ func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string
 // isOfAccount reports that an error may be another with another credential.
 func isOfAccount(err error) bool {
 	said := saidBy(err)
-	return said == Refused || said == Limited
+	return said == Hidden || said == Refused || said == Limited
 }
 
 // isFinal reports that an error is upstream's word about the thing itself: that is
@@ -207,7 +207,7 @@ func isOfAccount(err error) bool {
 // beside something that is held; who asks for what is not held any more asks anew.
 func isFinal(err error) bool {
 	said := saidBy(err)
-	return said == Gone || said == Refused
+	return said == Gone || said == Hidden || said == Refused
 }
 
 // noteRefusal remembers for a moment what upstream does not have, or does not

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"errors"
 	"time"
 
 	"entrepot/oci"
@@ -14,6 +15,7 @@ const (
 	Confirmed Said = iota // what we hold is what upstream has
 	Changed               // upstream has something else, or something where we hold nothing
 	Gone                  // 404
+	Hidden                // 401 to a login that is good: missing, or not for us, which many registries do not tell apart
 	Refused               // 401, 403
 	Limited               // 429
 	Trouble               // 5xx, nonsense, refused, reset, out of time
@@ -26,6 +28,9 @@ func saidBy(err error) Said {
 	case oci.BlobUnknown, oci.ManifestUnknown, oci.NameUnknown:
 		return Gone
 	case oci.Denied, oci.Unauthorized:
+		if errors.Is(err, oci.ErrHidden) {
+			return Hidden
+		}
 		return Refused
 	case oci.TooManyRequests:
 		return Limited
@@ -50,6 +55,7 @@ type Rung struct {
 	Mark  oci.CacheStatus // empty beside an error
 	Again time.Duration   // how long not to ask again; 0 leaves it to the TTL
 	Keep  bool            // upstream's answer goes on record
+	Drop  bool            // what is held of a tag is forgotten
 }
 
 // Serve is what a client gets.
@@ -66,6 +72,9 @@ const (
 // upstream does not have it any more.
 const WhyDeleted = "upstream has deleted it"
 
+// WhyHidden is its word where upstream does not tell whether it has it.
+const WhyHidden = "upstream has deleted it, or does not give it to us any more"
+
 // mostPause bounds what a Retry-After can make us do.
 const mostPause = time.Hour
 
@@ -80,11 +89,11 @@ func (l Ladder) Climb(held bool, said Said, retry time.Duration) Rung {
 		return Rung{Serve: Theirs, Mark: oci.Miss, Keep: true}
 	case said == Slow && held:
 		return Rung{Serve: Ours, Mark: oci.Stale}
-	case said == Gone && held && l.DropDeleted:
-		return Rung{Serve: Error, Again: l.Remember}
+	case (said == Gone || said == Hidden) && held && l.DropDeleted:
+		return Rung{Serve: Error, Again: l.Remember, Drop: true}
 	case held:
 		return Rung{Serve: Ours, Mark: oci.Stale, Again: again}
-	case said == Gone, said == Refused:
+	case said == Gone, said == Hidden, said == Refused:
 		return Rung{Serve: Error, Again: l.Remember}
 	}
 	// Trouble passes: the next client's question may be luckier. A limit is

@@ -27,24 +27,27 @@ func TestLadder(t *testing.T) {
 		retry time.Duration
 		want  Rung
 	}{
-		{"same digest", ladder, true, Confirmed, 0, Rung{Theirs, oci.Hit, 0, true}},
-		{"moved", ladder, true, Changed, 0, Rung{Theirs, oci.Miss, 0, true}},
-		{"new", ladder, false, Changed, 0, Rung{Theirs, oci.Miss, 0, true}},
-		{"deleted, held", ladder, true, Gone, 0, Rung{Ours, oci.Stale, 30 * time.Second, false}},
-		{"deleted, held, dropped by policy", strict, true, Gone, 0, Rung{Error, "", 10 * time.Second, false}},
-		{"missing", ladder, false, Gone, 0, Rung{Error, "", 10 * time.Second, false}},
-		{"denied, held", ladder, true, Refused, 0, Rung{Ours, oci.Stale, 30 * time.Second, false}},
-		{"denied, held, policy is about deletion alone", strict, true, Refused, 0, Rung{Ours, oci.Stale, 30 * time.Second, false}},
-		{"denied", ladder, false, Refused, 0, Rung{Error, "", 10 * time.Second, false}},
-		{"limited, held", ladder, true, Limited, 0, Rung{Ours, oci.Stale, 30 * time.Second, false}},
-		{"limited, held, told when", ladder, true, Limited, 5 * time.Minute, Rung{Ours, oci.Stale, 5 * time.Minute, false}},
-		{"limited, held, told next year", ladder, true, Limited, 9000 * hour, Rung{Ours, oci.Stale, hour, false}},
-		{"limited", ladder, false, Limited, 0, Rung{Error, "", 0, false}},
-		{"limited, told when", ladder, false, Limited, time.Minute, Rung{Error, "", 0, false}},
-		{"trouble, held", ladder, true, Trouble, 0, Rung{Ours, oci.Stale, 30 * time.Second, false}},
-		{"trouble", ladder, false, Trouble, 0, Rung{Error, "", 0, false}},
-		{"slow, held", ladder, true, Slow, 0, Rung{Ours, oci.Stale, 0, false}},
-		{"slow", ladder, false, Slow, 0, Rung{Error, "", 0, false}},
+		{"same digest", ladder, true, Confirmed, 0, Rung{Theirs, oci.Hit, 0, true, false}},
+		{"moved", ladder, true, Changed, 0, Rung{Theirs, oci.Miss, 0, true, false}},
+		{"new", ladder, false, Changed, 0, Rung{Theirs, oci.Miss, 0, true, false}},
+		{"deleted, held", ladder, true, Gone, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
+		{"deleted, held, dropped by policy", strict, true, Gone, 0, Rung{Error, "", 10 * time.Second, false, true}},
+		{"hidden, held", ladder, true, Hidden, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
+		{"hidden, held, dropped by policy", strict, true, Hidden, 0, Rung{Error, "", 10 * time.Second, false, true}},
+		{"hidden", ladder, false, Hidden, 0, Rung{Error, "", 10 * time.Second, false, false}},
+		{"missing", ladder, false, Gone, 0, Rung{Error, "", 10 * time.Second, false, false}},
+		{"denied, held", ladder, true, Refused, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
+		{"denied, held, policy is about deletion alone", strict, true, Refused, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
+		{"denied", ladder, false, Refused, 0, Rung{Error, "", 10 * time.Second, false, false}},
+		{"limited, held", ladder, true, Limited, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
+		{"limited, held, told when", ladder, true, Limited, 5 * time.Minute, Rung{Ours, oci.Stale, 5 * time.Minute, false, false}},
+		{"limited, held, told next year", ladder, true, Limited, 9000 * hour, Rung{Ours, oci.Stale, hour, false, false}},
+		{"limited", ladder, false, Limited, 0, Rung{Error, "", 0, false, false}},
+		{"limited, told when", ladder, false, Limited, time.Minute, Rung{Error, "", 0, false, false}},
+		{"trouble, held", ladder, true, Trouble, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
+		{"trouble", ladder, false, Trouble, 0, Rung{Error, "", 0, false, false}},
+		{"slow, held", ladder, true, Slow, 0, Rung{Ours, oci.Stale, 0, false, false}},
+		{"slow", ladder, false, Slow, 0, Rung{Error, "", 0, false, false}},
 	} {
 		if got := row.l.Climb(row.held, row.said, row.retry); got != row.want {
 			t.Errorf("%s: %+v, want %+v", row.name, got, row.want)
@@ -61,6 +64,7 @@ func TestEveryErrorHasAPlaceOnTheLadder(t *testing.T) {
 		{oci.ErrBlobUnknown, Gone},
 		{oci.ErrNameUnknown, Gone},
 		{oci.ErrDenied, Refused},
+		{&oci.Error{Code: oci.Denied, Err: oci.ErrHidden}, Hidden},
 		{&oci.Error{Code: oci.Unauthorized}, Refused},
 		{oci.ErrTooManyRequests, Limited},
 		{oci.ErrUnavailable, Trouble},
@@ -344,6 +348,10 @@ func TestDeletedUpstreamIsDroppedByPolicy(t *testing.T) {
 			_, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
 			wantCode(t, err, oci.ManifestUnknown)
 		}
+		time.Sleep(time.Hour)
+		s.set(func() { s.down = errDown })
+		_, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
+		wantCode(t, err, oci.CodeOf(errDown))
 	})
 }
 

@@ -156,8 +156,11 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 		return oci.Resolved{Descriptor: found.desc}, out, nil
 	case Ours:
 		out.Checked, out.Why = q.rec.Checked, fmt.Sprintf("upstream cannot confirm it: %v", err)
-		if saidBy(err) == Gone {
+		switch saidBy(err) {
+		case Gone:
 			out.Why = WhyDeleted
+		case Hidden:
+			out.Why = WhyHidden
 		}
 		return resolved(q.rec), out, nil
 	}
@@ -174,7 +177,11 @@ func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
 	}
 	c.heard(q.repo.Host, err)
 	if err != nil {
-		c.noteFailure(ctx, q.repo, q.key(), q.ask, c.ladder(q.repo.Host).Climb(q.rec != nil, saidBy(err), oci.RetryAfter(err)), err)
+		rung := c.ladder(q.repo.Host).Climb(q.rec != nil, saidBy(err), oci.RetryAfter(err))
+		c.noteFailure(ctx, q.repo, q.key(), q.ask, rung, err)
+		if rung.Drop {
+			c.dropTag(q.repo, q.tag)
+		}
 		return resolution{spent: out.Spent}, err
 	}
 	c.failures.forget(q.key())
@@ -199,6 +206,13 @@ func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
 		c.cfg.Warn("a tag could not be recorded; it will be asked for again", q.repo, err)
 	}
 	return resolution{resolved(&next).Descriptor, out.Spent}, nil
+}
+
+// dropTag forgets a tag for good, so that no trouble of its upstream brings it back.
+func (c *Cache) dropTag(repo oci.Repository, tag string) {
+	if err := c.disk.DropTag(repo, tag); err != nil && !errors.Is(err, store.ErrNotHeld) {
+		c.cfg.Warn("a tag that upstream has deleted could not be forgotten", repo, err)
+	}
 }
 
 // heard notes whether an upstream answers questions about names and manifests: what

@@ -122,6 +122,11 @@ var (
 // not an upstream: who may ask at all may read why.
 var ErrRule = errors.New("a rule says so")
 
+// ErrHidden is in the chain of a Denied by which an upstream says of a repository
+// that it does not exist, or not for whom it knows us to be: many do not tell the
+// one from the other. A login that is refused itself is no such word.
+var ErrHidden = errors.New("missing, or hidden")
+
 // CodeOf is the code in err's chain, or Internal.
 func CodeOf(err error) Code {
 	if e, ok := errors.AsType[*Error](err); ok {

@@ -256,6 +256,20 @@ func (d *Disk) sync(f *os.File, name string) error {
 	return f.Sync()
 }
 
+// syncDir makes what was removed from a directory stay so. Where the directory
+// went with it, that is done to the one above.
+func (d *Disk) syncDir(dir string) error {
+	f, err := d.root.Open(dir)
+	for isGone(err) && dir != "." {
+		dir = path.Dir(dir)
+		f, err = d.root.Open(dir)
+	}
+	if err != nil {
+		return onDisk(err)
+	}
+	return onDisk(errors.Join(d.sync(f, dir), f.Close()))
+}
+
 // onDisk marks an error as the disk's, unless it says already why something
 // cannot be kept.
 func onDisk(err error) error {

@@ -247,8 +247,22 @@ func (d *Disk) RemoveTag(ctx context.Context, repo oci.Repository, tag string) e
 	if slices.ContainsFunc(pins, func(p Pin) bool { return p.Repository == repo && p.Reference == tag }) {
 		return fmt.Errorf("remove %s:%s: %w", repo, tag, ErrPinned)
 	}
+	return d.dropTag(repo, tag)
+}
+
+// DropTag forgets a tag that its upstream does not have any more, pinned or not:
+// a pin keeps content from eviction, and makes nobody's word last. It is synced,
+// so that no crash brings the tag back. ErrNotHeld if there is no such tag.
+func (d *Disk) DropTag(repo oci.Repository, tag string) error {
+	if err := d.dropTag(repo, tag); err != nil {
+		return err
+	}
+	return d.syncDir(path.Dir(tagName(repo, tag)))
+}
+
+func (d *Disk) dropTag(repo oci.Repository, tag string) error {
 	name := tagName(repo, tag)
-	_, err = d.remove(name)
+	_, err := d.remove(name)
 	d.tags.forget(name)
 	if err != nil {
 		return fmt.Errorf("remove %s:%s: %w", repo, tag, notHeld(err))

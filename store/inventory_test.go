@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -369,5 +370,42 @@ func TestOneManifestIsForgottenWithWhatItAloneLeadsTo(t *testing.T) {
 	}
 	if n := heldOf(d, other.all()); n != 9 {
 		t.Errorf("%d of another image are held, want all 9", n)
+	}
+}
+
+// TestDroppedTagStaysDropped: also where a pin protects what it named, and the
+// directory that it was in is synced.
+func TestDroppedTagStaysDropped(t *testing.T) {
+	for _, others := range []int{0, 1} {
+		var synced []string
+		d := openDisk(t, t.TempDir(), func(op Op, name string) error {
+			if op == OpSync {
+				synced = append(synced, name)
+			}
+			return nil
+		})
+		<-d.counted
+		rec := Tag{Digest: oci.Sum([]byte("content")), Size: 7, Checked: time.Now()}
+		for i := range 1 + others {
+			if err := d.PutTag(busybox, strconv.Itoa(i), rec); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Pin(t.Context(), busybox, "0"); err != nil {
+			t.Fatal(err)
+		}
+		synced = nil
+		if err := d.DropTag(busybox, "0"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Tag(busybox, "0"); !errors.Is(err, ErrNotHeld) {
+			t.Errorf("beside %d others: %v, want that it is not held", others, err)
+		}
+		if len(synced) != 1 {
+			t.Errorf("beside %d others: %q was synced, want one directory", others, synced)
+		}
+		if err := d.DropTag(busybox, "0"); !errors.Is(err, ErrNotHeld) {
+			t.Errorf("a second time: %v", err)
+		}
 	}
 }

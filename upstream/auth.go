@@ -27,6 +27,7 @@ type login struct {
 	account string // whom that makes us; empty: nobody
 	token   *token // that header holds, if it is ours
 	fresh   bool   // token was got for this question
+	full    bool   // token is what the configuration has us be there: no login was refused, or is missing
 	settle  func(verdict) bool
 }
 
@@ -49,14 +50,18 @@ func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, e
 	if err != nil || a.status != http.StatusUnauthorized {
 		return a, err
 	}
-	l, again, err := s.answerChallenge(ctx, q, r.url, l, a.header)
+	next, again, err := s.answerChallenge(ctx, q, r.url, l, a.header)
 	if err != nil {
 		return nil, err
 	}
-	if !again {
-		return a, nil
+	if again {
+		l = next
+		if a, err = s.sendAs(ctx, q, r, l); err != nil {
+			return nil, err
+		}
 	}
-	return s.sendAs(ctx, q, r, l)
+	a.hidden = a.status == http.StatusUnauthorized && l.full
+	return a, nil
 }
 
 // mayGoWithout reports whether it is worth asking without a token, since the
@@ -135,10 +140,11 @@ func (s *site) answerChallenge(ctx context.Context, q *question, u *url.URL, l l
 // anonymously, as is all where anonymous is set.
 func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, drop *token, anonymous bool) (login, error) {
 	o := originOf(u)
+	full := o == s.origin && !anonymous
 	var cred credential
-	if o == s.origin && !anonymous {
+	if full {
 		var err error
-		if cred, err = s.credential(ctx, q.repo); err != nil {
+		if cred, full, err = s.credential(ctx, q.repo); err != nil {
 			return login{}, err
 		}
 	}
@@ -147,7 +153,7 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 	}
 	if !cred.anonymous() && !related(u.Hostname(), d.realm.Hostname()) {
 		s.warn(CredentialsWithheld, d.realm.Host, "the token service is of another domain than the registry: the password is kept from it, and all is asked anonymously")
-		cred = credential{}
+		cred, full = credential{}, false
 	}
 	if o == s.origin {
 		if own := "repository:" + q.repo.Path + ":pull"; !slices.Contains(d.scopes, own) {
@@ -159,13 +165,16 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 	if oci.CodeOf(err) == oci.Denied && !cred.anonymous() {
 		heldBack, _ := s.accounts.state(s.accounts.get(cred.id))
 		s.warnRefused(d.realm.Host, heldBack)
-		cred, key.cred = credential{}, credentialID{}
+		cred, key.cred, full = credential{}, credentialID{}, false
 		t, fresh, err = s.tokens.get(ctx, q, key, d, credential{}, drop)
+	}
+	if full && oci.CodeOf(err) == oci.Denied { // nobody's password can be what is wrong
+		err = errHidden(err)
 	}
 	if err != nil {
 		return login{}, err
 	}
-	return login{header: "Bearer " + t.value, account: cred.account(), token: t, fresh: fresh}, nil
+	return login{header: "Bearer " + t.value, account: cred.account(), token: t, fresh: fresh, full: full}, nil
 }
 
 // signInDirectly makes a login that needs no token service.
@@ -190,18 +199,19 @@ func (s *site) signInDirectly(ctx context.Context, u *url.URL, cred credential) 
 }
 
 // credential looks up who we are to a repository. Trouble with that is no
-// reason not to ask, with the last login or anonymously.
-func (s *site) credential(ctx context.Context, repo oci.Repository) (credential, error) {
+// reason not to ask, with the last login or anonymously; sure says that there
+// was none.
+func (s *site) credential(ctx context.Context, repo oci.Repository) (cred credential, sure bool, err error) {
 	if s.credentials == nil {
-		return credential{}, nil
+		return credential{}, true, nil
 	}
 	looking, cancel := context.WithTimeout(ctx, s.cfg.Timeouts.Token)
 	defer cancel()
 	auth, err := s.credentials(looking, repo)
-	cred := newCredential(auth)
+	cred = newCredential(auth)
 	if err != nil {
 		if ctx.Err() != nil {
-			return credential{}, failure(ctx, s.endpoint.Host, err, nil)
+			return credential{}, false, failure(ctx, s.endpoint.Host, err, nil)
 		}
 		what := "asking anonymously"
 		if !cred.anonymous() {
@@ -209,7 +219,12 @@ func (s *site) credential(ctx context.Context, repo oci.Repository) (credential,
 		}
 		s.warn(CredentialsMissing, s.endpoint.Host, err.Error()+": "+what)
 	}
-	return cred, nil
+	return cred, err == nil, nil
+}
+
+// errHidden marks a refusal as what is said of the repository alone.
+func errHidden(err error) error {
+	return &oci.Error{Code: oci.Denied, Detail: detail(err), Err: oci.ErrHidden}
 }
 
 // warnRefused is called for every question that goes on anonymously although

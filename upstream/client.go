@@ -92,7 +92,7 @@ func (c *Client) HasCredentials() bool {
 func (c *Client) Login(ctx context.Context, repo oci.Repository) string {
 	var name []byte
 	for _, s := range c.sites {
-		cred, err := s.credential(ctx, repo)
+		cred, _, err := s.credential(ctx, repo)
 		if err != nil {
 			return ""
 		}

@@ -102,7 +102,7 @@ func (c *Client) order(ctx context.Context, q *question, class ratelimit.Class) 
 	for _, s := range c.sites {
 		call := ratelimit.Call{Host: s.endpoint.Host, Class: class, Background: q.ask.Background}
 		if class == ratelimit.Pull {
-			cred, err := s.credential(ctx, q.repo)
+			cred, _, err := s.credential(ctx, q.repo)
 			if err == nil {
 				call.Account = cred.account()
 			}

@@ -66,6 +66,7 @@ type answer struct {
 	body   io.ReadCloser
 	start  []byte
 	paused time.Duration // how long requests like this one are to wait
+	hidden bool          // it is a 401 to a login that was not refused itself
 }
 
 func (a *answer) close() {
@@ -249,6 +250,10 @@ func (s *site) refusal(a *answer, unknown oci.Code) *oci.Error {
 		e.Detail = fmt.Sprintf("%s answers %d", a.url.Host, a.status)
 	}
 	switch e.Code {
+	case oci.Denied:
+		if a.hidden {
+			e.Err = oci.ErrHidden
+		}
 	case oci.TooManyRequests, oci.Unavailable:
 		e.RetryAfter = max(e.RetryAfter, a.paused)
 	case oci.NameInvalid:
