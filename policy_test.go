@@ -173,7 +173,7 @@ func TestWhatIsRefusedHasNoPrice(t *testing.T) {
 	hub := ocitest.NewHub(t, ocitest.Config{})
 	image := made(1, amd64, time.Now(), 1000)
 	hub.Push("team/app", "1", image)
-	settings := []string{"ENTREPOT_DATA=" + t.TempDir(), "ENTREPOT_POLICY_0_MATCH=*:1", "ENTREPOT_POLICY_0_MIN_AGE=3d", "ENTREPOT_POLICY_1_MATCH=*/evil:*", "ENTREPOT_POLICY_1_ACTION=deny"}
+	settings := []string{"ENTREPOT_DATA=" + t.TempDir(), "ENTREPOT_POLICY_0_MATCH=*:1", "ENTREPOT_POLICY_0_MIN_AGE=3d", "ENTREPOT_POLICY_0_AGE_FROM=seen", "ENTREPOT_POLICY_1_MATCH=*/evil:*", "ENTREPOT_POLICY_1_ACTION=deny"}
 	p := startProgram(t, hub, settings...)
 	if status, body, _ := get(t, newClient(t), p.registry+"/v2/team/app/manifests/1"); status != http.StatusForbidden {
 		t.Fatal(status, body)
