@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"entrepot/certs"
-	"entrepot/oci"
-
 	"github.com/rs/zerolog"
 )
 
@@ -25,6 +23,8 @@ type welcome struct {
 	metrics   net.Addr // likewise
 	upstreams []string
 	byDefault string // the upstream of names without one
+	mirror    bool   // Docker gets something from us as its mirror
+	reached   string // the URL that a setting gives; empty: what listens tells
 	data      string // absolute, where that could be found out
 	capacity  Size
 	offline   bool
@@ -33,6 +33,7 @@ type welcome struct {
 func newWelcome(c *Config, version string, l lines, shown *certs.Keeper) welcome {
 	w := welcome{
 		version: version, registry: l.registry.Addr(), upstreams: c.upstreamNames(), byDefault: string(c.DefaultUpstream),
+		mirror: c.dockerMirrorTrouble() == "", reached: string(c.URL),
 		data: c.dataPath(), capacity: c.CacheSize, offline: bool(c.Offline),
 	}
 	if shown != nil {
@@ -117,13 +118,19 @@ func (w welcome) scheme() string {
 // hint is a line for Docker's daemon.json, and for whom it is.
 type hint struct{ what, line string }
 
-// hints tell how Docker comes to use this cache. A mirror answers names without
-// a registry, so it is of use only if those mean Docker Hub, as they do to
-// Docker. Docker speaks plain HTTP to its own machine; for names with this host
-// in them others must be told.
+// hints tell how Docker comes to use this cache, if it can have it for a mirror.
+// Docker speaks plain HTTP to its own machine; for names with this host in them
+// others must be told.
 func (w welcome) hints() []hint {
-	if w.byDefault != oci.DockerHub {
+	if !w.mirror {
 		return nil
+	}
+	if scheme, address, ok := strings.Cut(w.reached, "://"); ok {
+		insecure := ""
+		if scheme == "http" {
+			insecure = address
+		}
+		return []hint{{"For Docker, in /etc/docker/daemon.json:", daemonJSON(w.reached, insecure)}}
 	}
 	host, port, err := net.SplitHostPort(w.registry.String())
 	if err != nil {
@@ -131,7 +138,7 @@ func (w welcome) hints() []hint {
 	}
 	ip := net.ParseIP(host)
 	if w.secure {
-		there := net.JoinHostPort(w.certifiedName(ip), port)
+		there := net.JoinHostPort(certifiedName(w.names, ip), port)
 		return []hint{{"For Docker, in /etc/docker/daemon.json (and the authority of its certificate, if not a public one, in /etc/docker/certs.d/" + there + "/ca.crt):", daemonJSON("https://"+there, "")}}
 	}
 	var all []hint
@@ -146,11 +153,11 @@ func (w welcome) hints() []hint {
 	return all
 }
 
-// certifiedName is the first name that our certificate is for and that means us
-// elsewhere, too.
-func (w welcome) certifiedName(ip net.IP) string {
-	for _, name := range w.names {
-		if !strings.HasPrefix(name, "*") && name != "localhost" {
+// certifiedName is the first of a certificate's names that means us elsewhere,
+// too.
+func certifiedName(names []string, ip net.IP) string {
+	for _, name := range names {
+		if !strings.HasPrefix(name, "*") && name != "localhost" && !net.ParseIP(name).IsLoopback() {
 			return name
 		}
 	}

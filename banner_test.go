@@ -16,24 +16,27 @@ func TestHintsFitTheAddress(t *testing.T) {
 		t.Skip("this machine has no name")
 	}
 	for _, row := range []struct {
-		name, listen, byDefault string
-		want                    []string
+		name, listen, reached string
+		mirror                bool
+		want                  []string
 	}{
-		{"everywhere", "[::]:5000", "docker.io", []string{
+		{"everywhere", "[::]:5000", "", true, []string{
 			`{"registry-mirrors":["http://localhost:5000"]}`,
 			`{"registry-mirrors":["http://` + host + `:5000"],"insecure-registries":["` + host + `:5000"]}`,
 		}},
-		{"this machine", "127.0.0.1:80", "docker.io", []string{`{"registry-mirrors":["http://localhost:80"]}`}},
-		{"one interface", "192.0.2.1:5000", "docker.io", []string{`{"registry-mirrors":["http://192.0.2.1:5000"],"insecure-registries":["192.0.2.1:5000"]}`}},
-		{"one interface, IPv6", "[2001:db8::1]:5000", "docker.io", []string{`{"registry-mirrors":["http://[2001:db8::1]:5000"],"insecure-registries":["[2001:db8::1]:5000"]}`}},
-		{"Docker would ask for other images", "[::]:5000", "ghcr.io", nil},
+		{"this machine", "127.0.0.1:80", "", true, []string{`{"registry-mirrors":["http://localhost:80"]}`}},
+		{"one interface", "192.0.2.1:5000", "", true, []string{`{"registry-mirrors":["http://192.0.2.1:5000"],"insecure-registries":["192.0.2.1:5000"]}`}},
+		{"one interface, IPv6", "[2001:db8::1]:5000", "", true, []string{`{"registry-mirrors":["http://[2001:db8::1]:5000"],"insecure-registries":["[2001:db8::1]:5000"]}`}},
+		{"behind something that ends TLS", "[::]:5000", "https://cache.example", true, []string{`{"registry-mirrors":["https://cache.example"]}`}},
+		{"by another name", "[::]:5000", "http://cache.example", true, []string{`{"registry-mirrors":["http://cache.example"],"insecure-registries":["cache.example"]}`}},
+		{"Docker gets nothing", "[::]:5000", "", false, nil},
 	} {
 		addr, err := net.ResolveTCPAddr("tcp", row.listen)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, hint := range (welcome{registry: addr, byDefault: row.byDefault}).hints() {
+		for _, hint := range (welcome{registry: addr, mirror: row.mirror, reached: row.reached}).hints() {
 			got = append(got, hint.line)
 		}
 		if diff := cmp.Diff(row.want, got); diff != "" {
@@ -44,7 +47,7 @@ func TestHintsFitTheAddress(t *testing.T) {
 
 // Over TLS the certificate says by which name clients may come.
 func TestHintsOverTLS(t *testing.T) {
-	w := welcome{registry: &net.TCPAddr{IP: net.IPv6zero, Port: 5000}, byDefault: "docker.io", secure: true, names: []string{"localhost", "*.example", "cache.example"}}
+	w := welcome{registry: &net.TCPAddr{IP: net.IPv6zero, Port: 5000}, mirror: true, secure: true, names: []string{"localhost", "*.example", "cache.example"}}
 	if got := w.hints(); len(got) != 1 || got[0].line != `{"registry-mirrors":["https://cache.example:5000"]}` || !strings.Contains(got[0].what, "certs.d/cache.example:5000/ca.crt") {
 		t.Errorf("the hints are %q", got)
 	}
@@ -54,7 +57,7 @@ func TestPeopleAreTold(t *testing.T) {
 	var out bytes.Buffer
 	welcome{
 		version: "v1", registry: &net.TCPAddr{IP: net.IPv6zero, Port: 5000}, admin: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 5001},
-		upstreams: []string{"docker.io", "ghcr.io"}, byDefault: "docker.io", data: "/srv/data", capacity: 200 << 30, offline: true,
+		upstreams: []string{"docker.io", "ghcr.io"}, mirror: true, data: "/srv/data", capacity: 200 << 30, offline: true,
 	}.print(&out)
 	for _, want := range []string{
 		"v1 serves docker.io, ghcr.io and keeps it in /srv/data, at most 200GiB.", "http://localhost:5000/v2/, on every interface", "http://127.0.0.1:5001/metrics",

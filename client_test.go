@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +16,17 @@ import (
 // pull with it in e2e; here are the addresses.
 func TestClientsAreTold(t *testing.T) {
 	chain, key := pairFiles(t, t.TempDir(), "tls", ocitest.NewCA().Certificate())
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		replaceFile(t, filepath.Join(dir, name), []byte(content))
+		return filepath.Join(dir, name)
+	}
+	users := []string{"ENTREPOT_LISTEN=192.0.2.1:443", "ENTREPOT_USERS_FILE=" + file("users", "alice:$2y$05$POuYrOeNaRvLmm/Ovavwl.YHycgcKOV02kZbw4BP2e5iIvg7GzYJu\n")}
+	rights := append(slices.Clip(users), "ENTREPOT_ACCESS_FILE="+file("access.yaml", `rules: [{who: [anonymous], repositories: ["docker.io/library/*"]}]`))
+	private := append(slices.Clip(users), "ENTREPOT_ACCESS_FILE="+file("private.yaml", `rules: [{who: [anonymous], repositories: ["ghcr.io/**"]}]`))
+	password := file("password", "wonderland\n")
+	rule := []string{"ENTREPOT_RULE_0_TARGET=k8s.gcr.io/*", "ENTREPOT_RULE_0_SOURCE=registry.k8s.io/*", "ENTREPOT_RULE_1_TARGET=ours/*", "ENTREPOT_RULE_1_SOURCE=ghcr.io/acme/*"}
+	named, namedKey := pairFiles(t, dir, "named", ocitest.NewCA().Certificate("cache.example"))
 	withTLS := []string{"ENTREPOT_LISTEN=192.0.2.1:443", "ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key}
 	for _, row := range []struct {
 		name    string
@@ -38,6 +51,24 @@ func TestClientsAreTold(t *testing.T) {
 			[]string{"containerd", "own.example:5000"},
 			`server = "http://own.example:5000"`, "",
 		},
+		{"as a setting says", []string{"ENTREPOT_URL=https://cache.example"}, []string{"docker"}, `["https://cache.example"]`, ""},
+		{"as the certificate says", []string{"ENTREPOT_LISTEN=:443", "ENTREPOT_TLS_CERT_FILE=" + named, "ENTREPOT_TLS_KEY_FILE=" + namedKey}, []string{"docker"}, `["https://cache.example:443"]`, ""},
+		{"a registry that a rule alone names", rule, []string{"podman", "--address", "c:1"}, `location = "c:1/k8s.gcr.io"`, ""},
+		{"a registry that a rule alone names, by itself", rule, []string{"containerd", "k8s.gcr.io"}, `server = "https://k8s.gcr.io"`, ""},
+		{"the cache's own name", rule, []string{"containerd", "--ca", "/ca", "--address", "https://c:1", "c:1"}, "server = \"https://c:1\"\nca = \"/ca\"\n\n[host.", ""},
+		{"a login, to be filled in", users, []string{"containerd"}, "[host.\"http://192.0.2.1:443\".header]\nAuthorization = \"Basic NAME:", ""},
+		{"a login", users, []string{"containerd", "--user", "alice", "--password-file", password}, `"Basic YWxpY2U6d29uZGVybGFuZA=="`, ""},
+		{"a login of k3s", users, []string{"k3s", "--user", "alice", "--password-file", password}, "    auth:\n      username: \"alice\"\n      password: \"wonderland\"\n", ""},
+		{"a mirror that has something for Docker", rights, []string{"docker"}, `["http://192.0.2.1:443"]`, ""},
+		{"a mirror that has nothing for Docker", users, []string{"docker"}, "", "docker login 192.0.2.1:443"},
+		{"a mirror that has nothing of Docker Hub for Docker", private, []string{"docker"}, "", "docker pull 192.0.2.1:443/docker.io/library/alpine"},
+		{"a certificate that is required", append(slices.Clip(withTLS), "ENTREPOT_TLS_CLIENT_CA_FILE="+chain, "ENTREPOT_TLS_CLIENT_AUTH=required"), []string{"containerd"}, `client = [["/etc/entrepot/client.crt", "/etc/entrepot/client.key"]]`, ""},
+		{"a certificate for k3s", withTLS, []string{"k3s", "--cert", "/c", "--key", "/k"}, "    tls:\n      cert_file: \"/c\"\n      key_file: \"/k\"\n", ""},
+		{"a certificate for BuildKit", withTLS, []string{"buildkit", "--cert", "/c", "--key", "/k"}, "keypair]]\n    key = \"/k\"\n    cert = \"/c\"\n", ""},
+		{"half a certificate", withTLS, []string{"k3s", "--cert", "/c"}, "", "both --cert and --key"},
+		{"half a login", users, []string{"k3s", "--user", "alice"}, "", "both --user and --password-file"},
+		{"a login for a file without one", users, []string{"podman", "--user", "alice", "--password-file", password}, "", "no login in the file of podman"},
+		{"a certificate without TLS", users, []string{"k3s", "--cert", "/c", "--key", "/k"}, "", "--cert is for a server with TLS"},
 		{"no client", nil, nil, "", "want one of docker, containerd"},
 		{"an unknown client", nil, []string{"dokcer"}, "", `"dokcer" is none of docker`},
 		{"an unknown flag", nil, []string{"docker", "--host", "x"}, "", "entrepot help client"},

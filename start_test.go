@@ -201,7 +201,7 @@ func TestTheEndOfAllListenersTakesNoLongerThanOfOne(t *testing.T) {
 
 func TestLinesToPasteArePlain(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	w := welcome{registry: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 5000}, byDefault: "docker.io"}
+	w := welcome{registry: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 5000}, mirror: true}
 	announce(w, invocation{stdout: &stdout, stderr: &stderr}, &Config{LogFormat: "json"}, zerolog.New(&stderr))
 	want := `{"registry-mirrors":["http://192.0.2.1:5000"],"insecure-registries":["192.0.2.1:5000"]}` + "\n"
 	if diff := cmp.Diff(want, stdout.String()); diff != "" {

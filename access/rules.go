@@ -59,6 +59,7 @@ type rule struct {
 	authenticated bool
 	users         map[string]bool // members of the file's groups among them
 	groups        []string
+	globs         []string // as the file has them
 	repositories  *regexp.Regexp
 	actions       action
 }
@@ -126,7 +127,7 @@ func (e *ruleEntry) compile(groups map[string][]string, names *oci.Names) (r rul
 	if len(e.Who) == 0 || len(e.Repositories) == 0 {
 		return rule{}, errors.New("who and repositories must both be there, and not empty")
 	}
-	r.who, r.users = e.Who, map[string]bool{}
+	r.who, r.globs, r.users = e.Who, e.Repositories, map[string]bool{}
 	for _, who := range e.Who {
 		group, isGroup := strings.CutPrefix(who, groupPrefix)
 		switch {

@@ -26,6 +26,8 @@ type site struct {
 	data   string // its data directory
 	around *trap
 	env    []string // of the cache
+
+	trusted []string // flags of entrepot client: what clients of TLS have
 }
 
 var ghcrHabits = ocitest.Habits{InlineBlobs: true, TokenField: "token", NoExpiresIn: true}
@@ -58,7 +60,7 @@ func newSite(t *testing.T, settings ...string) *site {
 }
 
 // listening finds the address in the line that the cache prints when it serves.
-var listening = regexp.MustCompile(`\b(127\.0\.0\.1:\d+)\b`)
+var listening = regexp.MustCompile(`((?:127\.0\.0\.1|\[::1\]):\d+)\b`)
 
 func (s *site) startCache(t *testing.T, settings ...string) {
 	t.Helper()
@@ -93,7 +95,7 @@ func (s *site) stopUpstreams() {
 // clientFile is what `entrepot client` prints for the cache.
 func (s *site) clientFile(t *testing.T, args ...string) string {
 	t.Helper()
-	return run(t, s.env, append([]string{entrepotBin, "client", "--address", s.addr}, args...)...)
+	return run(t, s.env, append(append([]string{entrepotBin, "client", "--address", s.addr}, s.trusted...), args...)...)
 }
 
 // ref is an image's name in path form: "127.0.0.1:4321/docker.io/library/hello:1".
@@ -110,7 +112,7 @@ func (s *site) client(dir string) []string {
 		"XDG_RUNTIME_DIR=" + dir,
 		"HTTP_PROXY=" + s.around.url, "HTTPS_PROXY=" + s.around.url,
 		"http_proxy=" + s.around.url, "https_proxy=" + s.around.url,
-		"NO_PROXY=127.0.0.1,localhost", "no_proxy=127.0.0.1,localhost",
+		"NO_PROXY=127.0.0.1,localhost,::1", "no_proxy=127.0.0.1,localhost,::1",
 	}
 }
 

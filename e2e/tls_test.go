@@ -3,10 +3,10 @@
 package e2e
 
 import (
-	"encoding/base64"
-	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,26 +29,54 @@ rules:
 type secureSite struct {
 	*site
 	ca    string // file
-	certs string // directory with that file for this cache, as clients want it
+	certs string // directory with that file for this cache, and with her certificate, as clients want it
 	image hello
+	login []string // flags of entrepot client, for those that have a login in their file
 }
 
-func newSecureSite(t *testing.T) *secureSite {
+// The ways that a secure site knows its clients by.
+const (
+	byUsers        = "users"        // everybody logs in, and may read all
+	byRights       = "rights"       // tlsRules say who may read what
+	byCertificates = "certificates" // nobody gets in without one
+	byGuide        = "guide"        // as docs/operations.md has it
+)
+
+func newSecureSite(t *testing.T, by string, settings ...string) *secureSite {
 	t.Helper()
 	ca, files := ocitest.NewCA(), tempDir(t)
-	chain, key := ocitest.KeyPair(ca.Certificate())
-	file := func(name, content string) string {
+	file := func(name string, content []byte) string {
 		path := filepath.Join(files, name)
-		write(t, path, content)
+		write(t, path, string(content))
 		return path
 	}
-	s := &secureSite{ca: file("ca.crt", string(ca.PEM)), image: newHello(t, "hello over TLS", false, 64<<10)}
-	s.site = newSite(t,
-		"ENTREPOT_TLS_CERT_FILE="+file("tls.crt", string(chain)), "ENTREPOT_TLS_KEY_FILE="+file("tls.key", string(key)),
-		"ENTREPOT_USERS_FILE="+file("users", run(t, nil, "htpasswd", "-nbB", tlsUser, tlsPassword)),
-		"ENTREPOT_ACCESS_FILE="+file("access.yaml", tlsRules))
+	chain, key := ocitest.KeyPair(ca.Certificate())
+	s := &secureSite{ca: file("ca.crt", ca.PEM), image: newHello(t, "hello over TLS, by "+by, false, 64<<10)}
+	settings = append(settings, "ENTREPOT_TLS_CERT_FILE="+file("tls.crt", chain), "ENTREPOT_TLS_KEY_FILE="+file("tls.key", key))
+	users := []string{"ENTREPOT_USERS_FILE=" + file("users", []byte(run(t, nil, "htpasswd", "-nbB", tlsUser, tlsPassword)))}
+	rights := []string{"ENTREPOT_ACCESS_FILE=" + file("access.yaml", []byte(tlsRules))}
+	trusted := []string{"--ca", s.ca}
+	ownChain, ownKey := ocitest.KeyPair(ca.Client(tlsUser))
+	switch by {
+	case byUsers:
+		settings = append(settings, users...)
+	case byRights:
+		settings = slices.Concat(settings, users, rights)
+	case byGuide:
+		settings = append(append(settings, users...), "ENTREPOT_ACCESS_FILE=../deploy/access.yaml")
+	case byCertificates:
+		settings = slices.Concat(settings, rights, []string{"ENTREPOT_TLS_CLIENT_CA_FILE=" + s.ca, "ENTREPOT_TLS_CLIENT_AUTH=required"})
+		trusted = append(trusted, "--cert", file("own.crt", ownChain), "--key", file("own.key", ownKey))
+	}
+	s.login = []string{"--user", tlsUser, "--password-file", file("password", []byte(tlsPassword+"\n"))}
+	s.site = newSite(t, settings...)
+	s.trusted = trusted
 	s.certs = filepath.Join(files, "certs.d", s.addr)
 	write(t, filepath.Join(s.certs, "ca.crt"), string(ca.PEM))
+	if by == byCertificates {
+		write(t, filepath.Join(s.certs, "client.cert"), string(ownChain))
+		write(t, filepath.Join(s.certs, "client.key"), string(ownKey))
+	}
 	for _, repo := range []string{"library/e2e-public", "library/e2e-tls", "library/e2e-secret"} {
 		s.hub.Push(repo, "1", s.image.Image)
 	}
@@ -73,9 +101,9 @@ func refused(t *testing.T, env []string, command ...string) string {
 // Docker skips the check of certificates for loopback, whatever certs.d has: this
 // is about its login. A mirror gets none, so what it is to serve must be public.
 func TestTLSDocker(t *testing.T) {
-	s := newSecureSite(t)
+	s := newSecureSite(t, byRights)
 	dir := tempDir(t)
-	d := newDocker(t, s.site, dir, `{"registry-mirrors": ["https://`+s.addr+`"]}`)
+	d := newDocker(t, s.site, dir, s.clientFile(t, "docker"))
 	refused(t, d.env, "docker", "pull", s.ref("docker.io/library/e2e-tls:1"))
 	refused(t, d.env, "docker", "login", "-u", tlsUser, "-p", "wrong", s.addr)
 	d.run(t, "pull", "e2e-public:1")
@@ -94,34 +122,120 @@ func TestTLSDocker(t *testing.T) {
 	}
 }
 
-func TestTLSContainerd(t *testing.T) {
-	s := newSecureSite(t)
-	dir := tempDir(t)
-	c := newContainerd(t, s.site, dir)
-	hosts := func(login string) {
-		text := fmt.Sprintf("server = \"https://SERVER\"\n\n[host.\"https://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = %q\n", s.addr, s.ca)
-		if login != "" {
-			text += fmt.Sprintf("[host.\"https://%s\".header]\n  Authorization = %q\n", s.addr, "Basic "+base64.StdEncoding.EncodeToString([]byte(login)))
-		}
-		for registry, server := range map[string]string{"docker.io": "registry-1.docker.io", "ghcr.io": "ghcr.io"} {
-			write(t, filepath.Join(c.hosts, registry, "hosts.toml"), strings.ReplaceAll(text, "SERVER", server))
+// A mirror gets no login: where all is for users, Docker is not told of one, and
+// the way that it is told of instead is one.
+func TestTLSDockerOfUsersAlone(t *testing.T) {
+	s := newSecureSite(t, byUsers)
+	told := refused(t, s.env, entrepotBin, "client", "--address", s.addr, "docker")
+	for _, want := range []string{"docker login " + s.addr, "docker pull " + s.ref("docker.io/library/alpine")} {
+		if !strings.Contains(told, want) {
+			t.Errorf("entrepot client docker does not tell of %q:\n%s", want, told)
 		}
 	}
-	hosts("")
-	c.greets(t, "docker.io/library/e2e-public:1", s.image.greeting, "--hosts-dir", c.hosts) // an anonymous token
-	hosts(tlsUser + ":" + tlsPassword)
-	c.greets(t, "docker.io/library/e2e-tls:1", s.image.greeting, "--hosts-dir", c.hosts)
-	c.greets(t, "ghcr.io/octo/e2e-tls:1", s.image.greeting, "--hosts-dir", c.hosts)
+	d := newDocker(t, s.site, tempDir(t), "{}")
+	d.run(t, "login", "-u", tlsUser, "-p", tlsPassword, s.addr)
+	name := s.ref("docker.io/library/e2e-tls:1")
+	d.run(t, "pull", name)
+	d.greets(t, name, s.image.greeting)
+}
 
-	// By path: of loopback ctr believes that it speaks plain HTTP, unless told.
-	write(t, filepath.Join(c.hosts, s.addr, "hosts.toml"), fmt.Sprintf("server = \"https://%s\"\nca = %q\n\n[host.\"https://%[1]s\"]\n  ca = %[2]q\n", s.addr, s.ca))
-	login := []string{"--hosts-dir", c.hosts, "--user", tlsUser + ":" + tlsPassword}
-	c.greets(t, s.ref("ghcr.io/octo/e2e-tls:1"), s.image.greeting, login...)
-	refused(t, c.env, append(append([]string{"ctr", "--address", c.socket, "images", "pull", "--snapshotter", "native"}, login...), s.ref("docker.io/library/e2e-secret:1"))...)
+// Where the guides end: official images by the mirror, and all others by name.
+func TestTLSDockerOfTheGuides(t *testing.T) {
+	s := newSecureSite(t, byGuide)
+	d := newDocker(t, s.site, tempDir(t), s.clientFile(t, "docker"))
+	d.run(t, "pull", "e2e-public:1")
+	d.greets(t, "e2e-public:1", s.image.greeting)
+	d.run(t, "login", "-u", tlsUser, "-p", tlsPassword, s.addr)
+	d.run(t, "pull", s.ref("ghcr.io/octo/e2e-tls:1"))
+	d.greets(t, s.ref("ghcr.io/octo/e2e-tls:1"), s.image.greeting)
+}
+
+// To a mirror dockerd shows the certificate that it has for it, and is known by
+// it: it gets what is for her alone. It looks for one for no address in 127/8.
+func TestTLSDockerMirrorByCertificate(t *testing.T) {
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skipf("this machine has no other address of its own: %v", err)
+	}
+	l.Close()
+	s := newSecureSite(t, byCertificates, "ENTREPOT_LISTEN=[::1]:0")
+	inDocker := filepath.Join("/etc/docker/certs.d", s.addr)
+	t.Cleanup(func() {
+		if err := os.RemoveAll(inDocker); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.CopyFS(inDocker, os.DirFS(s.certs)); err != nil {
+		t.Fatal(err)
+	}
+	d := newDocker(t, s.site, tempDir(t), s.clientFile(t, "docker"))
+	d.run(t, "pull", "e2e-tls:1")
+	d.greets(t, "e2e-tls:1", s.image.greeting)
+}
+
+func TestTLSContainerd(t *testing.T) {
+	for _, by := range []string{byUsers, byRights, byCertificates} {
+		t.Run(by, func(t *testing.T) {
+			s := newSecureSite(t, by)
+			c := newContainerd(t, s.site, tempDir(t))
+			hosts := func(registry string, flags ...string) {
+				write(t, filepath.Join(c.hosts, registry, "hosts.toml"), s.clientFile(t, append(flags, "containerd", registry)...))
+			}
+			login := s.login
+			if by == byCertificates {
+				login = nil
+			}
+			hosts("docker.io", login...)
+			hosts("ghcr.io", login...)
+			c.greets(t, "docker.io/library/e2e-tls:1", s.image.greeting, "--hosts-dir", c.hosts)
+			c.greets(t, "ghcr.io/octo/e2e-tls:1", s.image.greeting, "--hosts-dir", c.hosts)
+			hosts(s.addr, login...)
+			c.greets(t, s.ref("ghcr.io/octo/e2e-tls:1"), s.image.greeting, "--hosts-dir", c.hosts)
+			if by != byRights {
+				return
+			}
+			pull := []string{"ctr", "--address", c.socket, "images", "pull", "--snapshotter", "native", "--hosts-dir", c.hosts}
+			refused(t, c.env, append(pull, s.ref("docker.io/library/e2e-secret:1"))...)
+			anonymous, _, _ := strings.Cut(s.clientFile(t, "containerd", "docker.io"), "[host.\"https://"+s.addr+"\".header]") // without the header
+			write(t, filepath.Join(c.hosts, "docker.io", "hosts.toml"), anonymous)
+			c.greets(t, "docker.io/library/e2e-public:1", s.image.greeting, "--hosts-dir", c.hosts)
+		})
+	}
+}
+
+// BuildKit asks who builds for the login to its mirror.
+func TestTLSBuildKit(t *testing.T) {
+	for _, by := range []string{byUsers, byRights, byCertificates} {
+		t.Run(by, func(t *testing.T) {
+			s, dir := newSecureSite(t, by), tempDir(t)
+			if by != byCertificates {
+				run(t, append(s.client(dir), "DOCKER_CONFIG="+filepath.Join(dir, "docker")), craneBin, "auth", "login", s.addr, "-u", tlsUser, "-p", tlsPassword)
+			}
+			buildOn(t, s.site, dir, "e2e-tls:1", "--registry-auth-tlscontext", "host="+s.addr+",ca="+s.ca) // who fetches its tokens
+		})
+	}
+}
+
+// Podman gives a mirror the login that it has for its address.
+func TestTLSPodmanWithMirror(t *testing.T) {
+	for _, by := range []string{byUsers, byCertificates} {
+		t.Run(by, func(t *testing.T) {
+			s, dir := newSecureSite(t, by), tempDir(t)
+			env := containers(t, s.site, dir)
+			if by == byUsers {
+				env = append(env, "REGISTRY_AUTH_FILE="+filepath.Join(dir, "auth.json"))
+				run(t, env, "podman", "login", "--cert-dir", s.certs, "-u", tlsUser, "-p", tlsPassword, s.addr)
+			}
+			run(t, env, "podman", "pull", "--cert-dir", s.certs, "e2e-tls:1")
+			if got := run(t, env, "podman", "run", "--rm", "--network", "none", "--pull", "never", "e2e-tls:1"); got != s.image.greeting {
+				t.Errorf("podman run printed %q, want %q", got, s.image.greeting)
+			}
+		})
+	}
 }
 
 func TestTLSPodman(t *testing.T) {
-	s := newSecureSite(t)
+	s := newSecureSite(t, byRights)
 	dir := tempDir(t)
 	env := append(containers(t, s.site, dir), "REGISTRY_AUTH_FILE="+filepath.Join(dir, "auth.json"))
 	name := s.ref("ghcr.io/octo/e2e-tls:1")
@@ -139,7 +253,7 @@ func TestTLSPodman(t *testing.T) {
 }
 
 func TestTLSCraneAndHelm(t *testing.T) {
-	s := newSecureSite(t)
+	s := newSecureSite(t, byRights)
 	chart := ocitest.Chart("greeting", "0.1.0")
 	s.ghcr.Push("octo/greeting", "0.1.0", chart)
 	dir := tempDir(t)
