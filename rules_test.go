@@ -108,6 +108,33 @@ func TestRulesAreShown(t *testing.T) {
 	wantRequests(t, hub)
 }
 
+// TestExplainTellsWhatAPullWouldMeet: an upstream that is down, what is left of
+// the quota, and a rule that refuses it, which costs nothing.
+func TestExplainTellsWhatAPullWouldMeet(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 100}})
+	image := ocitest.RandomImage(1, 1000)
+	hub.Push("library/alpine", "1", image)
+	settings := []string{"ENTREPOT_DATA=" + t.TempDir(), "ENTREPOT_POLICY_0_MATCH=docker.io/evil/*", "ENTREPOT_POLICY_0_ACTION=deny"}
+	p := startProgram(t, hub, settings...)
+	client := newClient(t)
+	p.pull(t, client, "alpine", "1", image)
+	o := operator{t, environ(append(settings, "ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))...)}
+	out := o.must("explain", "--table", "alpine:2")
+	wantLines(t, out, `quota +99 left of 100, the last 10 for what is not held, resets in ≤ .*`, `this image +1 +1 +0 +0B +and what only upstream can tell`)
+	if strings.Contains(out, "upstream now") {
+		t.Errorf("nothing is wrong:\n%s", out)
+	}
+	wantLines(t, o.must("explain", "--table", "evil/app:1"), `policy +denied by rule 0 \(docker.io/evil/\*\)`, `a pull is refused, and costs nothing`)
+	if out := o.must("explain", "--table", "evil/app:1"); strings.Contains(out, "MANIFESTS") {
+		t.Errorf("a refused pull has a price:\n%s", out)
+	}
+	hub.Close()
+	for range 20 {
+		get(t, client, p.registry+"/v2/alpine/manifests/3")
+	}
+	wantLines(t, o.must("explain", "--table", "alpine:2"), `upstream now +localhost:\d+ down for .*`)
+}
+
 // TestExplainTellsWhoMay, in the words of the access file, of what a rule leads to.
 func TestExplainTellsWhoMay(t *testing.T) {
 	users := writeFile(t, "alice:$2a$04$WQGSb2bUdBNOXgbLVlL2ZeGs0tNRdV0fPJbXwWTmWEXGzJDkHhcJi\n")

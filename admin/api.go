@@ -123,7 +123,7 @@ func routes() map[string]route {
 		"about":        {get, (*exchange).tellAbout, 0, "", "Which server this is: version, data directory, process"},
 		"status":       {get, (*exchange).status, notAtRest, "`hours`, 1 to 24; `top`, 0 to 100", "What goes on: hosts, quotas, fills, disk and memory, and who and what spent most in the last hours"},
 		"rules":        {get, (*exchange).rules, 0, "", "An item for each cache rule, in the order in which they are tried"},
-		"explain":      {get, (*exchange).explain, 0, "`name`, and `ns` if the client sends it", "What a name means, what is held of it, and what a pull would cost; nobody is asked"},
+		"explain":      {get, (*exchange).explain, 0, "`name`, and `ns` if the client sends it", "What a name means, what is held of it, what a pull would cost, how its upstream fares and what is left of the quota; nobody is asked"},
 		"repositories": {get, (*exchange).repositories, 0, "", "An item for each repository that is held"},
 		"images":       {get, (*exchange).images, 0, "`repository`", "An item for each of its tags, and for each manifest that no tag leads to"},
 		"pins":         {get, (*exchange).pins, 0, "", "An item for each pin"},

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"slices"
 	"time"
 
 	"entrepot/cache"
@@ -42,6 +43,8 @@ type Explanation struct {
 	TTLSeconds int64      `json:"ttlSeconds"` // -1: never checked again
 	Retry      time.Time  `json:"retry,omitzero"`
 	Pulls      []Pull     `json:"pulls"`
+	Hosts      []Breaker  `json:"hosts"`  // of the upstream, that were asked; none at rest
+	Quotas     []Quota    `json:"quotas"` // of the upstream, that its account has or, where that is not known, any; none at rest
 }
 
 // Meaning is what the settings say of a name.
@@ -81,13 +84,19 @@ func (x *exchange) explain() error {
 		Asked: asked, Note: m.Note, Upstream: m.Repository.Host, Repository: m.Repository.String(), Reference: m.Reference,
 		Rule: m.Rule, Who: m.Who, Account: m.Account, Policy: m.Policy, Denied: m.Denied,
 		Digest: found.Digest, Held: found.Held, Fresh: freshText(found), Retry: found.Retry,
-		TTLSeconds: int64(found.TTL / time.Second), Pulls: []Pull{},
+		TTLSeconds: int64(found.TTL / time.Second), Pulls: []Pull{}, Hosts: []Breaker{}, Quotas: []Quota{},
 	}
 	if found.TTL == cache.Never {
 		out.TTLSeconds = -1
 	}
 	if found.Tag != nil {
 		out.Checked = found.Tag.Checked
+	}
+	if live := x.api.cfg.Live; live != nil {
+		out.Hosts = slices.DeleteFunc(live.breakers(), func(b Breaker) bool { return b.Upstream != out.Upstream })
+		out.Quotas = slices.DeleteFunc(live.quotas(), func(q Quota) bool {
+			return q.Upstream != out.Upstream || out.Account != "" && q.Account != out.Account
+		})
 	}
 	if m.Denied {
 		found.Pulls = nil

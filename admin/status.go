@@ -121,28 +121,40 @@ func newStatus(api *API, hours, top int) Status {
 	l, now, disk := api.cfg.Live, time.Now(), api.cfg.Disk.Stats()
 	s := Status{
 		Version: api.about.Version, Data: api.about.Data, Since: l.Since.Round(0), Now: now.Round(0), Offline: l.Offline,
-		Breakers: []Breaker{}, Quotas: []Quota{}, Fills: []Fill{},
+		Breakers: l.breakers(), Quotas: l.quotas(), Fills: []Fill{},
 		Spent:  newSpent(l.Ledger.Report(hours, top), hours),
 		Disk:   Disk{disk.Held, api.cfg.Budget, disk.Free},
 		Memory: Memory{disk.Memory, api.cfg.Memory, processMemory()},
 		Warm:   warmCounts(l.List),
 	}
+	for _, p := range l.Cache.Fills() {
+		s.Fills = append(s.Fills, newFill(p, now))
+	}
+	return s
+}
+
+// breakers tells how hosts fare.
+func (l *Live) breakers() []Breaker {
+	all := []Breaker{}
 	for _, b := range l.Upstreams.Breakers() {
 		one := Breaker{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next, b.Paused}
 		if b.Err != nil {
 			one.Error = oci.Causes(b.Err)
 		}
-		s.Breakers = append(s.Breakers, one)
+		all = append(all, one)
 	}
+	return all
+}
+
+// quotas tells what is left to pull.
+func (l *Live) quotas() []Quota {
+	all := []Quota{}
 	for _, q := range l.Upstreams.Quotas() {
-		s.Quotas = append(s.Quotas, Quota{
+		all = append(all, Quota{
 			q.Upstream, q.Host, q.Account, q.Limit, q.Left, q.Reserve, int64(q.Window / time.Second), q.Resets, q.Exact, q.Paused, q.Seen,
 		})
 	}
-	for _, p := range l.Cache.Fills() {
-		s.Fills = append(s.Fills, newFill(p, now))
-	}
-	return s
+	return all
 }
 
 func newSpent(r ledger.Report, hours int) Spent {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"entrepot/admin"
@@ -23,7 +24,8 @@ const explainHelp = `Usage: entrepot explain [--ns docker.io] <reference>
 Says of a reference as a client writes it, with or without this cache's address,
 which upstream and repository it means and by which rule, whether it is held and still
 believed, who may have it, and what a pull would cost now. It asks no upstream. Of a
-server that runs it also knows what has failed lately.
+server that runs it also knows what has failed lately, which of the upstream's hosts
+do not answer, and what is left of the quota.
 
   --ns REGISTRY      as containerd asks that has this cache for a mirror of REGISTRY
 ` + operatorHelp
@@ -93,6 +95,14 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 	if !x.Retry.IsZero() {
 		facts.add("asked again", "in "+time.Until(x.Retry).Round(time.Second).String()+", after a failure")
 	}
+	for _, b := range x.Hosts {
+		if !isWell(b, time.Now()) {
+			facts.add("upstream now", b.Host+" "+plainText(troubleOf(b, time.Now())))
+		}
+	}
+	for _, q := range x.Quotas {
+		facts.add("quota", quotaText(q, time.Now()))
+	}
 	if err := facts.end(); err != nil {
 		return err
 	}
@@ -115,6 +125,38 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 		}
 	}
 	return t.end("")
+}
+
+func plainText(inks []ink) string {
+	var b strings.Builder
+	for _, one := range inks {
+		b.WriteString(one.text)
+	}
+	return b.String()
+}
+
+// quotaText says what is left for manifests.
+func quotaText(q admin.Quota, now time.Time) string {
+	text := "?"
+	if q.Left >= 0 {
+		text = strconv.Itoa(q.Left)
+	}
+	if text += " left"; q.Limit > 0 {
+		text += " of " + strconv.Itoa(q.Limit)
+	}
+	if q.Reserve > 0 {
+		text += fmt.Sprintf(", the last %d for what is not held", q.Reserve)
+	}
+	switch resets := resetsText(q, now); {
+	case q.Paused.After(now):
+		text += ", " + resets
+	case resets != "-":
+		text += ", resets in " + resets
+	}
+	if q.Account != "" {
+		return q.Account + ": " + text
+	}
+	return text
 }
 
 func ageText(x admin.Explanation) string {

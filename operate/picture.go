@@ -193,9 +193,7 @@ func quotaStyle(q admin.Quota) style {
 // hosts lists those in trouble, those that are down first. Nothing is said of the others: many have never
 // been asked.
 func (p *picture) hosts(s admin.Status) {
-	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b admin.Breaker) bool {
-		return b.State == "closed" && b.Failures == 0 && !b.Paused.After(s.Now)
-	})
+	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b admin.Breaker) bool { return isWell(b, s.Now) })
 	isUp := func(b admin.Breaker) int {
 		if b.State == "closed" {
 			return 1
@@ -218,6 +216,11 @@ func (p *picture) hosts(s admin.Status) {
 	for _, name := range s.Offline {
 		p.line(ink{plain, "  " + left(p.nameWidth()-2, name) + "  "}, ink{yellow, "offline"}, ink{plain, " as it is set: only what is held is served"})
 	}
+}
+
+// isWell reports whether nothing keeps us from asking a host.
+func isWell(b admin.Breaker, now time.Time) bool {
+	return b.State == "closed" && b.Failures == 0 && !b.Paused.After(now)
 }
 
 // troubleOf says how a host fares that is not well.
