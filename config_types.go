@@ -571,7 +571,7 @@ func (p ProxyURL) String() string {
 	return u.Redacted()
 }
 
-// CAFile is a file of certificates in PEM form, read once at start.
+// CAFile is a file of certificates in PEM form, read once at start; reload.go tells of a change.
 type CAFile struct {
 	path string
 	pem  []byte
@@ -693,6 +693,14 @@ type secretState struct {
 func (s *Secret) UnmarshalText(text []byte) error { //nolint:unparam // encoding.TextUnmarshaler has an error
 	*s = newSecret(&secretState{value: string(text)})
 	return nil
+}
+
+// path is the file that the secret is in; empty: none.
+func (s Secret) path() string {
+	if s.state == nil {
+		return ""
+	}
+	return s.state().path
 }
 
 func newSecret(st *secretState) Secret { return Secret{func() *secretState { return st }} }

@@ -22,11 +22,12 @@ const settleTime = 100 * time.Millisecond
 
 // reloadable is what is read from files, and again when they change.
 type reloadable struct {
-	what  string   // for the log
-	paths []string // to look at
-	load  func() error
-	seen  []os.FileInfo
-	told  string // the error that was logged last; empty after a success
+	what    string          // for the log
+	paths   func() []string // to look at
+	load    func() error    // nil: it is read at start alone
+	atStart []os.FileInfo
+	seen    []os.FileInfo
+	told    string // the error that was logged last; empty after a success
 }
 
 // reloader looks after what is reloadable. Where reading fails, what was read
@@ -56,7 +57,33 @@ func catchHangups() <-chan os.Signal {
 
 // add is for before start. What paths hold has been read just now.
 func (r *reloader) add(what string, load func() error, paths ...string) {
-	r.all = append(r.all, &reloadable{what: what, paths: paths, load: load, seen: look(paths)})
+	r.addChanging(what, load, func() []string { return paths })
+}
+
+// addChanging is add for files that name further ones.
+func (r *reloader) addChanging(what string, load func() error, paths func() []string) {
+	seen := look(paths())
+	r.all = append(r.all, &reloadable{what: what, paths: paths, load: load, atStart: seen, seen: seen})
+}
+
+// addSettings adds the files that single settings name: secrets, which are read
+// when they are used, and authorities of others, which are read at start alone.
+func (r *reloader) addSettings(c *Config) {
+	eachValue(c, func(name string, _ setting, v any) {
+		switch v := v.(type) {
+		case *Secret:
+			if path := v.path(); path != "" {
+				r.add(name+fileSuffix, func() error { _, err := v.Value(); return err }, path)
+			}
+		case *CAFile:
+			if v.path != "" {
+				r.add(name, nil, v.path)
+			}
+		}
+	})
+	if c.TLSACMECAFile != "" {
+		r.add("ENTREPOT_TLS_ACME_CA_FILE", nil, string(c.TLSACMECAFile))
+	}
 }
 
 // start looks at the files each second, and reads them all at SIGHUP, also one
@@ -93,19 +120,19 @@ func (r *reloader) round(now time.Time) {
 }
 
 // readAll reads also what looks unchanged, as somebody wants who asks for it, and
-// tells so. Secrets and the warm list are read when they are used.
+// tells so. The warm list is read when it is used.
 func (r *reloader) readAll() {
 	r.log.Info().Int("things", len(r.all)).Msg("SIGHUP: reading files again; settings are environment variables, and take a restart")
 	for _, one := range r.all {
 		one.told = ""
-		one.read(r.log, look(one.paths))
+		one.read(r.log, look(one.paths()))
 	}
 }
 
 // refresh looks before it reads: a change that comes while it reads is then
 // seen the next time, and so is one that has only just come.
 func (one *reloadable) refresh(log zerolog.Logger, now time.Time) {
-	seen := look(one.paths)
+	seen := look(one.paths())
 	if one.told == "" && slices.EqualFunc(seen, one.seen, sameFile) {
 		return
 	}
@@ -121,13 +148,20 @@ func isUnsettled(file os.FileInfo, now time.Time) bool {
 }
 
 func (one *reloadable) read(log zerolog.Logger, seen []os.FileInfo) {
+	if one.load == nil {
+		one.seen = seen
+		if !slices.EqualFunc(seen, one.atStart, sameFile) {
+			log.Warn().Str("what", one.what).Strs("files", one.paths()).Msg("changed, and read at start alone: it needs a restart")
+		}
+		return
+	}
 	changed := !slices.EqualFunc(seen, one.seen, sameFile)
 	err := one.load()
 	one.seen = seen
 	switch {
 	case err == nil:
 		one.told = ""
-		log.Info().Str("what", one.what).Strs("files", one.paths).Bool("changed", changed).Msg("read again")
+		log.Info().Str("what", one.what).Strs("files", one.paths()).Bool("changed", changed).Msg("read again")
 	case err.Error() != one.told:
 		one.told = err.Error()
 		log.Warn().Str("what", one.what).Err(err).Msg("cannot be read: what was read before stays")

@@ -27,8 +27,8 @@ import (
 
 const serveHelp = `Serves the registry, and on other addresses metrics and health, until SIGTERM or
 an interrupt. Then running answers may finish within ENTREPOT_SHUTDOWN_TIMEOUT; a
-second signal ends the program at once. SIGHUP has the files of certificates, users
-and rights read again. entrepot config shows what is configured.
+second signal ends the program at once. SIGHUP has the files of certificates, users,
+rights and secrets read again, and tells which others need a restart. entrepot config shows what is configured.
 `
 
 // closeGrace is how long what is left may take after running answers have ended
@@ -123,6 +123,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	if err != nil {
 		return err
 	}
+	reloads.addSettings(cfg)
 	reloads.start()
 	defer reloads.close()
 	api := proxy.New(allowed, proxy.Config{
@@ -304,7 +305,7 @@ func openAccess(cfg *Config, src oci.Source, catalog oci.Catalog, clients *ratel
 		reloads.add("users", guard.ReloadUsers, string(cfg.UsersFile))
 	}
 	if cfg.AccessFile != "" {
-		reloads.add("rights", guard.ReloadRules, string(cfg.AccessFile))
+		reloads.addChanging("rights", guard.ReloadRules, func() []string { return append([]string{string(cfg.AccessFile)}, guard.RulesFiles()...) })
 	}
 	return guard, nil
 }

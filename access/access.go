@@ -118,6 +118,16 @@ func (g *Gate) ReloadRules() error {
 	return nil
 }
 
+// RulesFiles are the files that the access file names, as it is now.
+func (g *Gate) RulesFiles() (paths []string) {
+	for _, i := range g.rules.Load().issuers {
+		if i.caFile != "" {
+			paths = append(paths, i.caFile)
+		}
+	}
+	return paths
+}
+
 // HasTokens reports whether there is a token service.
 func (g *Gate) HasTokens() bool { return g.cfg.ReadRules != nil }
 
