@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"math"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,4 +74,30 @@ func TestHangupsAtAnyTime(t *testing.T) {
 	}()
 	p.terminate(t)
 	<-stormed
+}
+
+// systemd hears that the server serves.
+func TestReadyIsTold(t *testing.T) {
+	t.Parallel()
+	hub, dir := ocitest.NewHub(t, ocitest.Config{}), t.TempDir()
+	socket := filepath.Join(dir, "s")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	p := startProcess(t, append(over(hub, filepath.Join(dir, "data")), "NOTIFY_SOCKET="+socket)...)
+	p.await(t)
+	if err := manager.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	heard := make([]byte, 100)
+	n, err := manager.Read(heard)
+	if err != nil || string(heard[:n]) != "READY=1" {
+		t.Fatalf("the manager hears %q: %v", heard[:n], err)
+	}
+	if status, body, _ := get(t, newClient(t), p.admin+"/readyz"); status != http.StatusOK {
+		t.Errorf("/readyz answers %d %s", status, body)
+	}
+	p.terminate(t)
 }

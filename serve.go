@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -142,6 +143,9 @@ func serve(ctx context.Context, in invocation) (err error) {
 	front.operators.open(newAdminGuard(newAdminAPI(disk, live, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)
+	if err := tellManager(in.environ); err != nil {
+		logger.Warn().Err(err).Msg("the service manager does not hear that we serve")
+	}
 
 	select {
 	case err = <-front.failed:
@@ -547,4 +551,23 @@ func announce(w welcome, in invocation, cfg *Config, logger zerolog.Logger) {
 	for _, hint := range w.hints() {
 		fmt.Fprintln(in.stdout, hint.line) // as it is to be pasted, which it is not in a log
 	}
+}
+
+// tellManager says to systemd that the server serves, where a unit of Type=notify
+// started it (sd_notify(3)): until then there is no reload, whose SIGHUP would end
+// a process that has not come to catch it yet.
+func tellManager(environ []string) error {
+	for _, pair := range environ {
+		socket, ok := strings.CutPrefix(pair, "NOTIFY_SOCKET=")
+		if !ok || socket == "" {
+			continue
+		}
+		conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+		if err != nil {
+			return err
+		}
+		_, err = conn.Write([]byte("READY=1"))
+		return errors.Join(err, conn.Close())
+	}
+	return nil
 }
