@@ -109,14 +109,16 @@ func (x *exchange) explain() error {
 
 func freshText(x cache.Explanation) string {
 	switch {
-	case x.Tag == nil && x.Verdict == cache.Fresh:
+	case x.Tag == nil && x.Rung.Serve == cache.Ours:
 		return "a digest is for ever"
-	case x.Verdict == cache.Fresh:
-		return "yes: upstream is not asked"
-	case x.Verdict == cache.Held:
+	case x.Rung.Serve == cache.Ours && (x.Offline || x.Rung.Mark == oci.Stale):
 		return "no, but upstream is not asked now: it is served as it is held"
-	case x.Verdict == cache.Unknown:
+	case x.Rung.Serve == cache.Ours:
+		return "yes: upstream is not asked"
+	case x.Offline:
 		return "not held, and its upstream is set to be offline"
+	case x.Rung.Serve == cache.Error:
+		return "not held, and upstream refused it a moment ago: that is repeated"
 	case x.Tag == nil:
 		return "not held: upstream is asked"
 	}

@@ -79,28 +79,22 @@ func (b *blob) Descriptor() oci.Descriptor {
 // upstream said earlier, and else by one HEAD that equal questions share.
 func (b *blob) Stat(ctx context.Context) (oci.Descriptor, oci.Outcome, error) {
 	desc := oci.Descriptor{MediaType: b.marker.MediaType, Digest: b.dg, Size: -1}
-	if b.member() {
-		if n, err := b.heldSize(ctx); err == nil {
-			desc.Size = n
-			return desc, oci.Outcome{Cache: oci.Hit, Why: "held"}, nil
-		}
-		if n := b.c.fills.sizeOf(b.dg); n >= 0 {
-			desc.Size = n
-			return desc, oci.Outcome{Cache: oci.Joined, Why: "a fill is running"}, nil
-		}
-		if b.marker.State == store.Proven && b.size() >= 0 {
-			desc.Size = b.size()
-			return desc, oci.Outcome{Cache: oci.Hit, Why: "known"}, nil
-		}
-	}
-	if b.c.without(b.repo.Host) {
+	var held Holding
+	var out oci.Outcome
+	held, desc.Size, out = b.holding(ctx)
+	rung, failed := b.c.decide(ctx, b.place(), b.key, Case{Kind: HeadKind, Held: held, Background: b.ask.Background})
+	switch {
+	case rung.Serve == Ours && out.Cache == "":
+		out.Cache = rung.Mark
+		return desc, out, nil
+	case rung.Serve == Ours:
+		return desc, out, nil
+	case failed != nil && b.turnElsewhere(ctx, failed):
+		return b.Stat(ctx)
+	case failed != nil:
+		return oci.Descriptor{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
+	case rung.Serve == Error:
 		return oci.Descriptor{}, oci.Outcome{}, offline(b.key())
-	}
-	if _, err := b.c.refusal(ctx, b.place(), b.key()); err != nil {
-		if b.turnElsewhere(ctx, err) {
-			return b.Stat(ctx)
-		}
-		return oci.Descriptor{}, oci.Outcome{Why: "upstream said so a moment ago"}, err
 	}
 	spent, err := b.confirm(ctx)
 	if b.turnElsewhere(ctx, err) {
@@ -110,6 +104,33 @@ func (b *blob) Stat(ctx context.Context) (oci.Descriptor, oci.Outcome, error) {
 		b.c.fills.tellSize(b.dg, b.place().Host, desc.Size)
 	}
 	return desc, oci.Outcome{Cache: oci.Miss, Checked: time.Now(), Why: "asked upstream", Spent: spent}, err
+}
+
+// holding is what can be told of the blob without asking, and its size, -1 if that
+// is nothing.
+func (b *blob) holding(ctx context.Context) (Holding, int64, oci.Outcome) {
+	if !b.member() {
+		return Nothing, -1, oci.Outcome{}
+	}
+	if n, err := b.heldSize(ctx); err == nil {
+		return Whole, n, oci.Outcome{Why: "held"}
+	}
+	if n := b.c.fills.sizeOf(b.dg); n >= 0 {
+		return Known, n, oci.Outcome{Cache: oci.Joined, Why: "a fill is running"}
+	}
+	if b.marker.State == store.Proven && b.size() >= 0 {
+		return Known, b.size(), oci.Outcome{Why: "known"}
+	}
+	return Nothing, -1, oci.Outcome{}
+}
+
+// mayAsk returns why upstream is not to be asked for the bytes; nil if it is.
+func (b *blob) mayAsk(ctx context.Context) error {
+	rung, failed := b.c.decide(ctx, b.place(), b.key, Case{Kind: DigestKind, Background: b.ask.Background})
+	if rung.Serve == Error && failed == nil {
+		return offline(b.key())
+	}
+	return failed
 }
 
 // heldSize is the size of the held file. One that is not what it should be is
@@ -135,7 +156,7 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 		}
 		desc, out, err := up.Stat(ctx)
 		if err != nil {
-			b.c.noteRefusal(ctx, b.place(), b.key(), b.ask, err)
+			b.c.noteFailure(ctx, b.place(), b.key(), Case{Kind: HeadKind, Background: b.ask.Background}, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if desc.Size < 0 { // what a manifest says is better than nothing
@@ -175,9 +196,6 @@ func (b *blob) Open(ctx context.Context, offset, length int64) (oci.Reader, erro
 	for range 8 {
 		r, err := b.openHeld(ctx, offset, length)
 		if errors.Is(err, store.ErrNotHeld) {
-			if b.c.without(b.repo.Host) {
-				return nil, offline(b.key())
-			}
 			r, err = b.openFill(ctx, offset, length)
 		}
 		if !errors.Is(err, errFillOver) && !b.turnElsewhere(ctx, err) {
@@ -192,30 +210,36 @@ func (b *blob) openHeld(ctx context.Context, offset, length int64) (oci.Reader, 
 	if err != nil {
 		return nil, err
 	}
-	out := oci.Outcome{Cache: oci.Hit, Why: "held"}
+	out := oci.Outcome{Why: "held"}
+	facts := Case{Kind: DigestKind, Held: Whole, Background: b.ask.Background}
 	if !b.isMemberNow() {
-		switch {
-		case b.c.without(b.repo.Host):
-			err = offline(b.key())
-		case b.isElsewhere(): // only the bytes can prove that it belongs here
-			if err := content.Close(); err != nil {
-				return nil, err
-			}
-			return b.openBypass(ctx, offset, length, "held for another repository", nil)
-		default:
-			out.Spent, err = b.confirm(ctx)
-		}
-		if err != nil {
-			return nil, errors.Join(err, content.Close())
-		}
-		out.Why = "held, confirmed by upstream"
+		facts.Held = Unproven
 	}
+	rung, err := b.c.decide(ctx, b.place(), b.key, facts)
+	switch {
+	case err == nil && rung.Serve == Error:
+		err = offline(b.key())
+	case rung.Serve == Confirm && b.isElsewhere(): // only the bytes can prove that it belongs here
+		if err := content.Close(); err != nil {
+			return nil, err
+		}
+		return b.openBypass(ctx, offset, length, "held for another repository", nil)
+	case rung.Serve == Confirm:
+		out.Why = "held, confirmed by upstream"
+		out.Spent, err = b.confirm(ctx)
+		facts.Said = Confirmed
+		rung = b.c.ladder(b.repo.Host).Climb(facts)
+	}
+	if err != nil {
+		return nil, errors.Join(err, content.Close())
+	}
+	out.Cache = rung.Mark
 	if b.failed {
 		if err := content.Close(); err != nil {
 			return nil, err
 		}
-		if b.c.without(b.repo.Host) {
-			return nil, offline(b.key())
+		if err := b.mayAsk(ctx); err != nil {
+			return nil, err
 		}
 		return b.openBypass(ctx, offset, length, "what is held cannot be read", nil)
 	}
@@ -314,7 +338,7 @@ func (r *heldReader) Outcome() oci.Outcome { return r.outcome }
 // that the fill ended just now: look again.
 func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, error) {
 	now := time.Now()
-	if _, err := b.c.refusal(ctx, b.place(), b.key()); err != nil {
+	if err := b.mayAsk(ctx); err != nil {
 		return nil, err
 	}
 	if _, _, err := b.c.unkept.get(b.dg.String(), now); err != nil {
@@ -392,7 +416,7 @@ func (b *blob) follow(ctx context.Context, f *fill, offset, length int64) (*fill
 		return r, nil
 	}
 	err = errors.Join(err, r.Close())
-	if said := saidBy(err); f.origin != b.place() && (said == Gone || said == Hidden || said == Refused) {
+	if f.origin != b.place() && saidBy(err).isFinal() {
 		return nil, f.awaitEnd(ctx) // that is what upstream says of another repository
 	}
 	return nil, err

@@ -168,52 +168,62 @@ func (c *Cache) without(host string) bool { return c.cfg.Offline || c.cfg.Withou
 
 // ladder decides what clients get of an upstream's content.
 func (c *Cache) ladder(host string) Ladder {
-	return Ladder{DropDeleted: c.cfg.DropDeleted[host], Pause: c.cfg.RetryAfter, Remember: c.cfg.Remember}
+	return Ladder{DropDeleted: c.cfg.DropDeleted[host], CheckWait: c.cfg.CheckWait, Pause: c.cfg.RetryAfter, Remember: c.cfg.Remember}
+}
+
+// unasked is what an upstream has said before it is asked.
+func (c *Cache) unasked(host string) Said {
+	if c.without(host) {
+		return Offline
+	}
+	return Unasked
+}
+
+// decide finds the rung of a question that is not asked yet: by what is held, then
+// by what upstream said of it a moment ago, which is returned beside it. An Error
+// without one is for want of an upstream that may be asked.
+func (c *Cache) decide(ctx context.Context, repo oci.Repository, key func() string, facts Case) (Rung, error) {
+	facts.Said = c.unasked(repo.Host)
+	r := c.ladder(repo.Host).Climb(facts)
+	if r.Serve != Ask && r.Serve != Confirm {
+		return r, nil
+	}
+	_, failed := c.refusal(ctx, repo, key())
+	if failed == nil {
+		return r, nil
+	}
+	facts.Said, facts.Remembered = saidBy(failed), true
+	r = c.ladder(repo.Host).Climb(facts)
+	if r.Serve == Ask || r.Serve == Confirm {
+		return r, nil
+	}
+	return r, failed
 }
 
 // refusal returns when a question about repo may be asked again after it failed,
 // and why not before; zero if it may be asked now.
 func (c *Cache) refusal(ctx context.Context, repo oci.Repository, key string) (time.Time, error) {
 	retry, login, err := c.failures.get(key, time.Now())
-	if err != nil && isOfAccount(err) && login != c.cfg.Login(ctx, repo) {
+	if err != nil && saidBy(err).isOfLogin() && login != c.cfg.Login(ctx, repo) {
 		c.failures.forget(key)
 		return time.Time{}, nil
 	}
 	return retry, err
 }
 
-// noteFailure remembers that a question about repo is not to be asked for a
-// while. That one in the background had to give way says nothing to those who
-// wait themselves.
-func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string, ask oci.Ask, r Rung, err error) {
-	if r.Again <= 0 || ask.Background && saidBy(err) == Limited {
-		return
+// noteFailure finds the rung of a question about repo that failed, and remembers
+// for how long it is not to be asked again.
+func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string, facts Case, err error) Rung {
+	facts.Said, facts.Retry = saidBy(err), oci.RetryAfter(err)
+	r := c.ladder(repo.Host).Climb(facts)
+	if r.Again > 0 {
+		login := ""
+		if facts.Said.isOfLogin() {
+			login = c.cfg.Login(ctx, repo)
+		}
+		c.failures.put(key, time.Now().Add(r.Again), login, err)
 	}
-	login := ""
-	if isOfAccount(err) {
-		login = c.cfg.Login(ctx, repo)
-	}
-	c.failures.put(key, time.Now().Add(r.Again), login, err)
-}
-
-// isOfAccount reports that an error may be another with another credential.
-func isOfAccount(err error) bool {
-	said := saidBy(err)
-	return said == Hidden || said == Refused || said == Limited
-}
-
-// isFinal reports that an error is upstream's word about the thing itself: that is
-// repeated for a moment to all who ask. Trouble, and a limit, are remembered only
-// beside something that is held; who asks for what is not held any more asks anew.
-func isFinal(err error) bool {
-	said := saidBy(err)
-	return said == Gone || said == Hidden || said == Refused
-}
-
-// noteRefusal remembers for a moment what upstream does not have, or does not
-// give.
-func (c *Cache) noteRefusal(ctx context.Context, repo oci.Repository, key string, ask oci.Ask, err error) {
-	c.noteFailure(ctx, repo, key, ask, c.ladder(repo.Host).Climb(false, saidBy(err), 0), err)
+	return r
 }
 
 // Forget drops what is remembered of failed questions, so that the next are

@@ -13,7 +13,8 @@ import (
 type Explanation struct {
 	Tag     *store.Tag // the tag's record; nil if there is none, or a digest was asked for
 	TTL     time.Duration
-	Verdict Verdict    // on the tag
+	Rung    Rung       // where a pull stands now
+	Offline bool       // its upstream is never asked
 	Retry   time.Time  // when upstream is asked again after a failure; zero: now
 	Digest  oci.Digest // what is pulled; zero if only upstream knows
 	Held    bool       // that manifest, by this repository
@@ -33,14 +34,14 @@ type Pull struct {
 // Explain tells what would become of a pull. It asks nobody, and leaves no trace
 // of a use.
 func (c *Cache) Explain(ctx context.Context, repo oci.Repository, reference string) (Explanation, error) {
-	x := Explanation{TTL: c.cfg.ttlOf(repo, reference)}
+	x := Explanation{TTL: c.cfg.ttlOf(repo, reference), Offline: c.without(repo.Host)}
 	var cost Pull
 	if d, err := oci.ParseDigest(reference); err == nil {
-		x.Digest, x.Verdict = d, Fresh
+		x.Digest, x.Rung = d, c.ladder(repo.Host).Climb(Case{Kind: DigestKind, Held: Whole})
 	} else if err := c.explainTag(ctx, repo, reference, &x); err != nil {
 		return Explanation{}, err
 	}
-	if x.Verdict == Revalidate {
+	if x.Rung.Serve == Ask {
 		cost.Heads++
 	}
 	if x.Digest.IsZero() {
@@ -75,10 +76,9 @@ func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string,
 	case !errors.Is(err, store.ErrNotHeld):
 		return err
 	}
-	now := time.Now()
 	q := tagQuestion{repo: repo, tag: tag}
 	x.Retry, _ = c.refusal(ctx, repo, q.key())
-	x.Verdict = Freshness{TTL: x.TTL, Offline: c.without(repo.Host)}.Judge(x.Tag, x.Retry, now, oci.Ask{})
+	x.Rung, _ = c.decide(ctx, repo, q.key, c.tagFacts(&q, &rec, err == nil))
 	return nil
 }
 

@@ -343,7 +343,7 @@ func (f *fill) end(err error) {
 	}
 	if err != nil && !errors.Is(err, errIdle) {
 		f.file.Fail(err)
-		f.c.noteRefusal(f.c.ctx, f.origin, f.origin.String()+"@"+f.digest.String(), f.asking(), err)
+		f.c.noteFailure(f.c.ctx, f.origin, f.origin.String()+"@"+f.digest.String(), Case{Kind: DigestKind, Background: f.asking().Background}, err)
 		if f.c.ctx.Err() == nil {
 			f.c.cfg.Warn("a fill failed", f.origin, fmt.Errorf("fill %s: %w", f.digest, err))
 		}

@@ -7,19 +7,49 @@ import (
 	"entrepot/oci"
 )
 
+// Kind is what a question is about.
+type Kind int
+
+// The kinds of questions.
+const (
+	TagKind       Kind = iota // what a tag names
+	DigestKind                // content by digest: a manifest, or a blob
+	HeadKind                  // whether a repository has such content, and how large it is
+	TagsKind                  // a repository's tags
+	ReferrersKind             // a subject's referrers
+	numKinds
+)
+
+// Holding is what we have to answer with.
+type Holding int
+
+// The holdings, from the least to the most.
+const (
+	Nothing  Holding = iota
+	Known            // of a digest: that the repository has it, and its size
+	Unproven         // of a digest: bytes that are not known to be the repository's
+	Whole            // an answer
+	numHoldings
+)
+
 // Said is what came of a question to upstream.
 type Said int
 
-// The answers, from the best to the worst.
+// The answers, beginning with those that are none yet, then from the best to the
+// worst.
 const (
-	Confirmed Said = iota // what we hold is what upstream has
+	Unasked   Said = iota // nobody asked yet
+	Offline               // nobody may ask
+	Confirmed             // what we hold is what upstream has
 	Changed               // upstream has something else, or something where we hold nothing
 	Gone                  // 404
 	Hidden                // 401 to a login that is good: missing, or not for us, which many registries do not tell apart
 	Refused               // 401, 403
 	Limited               // 429
-	Trouble               // 5xx, nonsense, refused, reset, out of time
-	Slow                  // no answer yet; the question goes on
+	NoAPI                 // upstream does not do that: it has no list of referrers, say
+	Trouble               // 5xx, refused, reset, a black hole, nonsense, another digest than it named
+	Slow                  // no answer within the time that a client waits; the question goes on
+	numSaid
 )
 
 // saidBy sorts an error from upstream.
@@ -34,38 +64,100 @@ func saidBy(err error) Said {
 		return Refused
 	case oci.TooManyRequests:
 		return Limited
+	case oci.Unsupported:
+		return NoAPI
 	}
 	return Trouble
 }
 
-// Ladder decides what a client gets after upstream was asked: what upstream
-// says if it can say, what we hold if it cannot, and an honest error if there
-// is neither. It is the only place that decides this, for tags and for lists.
-// (Digests need no ladder: what is held is served unasked, and what is not can
-// only be fetched.)
+// isFinal reports upstream's word about the thing itself, which is repeated for a
+// moment to all who ask. Trouble passes: the next client's question may be luckier.
+// A limit is upstream's to remember, which knows whose it is and what is left of it.
+func (s Said) isFinal() bool { return s == Gone || s == Hidden || s == Refused }
+
+// isOfLogin reports an answer that may be another to another credential.
+func (s Said) isOfLogin() bool { return s == Hidden || s == Refused || s == Limited }
+
+// isDeletion reports an answer that policy may take for the end of what is held.
+func (s Said) isDeletion() bool { return s == Gone || s == Hidden }
+
+// isSilence reports that nothing was said, by upstream or for it.
+func (s Said) isSilence() bool { return s == Trouble || s == NoAPI }
+
+// Ladder decides what a client gets, and what becomes of it: what we hold where
+// that will do, upstream's word where it has to be asked and can say, what we hold
+// where it cannot, and an honest error if there is neither. It is the only place
+// that decides this, for tags, digests and lists; the others find out the facts of
+// a Case, and do what the Rung says.
 type Ladder struct {
 	DropDeleted bool          // what upstream says is gone is not served any more
+	CheckWait   time.Duration // how long who asks for what is held waits for upstream
 	Pause       time.Duration // how long a question that failed is not asked again where upstream does not say
-	Remember    time.Duration // how long a 404 or 403 is repeated for what is not held
+	Remember    time.Duration // how long a 404 or 403 is repeated for what is not held; 0 or less: not at all
+}
+
+// Case is what an answer depends on.
+type Case struct {
+	Kind       Kind
+	Held       Holding
+	Age        time.Duration // of a tag that is held: since upstream confirmed it; below 0 if a clock was wrong
+	TTL        time.Duration // of a tag: how long it is believed
+	Forced     bool          // who asks wants upstream's word
+	Background bool          // nobody waits
+	Mute       bool          // upstream leaves others without an answer just now
+	Said       Said
+	Remembered bool          // it said so a moment ago, and is not to be asked again yet
+	Retry      time.Duration // what it said of when to come back; 0 if it did not
+}
+
+// isFresh reports a tag that is believed. A date in the future counts as none: the
+// clock was wrong when it was written, or is now.
+func (c Case) isFresh() bool {
+	return c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
+}
+
+// isForEver reports what no word of upstream's changes: policy is about names.
+func (c Case) isForEver() bool {
+	switch c.Kind {
+	case DigestKind:
+		return c.Held == Whole
+	case HeadKind:
+		return c.Held == Whole || c.Held == Known
+	}
+	return false
 }
 
 // Rung is where an answer stands.
 type Rung struct {
-	Serve Serve
-	Mark  oci.CacheStatus // empty beside an error
-	Again time.Duration   // how long not to ask again; 0 leaves it to the TTL
-	Keep  bool            // upstream's answer goes on record
-	Drop  bool            // what is held of a tag is forgotten
+	Serve  Serve
+	Mark   oci.CacheStatus // empty where nothing is served yet, and beside an error
+	Wait   time.Duration   // where upstream is asked: for how long the client waits; below 0 for as long as it takes
+	Behind bool            // the question goes on behind the answer
+	Record Change
+	Again  time.Duration // how long not to ask again; 0 leaves it to the TTL
 }
 
 // Serve is what a client gets.
 type Serve int
 
-// The things to serve.
+// The things to serve, and what to do where there is none yet.
 const (
-	Theirs Serve = iota // what upstream said
-	Ours                // what we hold
-	Error               // upstream's error
+	Theirs   Serve = iota // what upstream said
+	Ours                  // what we hold
+	Error                 // upstream's error, or that it is offline
+	Ask                   // upstream is to be asked
+	Confirm               // likewise, by HEAD alone, since the bytes are here
+	Fallback              // the fallback tag is to be read instead
+)
+
+// Change is what becomes of the record of what is held.
+type Change int
+
+// The changes.
+const (
+	Leave Change = iota
+	Put          // upstream's answer goes on record
+	Drop         // it is forgotten
 )
 
 // WhyDeleted is the Outcome's word where what is held is served although its
@@ -75,28 +167,123 @@ const WhyDeleted = "upstream has deleted it"
 // WhyHidden is its word where upstream does not tell whether it has it.
 const WhyHidden = "upstream has deleted it, or does not give it to us any more"
 
-// mostPause bounds what a Retry-After can make us do.
-const mostPause = time.Hour
+const (
+	// mostPause bounds what a Retry-After can make us do.
+	mostPause = time.Hour
+	// noAPIFor is how long a repository without a referrers API is not asked again
+	// whether it has one. (Not the upstream: what it says of one repository, which
+	// may not exist, must not change the answers about others.)
+	noAPIFor = time.Hour
+)
 
-// Climb finds the rung. held says that we hold an answer to the question, retry
-// what upstream said of when to come back, 0 if it did not.
-func (l Ladder) Climb(held bool, said Said, retry time.Duration) Rung {
-	again := min(max(l.Pause, retry), mostPause)
+// Climb finds the rung.
+func (l Ladder) Climb(c Case) Rung {
 	switch {
-	case said == Confirmed:
-		return Rung{Serve: Theirs, Mark: oci.Hit, Keep: true}
-	case said == Changed:
-		return Rung{Serve: Theirs, Mark: oci.Miss, Keep: true}
-	case said == Slow && held:
-		return Rung{Serve: Ours, Mark: oci.Stale}
-	case (said == Gone || said == Hidden) && held && l.DropDeleted:
-		return Rung{Serve: Error, Again: l.Remember, Drop: true}
-	case held:
-		return Rung{Serve: Ours, Mark: oci.Stale, Again: again}
-	case said == Gone, said == Hidden, said == Refused:
-		return Rung{Serve: Error, Again: l.Remember}
+	case c.Said == Unasked:
+		return l.before(c)
+	case c.Said == Offline:
+		return l.offline(c)
+	case c.Remembered:
+		return l.meanwhile(c)
 	}
-	// Trouble passes: the next client's question may be luckier. A limit is
-	// upstream's to remember, which knows whose it is and what is left of it.
+	return l.after(c)
+}
+
+// before decides whether upstream has to be asked.
+func (l Ladder) before(c Case) Rung {
+	if c.Kind == TagKind && c.isFresh() || c.isForEver() {
+		return Rung{Serve: Ours, Mark: oci.Hit}
+	}
+	return l.ask(c)
+}
+
+func (l Ladder) ask(c Case) Rung {
+	r := Rung{Serve: Ask, Wait: -1}
+	switch {
+	case c.Held == Unproven:
+		r.Serve = Confirm
+	case c.Held == Whole && !c.Forced && c.Mute:
+		r.Wait = 0
+	case c.Held == Whole && !c.Forced:
+		r.Wait = l.CheckWait
+	}
+	return r
+}
+
+// offline decides where upstream is never asked. A list then is of what is held,
+// and no more.
+func (l Ladder) offline(c Case) Rung {
+	switch {
+	case c.Kind == ReferrersKind:
+		return Rung{Serve: Fallback}
+	case c.Kind == TagsKind && c.Held == Whole:
+		return Rung{Serve: Ours, Mark: oci.Stale}
+	case c.Held == Whole, c.isForEver():
+		return Rung{Serve: Ours, Mark: oci.Hit}
+	}
 	return Rung{Serve: Error}
+}
+
+// meanwhile decides as long as upstream is not to be asked again.
+func (l Ladder) meanwhile(c Case) Rung {
+	if r := l.before(c); c.Forced || r.Serve == Ours {
+		return r
+	}
+	r := l.after(c)
+	if r.Serve == Error && !c.Said.isFinal() {
+		return l.ask(c) // it was not said to who asks now
+	}
+	r.Again, r.Record, r.Behind = 0, Leave, false
+	return r
+}
+
+// after decides once upstream was asked.
+func (l Ladder) after(c Case) Rung {
+	if c.Said == Confirmed || c.Said == Changed {
+		return answered(c)
+	}
+	if c.isForEver() {
+		return Rung{Serve: Ours, Mark: oci.Hit}
+	}
+	if c.Held == Whole && !(l.DropDeleted && c.Said.isDeletion()) {
+		return l.instead(c)
+	}
+	r := Rung{Serve: Error}
+	switch {
+	case c.Said == NoAPI && c.Kind == ReferrersKind:
+		return Rung{Serve: Fallback, Again: noAPIFor}
+	case c.Said.isFinal():
+		r.Again = max(0, l.Remember)
+	}
+	if c.Held == Whole && c.Kind == TagKind {
+		r.Record = Drop
+	}
+	return r
+}
+
+// answered is for what upstream has.
+func answered(c Case) Rung {
+	switch {
+	case c.Said == Changed:
+		return Rung{Serve: Theirs, Mark: oci.Miss, Record: Put}
+	case c.Held == Unproven:
+		return Rung{Serve: Ours, Mark: oci.Hit, Record: Put}
+	}
+	return Rung{Serve: Theirs, Mark: oci.Hit, Record: Put}
+}
+
+// instead serves what is held in place of what upstream does not say. That a
+// question in the background had to give way is no reason for those who wait
+// themselves not to ask.
+func (l Ladder) instead(c Case) Rung {
+	r := Rung{Serve: Ours, Mark: oci.Stale, Again: min(max(l.Pause, c.Retry), mostPause)}
+	switch {
+	case c.Said == NoAPI && c.Kind == ReferrersKind:
+		return Rung{Serve: Fallback, Again: noAPIFor}
+	case c.Said == Slow:
+		r.Again, r.Behind = 0, true
+	case c.Said == Limited && c.Background:
+		r.Again = 0
+	}
+	return r
 }

@@ -3,6 +3,9 @@ package cache
 import (
 	"context"
 	"errors"
+	"flag"
+	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -10,49 +13,179 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"entrepot/oci"
 )
 
-// TestLadder is the whole of it: what upstream said by what is held.
+var update = flag.Bool("update", false, "write testdata/ladder.txt anew")
+
+// What a row of the ladder is called. One without a name has no row, and fails.
+var (
+	kindNames    = [numKinds]string{"tag", "digest", "head", "tags", "referrers"}
+	holdingNames = [numHoldings]string{"nothing", "known", "unproven", "whole"}
+	saidNames    = [numSaid]string{
+		"not asked yet", "offline", "the same", "moved or new", "404", "401 to a good login", "401, 403", "429", "no such API", "trouble", "slow",
+	}
+)
+
+// exists reports whether there is such a case: names and lists are held or not, and
+// bytes are of digests; no list is fresh, so that it is never found the same.
+func exists(c Case) bool {
+	whole := c.Kind == TagKind || c.Kind == TagsKind || c.Kind == ReferrersKind
+	switch {
+	case whole && (c.Held == Known || c.Held == Unproven), c.Kind == DigestKind && c.Held == Known:
+		return false
+	case c.Said == Confirmed:
+		return c.Held != Nothing && c.Kind != TagsKind && c.Kind != ReferrersKind
+	}
+	return true
+}
+
+// wasSaid reports what can be remembered: that a question failed.
+func wasSaid(s Said) bool { return s > Changed && s != Slow }
+
+var (
+	testLadder   = Ladder{CheckWait: 2 * time.Second, Pause: 30 * time.Second, Remember: 10 * time.Second}
+	strictLadder = Ladder{CheckWait: 2 * time.Second, Pause: 30 * time.Second, Remember: 10 * time.Second, DropDeleted: true}
+)
+
+func (r Rung) String() string {
+	text := [...]string{"theirs", "ours", "error", "ask", "confirm", "fallback tag"}[r.Serve]
+	if r.Mark != "" {
+		text += " as " + string(r.Mark)
+	}
+	if (r.Serve == Ask || r.Serve == Confirm) && r.Wait >= 0 {
+		text += " for " + r.Wait.String()
+	}
+	if r.Behind {
+		text += ", goes on behind"
+	}
+	if r.Again > 0 {
+		text += ", again in " + r.Again.String()
+	}
+	return text + [...]string{"", ", put", ", drop"}[r.Record]
+}
+
+// TestLadder is all of it, as a table that people read: what upstream said, by what
+// is asked for and what is held, of which a tag is older than its TTL.
 func TestLadder(t *testing.T) {
-	ladder := Ladder{Pause: 30 * time.Second, Remember: 10 * time.Second}
-	strict := ladder
-	strict.DropDeleted = true
-	const hour = time.Hour
-	for _, row := range []struct {
-		name  string
-		l     Ladder
-		held  bool
-		said  Said
-		retry time.Duration
-		want  Rung
-	}{
-		{"same digest", ladder, true, Confirmed, 0, Rung{Theirs, oci.Hit, 0, true, false}},
-		{"moved", ladder, true, Changed, 0, Rung{Theirs, oci.Miss, 0, true, false}},
-		{"new", ladder, false, Changed, 0, Rung{Theirs, oci.Miss, 0, true, false}},
-		{"deleted, held", ladder, true, Gone, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
-		{"deleted, held, dropped by policy", strict, true, Gone, 0, Rung{Error, "", 10 * time.Second, false, true}},
-		{"hidden, held", ladder, true, Hidden, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
-		{"hidden, held, dropped by policy", strict, true, Hidden, 0, Rung{Error, "", 10 * time.Second, false, true}},
-		{"hidden", ladder, false, Hidden, 0, Rung{Error, "", 10 * time.Second, false, false}},
-		{"missing", ladder, false, Gone, 0, Rung{Error, "", 10 * time.Second, false, false}},
-		{"denied, held", ladder, true, Refused, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
-		{"denied, held, policy is about deletion alone", strict, true, Refused, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
-		{"denied", ladder, false, Refused, 0, Rung{Error, "", 10 * time.Second, false, false}},
-		{"limited, held", ladder, true, Limited, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
-		{"limited, held, told when", ladder, true, Limited, 5 * time.Minute, Rung{Ours, oci.Stale, 5 * time.Minute, false, false}},
-		{"limited, held, told next year", ladder, true, Limited, 9000 * hour, Rung{Ours, oci.Stale, hour, false, false}},
-		{"limited", ladder, false, Limited, 0, Rung{Error, "", 0, false, false}},
-		{"limited, told when", ladder, false, Limited, time.Minute, Rung{Error, "", 0, false, false}},
-		{"trouble, held", ladder, true, Trouble, 0, Rung{Ours, oci.Stale, 30 * time.Second, false, false}},
-		{"trouble", ladder, false, Trouble, 0, Rung{Error, "", 0, false, false}},
-		{"slow, held", ladder, true, Slow, 0, Rung{Ours, oci.Stale, 0, false, false}},
-		{"slow", ladder, false, Slow, 0, Rung{Error, "", 0, false, false}},
-	} {
-		if got := row.l.Climb(row.held, row.said, row.retry); got != row.want {
-			t.Errorf("%s: %+v, want %+v", row.name, got, row.want)
+	var table strings.Builder
+	row := func(cells ...string) {
+		fmt.Fprintf(&table, "%-10s| %-9s| %-20s| %-42s| %-42s| %-42s| %-30s| %s\n", cells[0], cells[1], cells[2], cells[3], cells[4], cells[5], cells[6], cells[7])
+	}
+	row("asked for", "held", "upstream says", "so", "told to come in 5 min", "deleted is deleted", "remembered", "remembered, forced")
+	for k, kind := range kindNames {
+		for h, held := range holdingNames {
+			for s, said := range saidNames {
+				if kind == "" || held == "" || said == "" {
+					t.Fatalf("kind %d, holding %d or answer %d has no name", k, h, s)
+				}
+				c := Case{Kind: Kind(k), Held: Holding(h), Said: Said(s), Age: time.Hour, TTL: time.Minute}
+				if !exists(c) {
+					continue
+				}
+				cells := []string{kind, held, said, testLadder.Climb(c).String(), "", strictLadder.Climb(c).String(), "", ""}
+				told, remembered := c, c
+				told.Retry, remembered.Remembered = 5*time.Minute, true
+				cells[4] = testLadder.Climb(told).String()
+				if wasSaid(c.Said) {
+					cells[6] = testLadder.Climb(remembered).String()
+					remembered.Forced = true
+					cells[7] = testLadder.Climb(remembered).String()
+				}
+				for _, i := range []int{4, 5} {
+					if cells[i] == cells[3] {
+						cells[i] = "likewise"
+					}
+				}
+				row(cells...)
+			}
 		}
 	}
+	const golden = "testdata/ladder.txt"
+	if *update {
+		if err := os.WriteFile(golden, []byte(table.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(table.String(), "\n")); diff != "" {
+		t.Errorf("the table is another (-want +got):\n%s", diff)
+	}
+}
+
+// eachCase visits the product of all that an answer depends on.
+func eachCase(visit func(Ladder, Case)) {
+	yesno := []bool{false, true}
+	for k := range numKinds {
+		for h := range numHoldings {
+			for s := range numSaid {
+				for _, age := range []time.Duration{0, time.Minute - 1, time.Minute, -time.Hour} {
+					for _, ttl := range []time.Duration{0, time.Minute, Never} {
+						for _, retry := range []time.Duration{0, 5 * time.Minute, 9000 * time.Hour} {
+							for bits := range 16 {
+								for _, l := range []Ladder{testLadder, strictLadder} {
+									c := Case{
+										Kind: k, Held: h, Said: s, Age: age, TTL: ttl, Retry: retry, Forced: yesno[bits&1],
+										Background: yesno[bits>>1&1], Mute: yesno[bits>>2&1], Remembered: yesno[bits>>3&1],
+									}
+									if exists(c) && (!c.Remembered || wasSaid(s)) {
+										visit(l, c)
+									}
+								}
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestLadderKeepsItsPromises: what holds of every case there is.
+func TestLadderKeepsItsPromises(t *testing.T) {
+	failed := map[string]bool{}
+	eachCase(func(l Ladder, c Case) {
+		r := l.Climb(c)
+		asks, serves := r.Serve == Ask || r.Serve == Confirm, r.Serve == Theirs || r.Serve == Ours
+		isDigest, isName := c.Kind == DigestKind || c.Kind == HeadKind, c.Kind == TagKind
+		fresh := isName && c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
+		isFailure := c.Said > Changed
+		deleted := l.DropDeleted && (c.Said == Gone || c.Said == Hidden)
+		for promise, kept := range map[string]bool{
+			"an answer has a mark, nothing else has":           serves == (r.Mark != ""),
+			"who is offline asks nobody":                       c.Said != Offline || !asks,
+			"who was answered asks nobody":                     c.Said <= Offline || c.Remembered || !asks,
+			"what was not answered is asked, or held":          c.Said != Unasked || asks || r == Rung{Serve: Ours, Mark: oci.Hit},
+			"a held digest needs no upstream":                  !isDigest || c.Held != Whole || c.Said == Confirmed || c.Said == Changed || r == Rung{Serve: Ours, Mark: oci.Hit},
+			"a fresh tag needs no upstream":                    !fresh || c.Said != Unasked && !c.Remembered || r == Rung{Serve: Ours, Mark: oci.Hit},
+			"a tag that is not is asked for":                   !isName || fresh || c.Said != Unasked || asks,
+			"trouble takes away nothing":                       c.Held != Whole || !isFailure || deleted && !isDigest || c.Remembered && c.Forced || r.Serve == Ours || r.Serve == Fallback,
+			"what is held is served as stale":                  isDigest || r.Serve != Ours || c.Said == Unasked || c.Said == Offline || fresh && c.Remembered || r.Mark == oci.Stale,
+			"what is not held is not served":                   r.Serve != Ours || c.Held == Whole || c.Kind == HeadKind && c.Held == Known || c.Held == Unproven && c.Said == Confirmed,
+			"only what is deleted is forgotten, by policy":     (r.Record == Drop) == (isName && c.Held == Whole && deleted && !c.Remembered),
+			"what upstream has goes on record, nothing else":   (r.Record == Put) == (c.Said == Confirmed || c.Said == Changed),
+			"no time is longer than an hour":                   r.Again <= time.Hour,
+			"a time that is told is kept to, for what is held": c.Remembered || c.Said == Slow || c.Background || r.Mark != oci.Stale || c.Said == Offline || r.Again == min(max(30*time.Second, c.Retry), time.Hour),
+			"a pause is not made longer by who meets it":       !c.Remembered || r.Again == 0 || r.Serve == Fallback,
+			"trouble is not remembered for who has nothing":    c.Held == Whole || r.Again == 0 || r.Serve == Fallback || c.Said.isFinal(),
+			"the background's limits are its own":              !c.Background || c.Said != Limited || r.Again == 0,
+			"who wants upstream's word waits for it":           !asks || !c.Forced || r.Wait < 0,
+			"who holds nothing waits for it":                   !asks || c.Held == Whole || r.Wait < 0,
+			"a mute upstream is not waited for":                !asks || c.Held != Whole || c.Forced || c.Mute == (r.Wait == 0),
+			"who does not wait leaves the check behind":        r.Behind == (c.Said == Slow && c.Held == Whole && !isDigest),
+			"bytes that are here are not fetched":              !asks || (r.Serve == Confirm) == (c.Held == Unproven),
+		} {
+			if !kept && !failed[promise] {
+				failed[promise] = true
+				t.Errorf("%s: %+v: %s", promise, c, r)
+			}
+		}
+	})
 }
 
 func TestEveryErrorHasAPlaceOnTheLadder(t *testing.T) {
@@ -70,7 +203,7 @@ func TestEveryErrorHasAPlaceOnTheLadder(t *testing.T) {
 		{oci.ErrUnavailable, Trouble},
 		{&oci.Error{Code: oci.BadUpstream}, Trouble},
 		{&oci.Error{Code: oci.Timeout}, Trouble},
-		{oci.ErrUnsupported, Trouble},
+		{oci.ErrUnsupported, NoAPI},
 		{errors.New("connection reset by peer"), Trouble},
 	} {
 		if got := saidBy(row.err); got != row.want {

@@ -11,49 +11,46 @@ import (
 	"entrepot/oci"
 )
 
-// noAPIFor is how long a repository without a referrers API is not asked again
-// whether it has one. (Not the upstream: what it says of one repository, which
-// may not exist, must not change the answers about others.)
-const noAPIFor = time.Hour
-
 // listQuestion is a question about a list.
 type listQuestion[T any] struct {
-	repo oci.Repository
-	key  string
-	held bool // there is something to answer with where upstream cannot
-	ask  oci.Ask
-	work func(context.Context) (T, error)
+	repo  oci.Repository
+	key   string
+	facts Case // what is known before it is asked
+	ask   oci.Ask
+	work  func(context.Context) (T, error)
 }
 
-// askList asks upstream, unless that failed a moment ago. Equal questions share
-// the answer; where something is held it is not waited for long. first says that
-// this call asked.
-func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestion[T]) (list T, first bool, said Said, err error) {
-	if _, err := c.refusal(ctx, q.repo, q.key); err != nil && (q.held || isFinal(err)) {
-		return list, false, saidBy(err), err
+// askList finds the rung of a list, asking upstream if need be. Equal questions
+// share the answer. Beside a list that is held stands why upstream did not give
+// its own: none, if upstream may not be asked. first says that this call asked.
+func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestion[T]) (list T, rung Rung, first bool, err error) {
+	q.facts.Forced, q.facts.Background, q.facts.Mute = q.ask.Refresh, q.ask.Background, c.mutes.is(q.repo.Host)
+	rung, err = c.decide(ctx, q.repo, func() string { return q.key }, q.facts)
+	if rung.Serve != Ask {
+		return list, rung, false, err
 	}
-	wait := ctx
-	if q.held {
-		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeoutCause(ctx, c.checkWait(q.repo.Host), errCheckSlow)
-		defer cancel()
-	}
+	wait, cancel := waitFor(ctx, rung.Wait)
+	defer cancel()
 	list, first, err = do(wait, c, fs, q.key, q.ask, questionBound, func(ctx context.Context) (T, error) {
 		list, err := q.work(ctx)
-		if err != nil && !errors.Is(err, oci.ErrUnsupported) {
-			c.noteFailure(ctx, q.repo, q.key, q.ask, c.ladder(q.repo.Host).Climb(q.held, saidBy(err), oci.RetryAfter(err)), err)
+		if err != nil {
+			c.noteFailure(ctx, q.repo, q.key, q.facts, err)
 		}
 		return list, err
 	})
+	if ctx.Err() != nil {
+		return list, Rung{Serve: Error}, first, err
+	}
+	facts := q.facts
 	switch {
 	case errors.Is(err, errCheckSlow):
-		said = Slow
+		facts.Said = Slow
 	case err != nil:
-		said = saidBy(err)
+		facts.Said, facts.Retry = saidBy(err), oci.RetryAfter(err)
 	default:
-		said = Changed
+		facts.Said = Changed
 	}
-	return list, first, said, err
+	return list, c.ladder(q.repo.Host).Climb(facts), first, err
 }
 
 // tagPage is what upstream said of a page of tags.
@@ -69,14 +66,12 @@ func (c *Cache) Tags(ctx context.Context, repo oci.Repository, page oci.Page, as
 	if err != nil {
 		return oci.TagList{}, oci.Outcome{}, err
 	}
-	if c.without(repo.Host) {
-		if len(held) == 0 {
-			return oci.TagList{}, oci.Outcome{}, offline("the tag list of " + repo.String())
-		}
-		return page.Of(held), oci.Outcome{Cache: oci.Stale, Why: "only the tags that are held: offline"}, nil
+	facts := Case{Kind: TagsKind}
+	if len(held) > 0 {
+		facts.Held = Whole
 	}
-	found, first, said, err := askList(ctx, c, &c.lists, listQuestion[tagPage]{
-		repo: repo, key: repo.String() + " tags " + page.Last, held: len(held) > 0,
+	found, rung, first, err := askList(ctx, c, &c.lists, listQuestion[tagPage]{
+		repo: repo, key: repo.String() + " tags " + page.Last, facts: facts,
 		ask: ask, work: func(ctx context.Context) (tagPage, error) {
 			list, out, err := c.upstream.Tags(ctx, repo, oci.Page{N: -1, Last: page.Last}, ask)
 			return tagPage{list, out.Spent}, err
@@ -85,7 +80,9 @@ func (c *Cache) Tags(ctx context.Context, repo oci.Repository, page oci.Page, as
 	if !first {
 		found.spent = 0
 	}
-	rung := c.ladder(repo.Host).Climb(len(held) > 0 && ctx.Err() == nil, said, oci.RetryAfter(err))
+	if err == nil && rung.Serve != Theirs {
+		err = offline("the tag list of " + repo.String())
+	}
 	out := oci.Outcome{Cache: rung.Mark, Spent: found.spent}
 	switch rung.Serve {
 	case Theirs:
@@ -109,38 +106,40 @@ type referrerPage struct {
 // tag. Where upstream cannot say, what its API said last must do, or else a
 // fallback tag that is held.
 func (c *Cache) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, error) {
-	if c.without(repo.Host) {
-		return c.fallbackReferrers(ctx, repo, d, artifactType, ask)
+	list, out, rung, err := c.apiReferrers(ctx, repo, d, artifactType, ask)
+	if rung.Serve != Fallback {
+		return list, out, err
 	}
-	if _, _, noAPI := c.noAPI.get(repo.String(), time.Now()); noAPI == nil {
-		list, out, err := c.apiReferrers(ctx, repo, d, artifactType, ask)
-		if !errors.Is(err, oci.ErrUnsupported) {
-			return list, out, err
-		}
-		c.noAPI.put(repo.String(), time.Now().Add(noAPIFor), "", err)
-	}
-	list, out, err := c.fallbackReferrers(ctx, repo, d, artifactType, ask)
+	list, out, err = c.fallbackReferrers(ctx, repo, d, artifactType, ask)
 	if oci.IsUnknown(err) { // a digest without a fallback tag has no referrers
 		return oci.ReferrerList{}, out, nil
 	}
 	return list, out, err
 }
 
-// apiReferrers asks upstream's API: ErrUnsupported where there is none.
-func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, error) {
-	key := repo.String() + " referrers " + d.String() + " " + artifactType
-	kept, held := c.kept.get(key)
-	last := held
-	if !held {
-		_, err := c.disk.Tag(repo, d.FallbackTag())
-		held = err == nil
+// apiReferrers asks upstream's API, unless its rung is Fallback: there is none.
+func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, Rung, error) {
+	if _, _, err := c.noAPI.get(repo.String(), time.Now()); err != nil {
+		rung := c.ladder(repo.Host).Climb(Case{Kind: ReferrersKind, Said: NoAPI, Remembered: true})
+		return oci.ReferrerList{}, oci.Outcome{}, rung, err
 	}
-	found, first, said, err := askList(ctx, c, &c.referrers, listQuestion[referrerPage]{
-		repo: repo, key: key, held: held,
+	key := repo.String() + " referrers " + d.String() + " " + artifactType
+	facts := Case{Kind: ReferrersKind}
+	kept, isKept := c.kept.get(key)
+	if _, err := c.disk.Tag(repo, d.FallbackTag()); isKept || err == nil {
+		facts.Held = Whole
+	}
+	found, rung, first, err := askList(ctx, c, &c.referrers, listQuestion[referrerPage]{
+		repo: repo, key: key, facts: facts,
 		ask: ask, work: func(ctx context.Context) (referrerPage, error) {
 			list, out, err := c.upstream.Referrers(ctx, repo, d, artifactType, ask)
-			if err == nil {
+			switch {
+			case err == nil:
 				c.kept.put(key, list)
+			case saidBy(err) == NoAPI:
+				none := facts
+				none.Said = NoAPI
+				c.noAPI.put(repo.String(), time.Now().Add(c.ladder(repo.Host).Climb(none).Again), "", err)
 			}
 			return referrerPage{list, out.Spent}, err
 		},
@@ -148,32 +147,28 @@ func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Dig
 	if !first {
 		found.spent = 0
 	}
-	if errors.Is(err, oci.ErrUnsupported) {
-		return oci.ReferrerList{}, oci.Outcome{}, err
-	}
-	rung := c.ladder(repo.Host).Climb(held && ctx.Err() == nil, said, oci.RetryAfter(err))
 	out := oci.Outcome{Cache: rung.Mark, Spent: found.spent}
-	switch rung.Serve {
-	case Theirs:
+	switch {
+	case rung.Serve == Theirs:
 		out.Checked, out.Why = time.Now(), "asked upstream"
-		return found.list, out, nil
-	case Ours:
-		if last {
-			out.Why = fmt.Sprintf("upstream cannot confirm it: %v", err)
-			return kept, out, nil
-		}
-		return c.heldReferrers(ctx, repo, d, artifactType, ask, err)
+		return found.list, out, rung, nil
+	case rung.Serve == Ours && isKept:
+		out.Why = fmt.Sprintf("upstream cannot confirm it: %v", err)
+		return kept, out, rung, nil
+	case rung.Serve == Ours:
+		list, out, err := c.heldReferrers(ctx, repo, d, artifactType, ask, rung, err)
+		return list, out, rung, err
 	}
-	return oci.ReferrerList{}, out, err
+	return oci.ReferrerList{}, out, rung, err
 }
 
 // heldReferrers answers from the fallback tag while upstream's API is in trouble.
-func (c *Cache) heldReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask, trouble error) (oci.ReferrerList, oci.Outcome, error) {
+func (c *Cache) heldReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask, rung Rung, trouble error) (oci.ReferrerList, oci.Outcome, error) {
 	list, out, err := c.fallbackReferrers(ctx, repo, d, artifactType, ask)
 	if err != nil {
 		return oci.ReferrerList{}, out, trouble
 	}
-	out.Cache, out.Why = oci.Stale, fmt.Sprintf("upstream cannot confirm it: %v", trouble)
+	out.Cache, out.Why = rung.Mark, fmt.Sprintf("upstream cannot confirm it: %v", trouble)
 	return list, out, nil
 }
 

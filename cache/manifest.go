@@ -21,13 +21,17 @@ func (c *Cache) Manifest(ctx context.Context, repo oci.Repository, dg oci.Digest
 	if !errors.Is(err, store.ErrNotHeld) {
 		return m, out, err
 	}
-	if c.without(repo.Host) {
-		return oci.Manifest{}, oci.Outcome{}, offline(repo.String() + "@" + dg.String())
-	}
-	if _, err := c.refusal(ctx, repo, manifestKey(repo, dg)); err != nil && !ask.Refresh {
-		return oci.Manifest{}, oci.Outcome{Why: "upstream said so a moment ago"}, err
-	}
+	facts := Case{Kind: DigestKind, Forced: ask.Refresh, Background: ask.Background}
 	if c.confirmFirst(repo, dg) {
+		facts.Held = Unproven
+	}
+	rung, failed := c.decide(ctx, repo, func() string { return manifestKey(repo, dg) }, facts)
+	switch {
+	case failed != nil:
+		return oci.Manifest{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
+	case rung.Serve == Error:
+		return oci.Manifest{}, oci.Outcome{}, offline(repo.String() + "@" + dg.String())
+	case rung.Serve == Confirm:
 		_, spent, err := c.confirmManifest(ctx, repo, dg, ask)
 		if err != nil {
 			return oci.Manifest{}, oci.Outcome{Spent: spent}, err
@@ -99,7 +103,7 @@ func (c *Cache) confirmManifest(ctx context.Context, repo oci.Repository, dg oci
 		res, out, err := c.upstream.Resolve(ctx, repo, dg.String(), ask)
 		c.heard(repo.Host, err)
 		if err != nil {
-			c.noteRefusal(ctx, repo, manifestKey(repo, dg), ask, err)
+			c.noteFailure(ctx, repo, manifestKey(repo, dg), Case{Kind: DigestKind, Background: ask.Background}, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if res.Manifest != nil {
@@ -132,7 +136,7 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 		if err == nil {
 			c.keepManifest(repo, m)
 		} else {
-			c.noteRefusal(ctx, repo, manifestKey(repo, dg), ask, err)
+			c.noteFailure(ctx, repo, manifestKey(repo, dg), Case{Kind: DigestKind, Background: ask.Background}, err)
 		}
 		return fetched{m, out.Spent}, err
 	})

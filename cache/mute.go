@@ -41,7 +41,7 @@ func (m *mutes) ended(host string, err error) {
 	defer m.mu.Unlock()
 	h := m.ofLocked(host)
 	h.overdue = false
-	if err == nil || saidBy(err) != Trouble {
+	if err == nil || !saidBy(err).isSilence() {
 		h.answered = time.Now()
 	}
 }
@@ -56,13 +56,4 @@ func (m *mutes) ofLocked(host string) *mute {
 		m.hosts[host] = h
 	}
 	return h
-}
-
-// checkWait is how long who asks for what is held waits for an upstream to
-// confirm it.
-func (c *Cache) checkWait(host string) time.Duration {
-	if c.mutes.is(host) {
-		return 0
-	}
-	return c.cfg.CheckWait
 }

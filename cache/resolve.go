@@ -32,30 +32,40 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	if err != nil && !errors.Is(err, store.ErrNotHeld) {
 		return oci.Resolved{}, oci.Outcome{}, err
 	}
-	now := time.Now()
-	fresh := Freshness{TTL: c.cfg.ttlOf(repo, reference), Offline: c.without(repo.Host)}
 	q := tagQuestion{repo: repo, tag: reference, ask: ask}
+	facts := c.tagFacts(&q, &held, err == nil)
+	facts.Said = c.unasked(repo.Host)
+	if c.ladder(repo.Host).Climb(facts).Serve == Ours && facts.Said == Unasked { // the hot path ends here
+		return c.withManifest(ctx, q, &held, oci.Outcome{Cache: oci.Hit, Checked: held.Checked, Why: "fresh"})
+	}
 	if err == nil {
-		if fresh.Judge(&held, time.Time{}, now, ask) == Fresh { // the hot path ends here
-			return c.withManifest(ctx, q, &held, oci.Outcome{Cache: oci.Hit, Checked: held.Checked, Why: "fresh"})
-		}
 		rec := held // which a hit must not move to the heap
 		q.rec = &rec
 	}
-	retry, failed := c.refusal(ctx, repo, q.key())
-	switch fresh.Judge(q.rec, retry, now, ask) {
-	case Held:
-		if fresh.Offline {
-			return resolved(q.rec), oci.Outcome{Cache: oci.Hit, Checked: q.rec.Checked, Why: "offline"}, nil
-		}
-		return q.answer(c.ladder(q.repo.Host).Climb(true, saidBy(failed), 0), resolution{}, failed)
-	case Unknown:
+	rung, failed := c.decide(ctx, repo, q.key, facts)
+	switch {
+	case rung.Serve == Ask:
+		return c.revalidate(ctx, q, facts, rung.Wait)
+	case rung.Serve == Error && failed == nil:
 		return oci.Resolved{}, oci.Outcome{}, offline(q.key())
-	}
-	if q.rec == nil && !ask.Refresh && failed != nil && isFinal(failed) {
+	case rung.Serve == Error:
 		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
+	case failed == nil:
+		return resolved(q.rec), oci.Outcome{Cache: rung.Mark, Checked: q.rec.Checked, Why: "offline"}, nil
 	}
-	return c.revalidate(ctx, q)
+	return q.answer(rung, resolution{}, failed)
+}
+
+// tagFacts is what an answer to q depends on, as long as nobody was asked.
+func (c *Cache) tagFacts(q *tagQuestion, rec *store.Tag, held bool) Case {
+	facts := Case{
+		Kind: TagKind, TTL: c.cfg.ttlOf(q.repo, q.tag), Mute: c.mutes.is(q.repo.Host),
+		Forced: q.ask.Refresh, Background: q.ask.Background,
+	}
+	if held {
+		facts.Held, facts.Age = Whole, time.Since(rec.Checked)
+	}
+	return facts
 }
 
 // tagQuestion is what a tag names, and what we hold of it.
@@ -68,17 +78,22 @@ type tagQuestion struct {
 
 func (q *tagQuestion) key() string { return q.repo.String() + ":" + q.tag }
 
-// revalidate asks upstream. A held tag waits for the answer only so long; the
-// check goes on behind it.
-func (c *Cache) revalidate(ctx context.Context, q tagQuestion) (oci.Resolved, oci.Outcome, error) {
-	wait, began := ctx, time.Now()
-	if q.rec != nil && !q.ask.Refresh {
-		var cancel context.CancelFunc
-		wait, cancel = context.WithTimeoutCause(ctx, c.checkWait(q.repo.Host), errCheckSlow)
-		defer cancel()
+// waitFor bounds how long a client waits for upstream; below 0 not at all.
+func waitFor(ctx context.Context, wait time.Duration) (context.Context, context.CancelFunc) {
+	if wait < 0 {
+		return ctx, func() {}
 	}
+	return context.WithTimeoutCause(ctx, wait, errCheckSlow)
+}
+
+// revalidate asks upstream. A client waits for the answer only so long; the check
+// goes on behind it.
+func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patience time.Duration) (oci.Resolved, oci.Outcome, error) {
+	began := time.Now()
+	wait, cancel := waitFor(ctx, patience)
+	defer cancel()
 	found, first, err := do(wait, c, &c.checks, q.key(), q.ask, questionBound, func(ctx context.Context) (resolution, error) {
-		return c.check(ctx, q)
+		return c.check(ctx, q, facts)
 	})
 	if !first {
 		found.spent = 0
@@ -89,7 +104,9 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion) (oci.Resolved, oc
 	if errors.Is(err, errCheckSlow) {
 		c.mutes.gaveUp(q.repo.Host, began)
 	}
-	res, out, err := q.answer(c.ladder(q.repo.Host).Climb(q.rec != nil, q.said(found, err), oci.RetryAfter(err)), found, err)
+	answered := facts // of which the check behind has its own
+	answered.Said, answered.Retry = q.said(found.desc.Digest, err), oci.RetryAfter(err)
+	res, out, err := q.answer(c.ladder(q.repo.Host).Climb(answered), found, err)
 	if err != nil || !q.ask.Manifest {
 		return res, out, err
 	}
@@ -102,7 +119,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion) (oci.Resolved, oc
 
 // withManifest answers with a record. If it is of a tag that has moved, and
 // nobody could fetch the new manifest yet, it is fetched now; where upstream
-// tells of a new image and does not give it, the one that is held must do.
+// tells of a new image and does not give it, the ladder has the one that is held.
 func (c *Cache) withManifest(ctx context.Context, q tagQuestion, rec *store.Tag, out oci.Outcome) (oci.Resolved, oci.Outcome, error) {
 	old := rec.Previous
 	if !q.ask.Manifest || old.Digest.IsZero() {
@@ -122,23 +139,28 @@ func (c *Cache) withManifest(ctx context.Context, q tagQuestion, rec *store.Tag,
 		res.Manifest = &m
 		return res, out, nil
 	}
-	if _, held := c.disk.Size(old.Digest); held != nil || !oci.IsRetryable(err) {
+	facts := Case{Kind: TagKind, Said: saidBy(err), Retry: oci.RetryAfter(err)}
+	if _, missing := c.disk.Size(old.Digest); missing == nil {
+		facts.Held = Whole
+	}
+	rung := c.ladder(q.repo.Host).Climb(facts)
+	if rung.Serve != Ours {
 		return oci.Resolved{}, out, err
 	}
-	out.Cache, out.Why = oci.Stale, fmt.Sprintf("it has moved, and what it names now cannot be had: %v", err)
+	out.Cache, out.Why = rung.Mark, fmt.Sprintf("it has moved, and what it names now cannot be had: %v", err)
 	return oci.Resolved{Descriptor: oci.Descriptor{MediaType: old.MediaType, Digest: old.Digest, Size: old.Size}}, out, nil
 }
 
 var errCheckSlow = errors.New("upstream is slow to confirm")
 
 // said sorts what a check found.
-func (q *tagQuestion) said(found resolution, err error) Said {
+func (q *tagQuestion) said(found oci.Digest, err error) Said {
 	switch {
 	case errors.Is(err, errCheckSlow):
 		return Slow
 	case err != nil:
 		return saidBy(err)
-	case q.rec != nil && q.rec.Digest == found.desc.Digest:
+	case q.rec != nil && q.rec.Digest == found:
 		return Confirmed
 	}
 	return Changed
@@ -168,7 +190,7 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 }
 
 // check asks upstream what a tag names, and records the answer.
-func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
+func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolution, error) {
 	ask := q.ask
 	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
@@ -177,14 +199,22 @@ func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
 	}
 	c.heard(q.repo.Host, err)
 	if err != nil {
-		rung := c.ladder(q.repo.Host).Climb(q.rec != nil, saidBy(err), oci.RetryAfter(err))
-		c.noteFailure(ctx, q.repo, q.key(), q.ask, rung, err)
-		if rung.Drop {
+		if c.noteFailure(ctx, q.repo, q.key(), facts, err).Record == Drop {
 			c.dropTag(q.repo, q.tag)
 		}
 		return resolution{spent: out.Spent}, err
 	}
 	c.failures.forget(q.key())
+	desc := oci.Descriptor{}
+	facts.Said = q.said(res.Digest, nil)
+	if c.ladder(q.repo.Host).Climb(facts).Record == Put {
+		desc = c.putTag(&q, res)
+	}
+	return resolution{desc, out.Spent}, nil
+}
+
+// putTag records what upstream said of a tag, and returns what is known now.
+func (c *Cache) putTag(q *tagQuestion, res oci.Resolved) oci.Descriptor {
 	now := time.Now()
 	next := store.Tag{Digest: res.Digest, MediaType: res.MediaType, Size: res.Size, Checked: now, Changed: now}
 	if q.rec != nil && q.rec.Digest == res.Digest {
@@ -205,7 +235,7 @@ func (c *Cache) check(ctx context.Context, q tagQuestion) (resolution, error) {
 	if err := c.disk.PutTag(q.repo, q.tag, next); err != nil {
 		c.cfg.Warn("a tag could not be recorded; it will be asked for again", q.repo, err)
 	}
-	return resolution{resolved(&next).Descriptor, out.Spent}, nil
+	return resolved(&next).Descriptor
 }
 
 // dropTag forgets a tag for good, so that no trouble of its upstream brings it back.
@@ -218,7 +248,7 @@ func (c *Cache) dropTag(repo oci.Repository, tag string) {
 // heard notes whether an upstream answers questions about names and manifests: what
 // cannot be fetched again is not evicted for its age.
 func (c *Cache) heard(host string, err error) {
-	c.disk.SetUnreachable(host, err != nil && saidBy(err) == Trouble)
+	c.disk.SetUnreachable(host, err != nil && saidBy(err).isSilence())
 }
 
 // previous is what a tag's new record keeps of the old one: the manifest that is
@@ -243,21 +273,28 @@ func (c *Cache) resolveDigest(ctx context.Context, repo oci.Repository, referenc
 		return oci.Resolved{}, oci.Outcome{}, err
 	}
 	m, out, err := c.heldManifest(ctx, repo, dg)
-	if err == nil {
-		return oci.Resolved{Descriptor: m.Descriptor}, out, nil
-	}
-	if !errors.Is(err, store.ErrNotHeld) {
+	facts := Case{Kind: HeadKind, Forced: ask.Refresh, Background: ask.Background}
+	desc := m.Descriptor
+	switch {
+	case err == nil:
+		facts.Held = Whole
+	case !errors.Is(err, store.ErrNotHeld):
 		return oci.Resolved{}, out, err
+	default:
+		if marker, err := c.disk.Marker(repo, dg); err == nil && marker.State == store.Proven && marker.Size >= 0 && oci.IsManifestType(marker.MediaType) {
+			facts.Held, out = Known, oci.Outcome{Why: "known"}
+			desc = oci.Descriptor{MediaType: marker.MediaType, Digest: dg, Size: marker.Size}
+		}
 	}
-	if c.without(repo.Host) {
-		return oci.Resolved{}, out, offline(repo.String() + "@" + reference)
-	}
-	if marker, err := c.disk.Marker(repo, dg); err == nil && marker.State == store.Proven && marker.Size >= 0 && oci.IsManifestType(marker.MediaType) {
-		desc := oci.Descriptor{MediaType: marker.MediaType, Digest: dg, Size: marker.Size}
-		return oci.Resolved{Descriptor: desc}, oci.Outcome{Cache: oci.Hit, Why: "known"}, nil
-	}
-	if _, err := c.refusal(ctx, repo, manifestKey(repo, dg)); err != nil {
-		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, err
+	rung, failed := c.decide(ctx, repo, func() string { return manifestKey(repo, dg) }, facts)
+	switch {
+	case rung.Serve == Ours:
+		out.Cache = rung.Mark
+		return oci.Resolved{Descriptor: desc}, out, nil
+	case failed != nil:
+		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
+	case rung.Serve == Error:
+		return oci.Resolved{}, oci.Outcome{}, offline(repo.String() + "@" + reference)
 	}
 	desc, spent, err := c.confirmManifest(ctx, repo, dg, ask)
 	return oci.Resolved{Descriptor: desc}, oci.Outcome{Cache: oci.Miss, Checked: time.Now(), Why: "asked upstream", Spent: spent}, err

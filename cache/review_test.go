@@ -173,8 +173,17 @@ func TestExtraStreamsLeavePlaces(t *testing.T) {
 }
 
 // TestMovedTagWithoutItsManifest: Docker Hub answers HEAD when the pulls are
-// spent, and tells of images that it will not give.
+// spent, and others tell of images that they will not give, or have lost.
 func TestMovedTagWithoutItsManifest(t *testing.T) {
+	for _, refusal := range []error{
+		&oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Hour}, oci.ErrDenied, oci.ErrManifestUnknown, errDown,
+	} {
+		testMovedTag(t, refusal)
+	}
+}
+
+func testMovedTag(t *testing.T, refusal error) {
+	t.Helper()
 	for _, headFirst := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSource()
@@ -186,7 +195,7 @@ func TestMovedTagWithoutItsManifest(t *testing.T) {
 			}
 			moved := s.pushImage(alpine, "latest", pattern(2, 10))
 			time.Sleep(time.Hour)
-			s.set(func() { s.spent = &oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Hour} })
+			s.set(func() { s.spent = refusal })
 			if headFirst {
 				if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != moved.Digest {
 					t.Errorf("HEAD: %s %v, want what upstream says", res.Digest, err)
@@ -195,10 +204,11 @@ func TestMovedTagWithoutItsManifest(t *testing.T) {
 			for range 2 {
 				res, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Manifest: true})
 				if err != nil || res.Digest != old.Digest || out.Cache != oci.Stale {
-					t.Errorf("GET while pulls are spent: %s %s %v, want the held one as stale", res.Digest, out.Cache, err)
+					t.Errorf("GET while it says %v: %s %s %v, want the held one as stale", refusal, res.Digest, out.Cache, err)
 				}
 			}
 			s.set(func() { s.spent = nil })
+			c.Forget()
 			res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Manifest: true})
 			if err != nil || res.Digest != moved.Digest || res.Manifest == nil {
 				t.Errorf("GET afterwards: %s %v, want the new one", res.Digest, err)

@@ -16,37 +16,6 @@ import (
 	"entrepot/store"
 )
 
-func TestJudge(t *testing.T) {
-	now := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
-	checked := func(ago time.Duration) *store.Tag { return &store.Tag{Checked: now.Add(-ago)} }
-	ttl := Freshness{TTL: 5 * time.Minute}
-	for _, tc := range []struct {
-		name  string
-		f     Freshness
-		rec   *store.Tag
-		retry time.Time
-		ask   oci.Ask
-		want  Verdict
-	}{
-		{"nothing held", ttl, nil, time.Time{}, oci.Ask{}, Revalidate},
-		{"nothing held, offline", Freshness{Offline: true}, nil, time.Time{}, oci.Ask{}, Unknown},
-		{"held, offline, old", Freshness{Offline: true}, checked(9999 * time.Hour), time.Time{}, oci.Ask{Refresh: true}, Held},
-		{"just checked", ttl, checked(0), time.Time{}, oci.Ask{}, Fresh},
-		{"inside the ttl", ttl, checked(5*time.Minute - 1), time.Time{}, oci.Ask{}, Fresh},
-		{"at the ttl", ttl, checked(5 * time.Minute), time.Time{}, oci.Ask{}, Revalidate},
-		{"inside the ttl, forced", ttl, checked(time.Second), time.Time{}, oci.Ask{Refresh: true}, Revalidate},
-		{"old, a check failed just now", ttl, checked(time.Hour), now.Add(time.Second), oci.Ask{}, Held},
-		{"old, a check failed long ago", ttl, checked(time.Hour), now.Add(-time.Second), oci.Ask{}, Revalidate},
-		{"a check failed, forced", ttl, checked(time.Hour), now.Add(time.Second), oci.Ask{Refresh: true}, Revalidate},
-		{"checked in the future", ttl, checked(-time.Hour), time.Time{}, oci.Ask{}, Revalidate},
-		{"never believed", Freshness{}, checked(0), time.Time{}, oci.Ask{}, Revalidate},
-	} {
-		if got := tc.f.Judge(tc.rec, tc.retry, now, tc.ask); got != tc.want {
-			t.Errorf("%s: verdict %d, want %d", tc.name, got, tc.want)
-		}
-	}
-}
-
 // pull asks as a client that never sends HEAD: tag, manifest, blobs.
 func pull(ctx context.Context, c *Cache, repo oci.Repository, tag string) (oci.CacheStatus, error) {
 	res, out, err := c.Resolve(ctx, repo, tag, oci.Ask{})
