@@ -1,12 +1,13 @@
 package cache
 
 import (
-	"os"
-	"path/filepath"
+	"errors"
+	"strconv"
 	"testing"
 	"time"
 
 	"entrepot/oci"
+	"entrepot/store"
 )
 
 // TestPrivateContentStaysPrivate: whoever may push manifests somewhere lists a
@@ -31,8 +32,8 @@ func TestPrivateContentStaysPrivate(t *testing.T) {
 					`{"mediaType":"`+image.MediaType+`","digest":"`+image.Digest.String()+`","size":1}]}`), "application/vnd.oci.image.index.v1+json")
 				delete(s.manifests, thief.String()+"@"+image.Digest.String())
 
-				dir := t.TempDir()
-				c := openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
+				on := store.Config{Dir: t.TempDir(), Memory: 1 << 20, Budget: 4 << 20}
+				c := openCacheOf(t, on, s, Config{TTL: time.Hour, Private: true})
 				pullSecret := func() {
 					t.Helper()
 					if _, err := pull(t.Context(), c, secret, "latest"); err != nil {
@@ -54,13 +55,9 @@ func TestPrivateContentStaysPrivate(t *testing.T) {
 				switch state {
 				case "held before a restart":
 					closeCache(t, c)
-					c = openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
+					c = openCacheOf(t, on, s, Config{TTL: time.Hour, Private: true})
 				case "evicted", "evicted and back":
-					closeCache(t, c)
-					if err := os.RemoveAll(filepath.Join(dir, "blobs")); err != nil {
-						t.Fatal(err)
-					}
-					c = openCache(t, dir, s, Config{TTL: time.Hour, Private: true})
+					crowdOut(t, c, s, oci.Sum(layer))
 					if state == "evicted and back" {
 						pullSecret()
 					}
@@ -97,4 +94,25 @@ func TestPrivateContentStaysPrivate(t *testing.T) {
 			})
 		}
 	}
+}
+
+// crowdOut pulls other images until the budget has no room for d any more.
+func crowdOut(t *testing.T, c *Cache, s *source, d oci.Digest) {
+	t.Helper()
+	other := oci.Repository{Host: "docker.io", Path: "crowd/app"}
+	for n := range 40 {
+		tag, content := strconv.Itoa(n), pattern(60+n, 290_000)
+		s.set(func() { s.pushImage(other, tag, content) })
+		if _, err := pull(t.Context(), c, other, tag); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := read(t.Context(), c, other, oci.Sum(content), 0, -1); err != nil {
+			t.Fatal(err)
+		}
+		awaitNoFills(c)
+		if _, err := c.disk.Size(d); errors.Is(err, store.ErrNotHeld) && c.disk.Stats().Evicted > 0 {
+			return
+		}
+	}
+	t.Fatalf("%s is still here: nothing crowded it out", d)
 }
