@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"entrepot/access"
 	"entrepot/oci"
 
 	"github.com/caarlos0/env/v11"
@@ -363,6 +364,11 @@ func (c *Config) Warnings() []string {
 	}
 	if variable := c.clearLogins(); variable != "" {
 		warn("passwords of clients travel in clear to %s: give the registry a certificate, or let something that ends TLS stand before it and set ENTREPOT_URL", variable)
+	}
+	if content, err := readSmallFile(string(c.AccessFile)); c.AccessFile != "" && err == nil {
+		for _, text := range access.Warnings(content, c.Names()) {
+			warn("%s: %s: %s", accessVar, c.AccessFile, text)
+		}
 	}
 	if c.TLSClientAuth == "required" && c.PlainListen != "" && !c.PlainListen.isLoopback() && !c.hasAccess() {
 		warn("%s=%s asks nobody for a certificate: everybody who reaches it can pull, unless there are users or rights", plainVar, c.PlainListen)

@@ -608,6 +608,20 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// A claim's pattern that lets in more than it spells is warned of, by its place.
+func TestOpenEndedClaimsAreWarnedOf(t *testing.T) {
+	file := func(claim string) string {
+		return writeFile(t, "oidc:\n  - issuer: https://ci.example\n    audience: us\n    identities: [{user: ci, claims: {sub: '"+claim+"'}}]\n")
+	}
+	for claim, want := range map[string]bool{"repo:acme*": true, "repo:acme/*": false} {
+		c := mustLoad(t, "ENTREPOT_LISTEN=127.0.0.1:5000", "ENTREPOT_ACCESS_FILE="+file(claim))
+		got := strings.Join(c.Warnings(), "\n")
+		if strings.Contains(got, `oidc: number 1: identity 1: claim sub: "`+claim+`"`) != want {
+			t.Errorf("%s: %q", claim, got)
+		}
+	}
+}
+
 // What an account may read is everybody's at each address that asks for nothing.
 func TestOpenAddressesAreWarnedOf(t *testing.T) {
 	ca := ocitest.NewCA()

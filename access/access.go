@@ -255,7 +255,7 @@ func (g *Gate) login(r *http.Request, k key, user, password string) (*Session, e
 func (g *Gate) loginForeign(r *http.Request, k key, user, text string) (*Session, error) {
 	return g.check(r, k, user, func(ctx context.Context) (*Session, error) {
 		s, err := g.foreign(ctx, text)
-		if oci.CodeOf(err) == oci.Unauthorized {
+		if oci.CodeOf(err) == oci.Unauthorized && !errors.Is(err, errExpired) { // which honest jobs try too, and is of no use to others
 			g.failures.take(addressOf(r), time.Now())
 		}
 		return s, err
@@ -433,6 +433,15 @@ func CheckUsers(content []byte) error {
 func CheckRules(content []byte, names *oci.Names, readFile func(path string) ([]byte, error)) error {
 	_, err := readRules(content, &Config{Names: names, ReadFile: readFile})
 	return err
+}
+
+// Warnings are what an access file lets in that its writer may not mean.
+func Warnings(content []byte, names *oci.Names) []string {
+	r, err := parseRules(content, names)
+	if err != nil {
+		return nil
+	}
+	return r.warnings
 }
 
 // readRules makes rules that are ready for use.

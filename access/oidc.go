@@ -98,6 +98,23 @@ func (e *issuerEntry) compile() (*issuer, error) {
 	return i, nil
 }
 
+// isOpenEnded reports whether a claim's pattern fits other names of the first level
+// than the one that it spells: acme* fits acme-evil. Below that level names are
+// given out by who has it, as in acme/app* and refs/tags/v*.
+func isOpenEnded(pattern string) bool {
+	first, _, _ := strings.Cut(pattern, "/")
+	for i := 1; i < len(first); i++ {
+		if first[i] == '*' && isLetterOrDigit(first[i-1]) {
+			return true
+		}
+	}
+	return false
+}
+
+func isLetterOrDigit(b byte) bool {
+	return b >= '0' && b <= '9' || b >= 'A' && b <= 'Z' || b >= 'a' && b <= 'z'
+}
+
 // prepare makes the client that asks the issuer: with nobody's credentials, and
 // nowhere else than where it says itself.
 func (i *issuer) prepare(cfg *Config) error {

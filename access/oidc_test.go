@@ -262,3 +262,46 @@ func TestWhoLeavesHasNotFailed(t *testing.T) {
 		t.Errorf("%v, and %d addresses have failed", err, len(g.failures.seen))
 	}
 }
+
+// A pattern that lets in whoever registers a name that begins like the one that is
+// meant is warned of, by its place.
+func TestOpenEndedClaimsAreWarnedOf(t *testing.T) {
+	for pattern, warned := range map[string]bool{
+		"repo:acme*":           true,
+		"acme*":                true,
+		"acme*/app":            true,
+		"repo:acme9*:ref:main": true,
+		"acme":                 false,
+		"*":                    false,
+		"repo:*":               false,
+		"acme/*":               false,
+		"repo:acme/*":          false,
+		"acme/app*":            false,
+		"refs/tags/v*":         false,
+	} {
+		file := fmt.Appendf(nil, "oidc:\n  - issuer: https://ci.example\n    audience: us\n    identities:\n      - {user: a, claims: {x: y}}\n      - {user: b, claims: {sub: %q}}\n", pattern)
+		got := Warnings(file, testNames)
+		if (len(got) == 1) != warned || len(got) > 1 {
+			t.Errorf("%s: %q", pattern, got)
+		}
+		if warned && !strings.HasPrefix(got[0], "oidc: number 1: identity 2: claim sub: ") {
+			t.Errorf("%s: the place is not named: %s", pattern, got)
+		}
+	}
+}
+
+// A job that tries with a token that has ended does not shut out the others at its
+// address.
+func TestEndedTokensOfACISystemDoNotCount(t *testing.T) {
+	s := newCISystem(t)
+	g := s.gate(t)
+	ended := s.token(t, s.key, func(c map[string]any) { c["exp"] = time.Now().Add(-time.Minute).Unix() })
+	for range 2 * triesAtOnce {
+		if _, err := g.Admit(request(t, "Bearer "+ended), oci.Ping); !errors.Is(err, errExpired) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := g.Admit(request(t, "Bearer "+s.token(t, s.key, nil)), oci.Ping); err != nil {
+		t.Error(err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -49,8 +50,9 @@ type ruleEntry struct {
 
 // rules are the access file as it is used. They never change.
 type rules struct {
-	list    []rule
-	issuers []*issuer
+	list     []rule
+	issuers  []*issuer
+	warnings []string // of patterns that may let in more than is meant
 }
 
 type rule struct {
@@ -112,6 +114,13 @@ func parseRules(content []byte, names *oci.Names) (*rules, error) {
 			return nil, fmt.Errorf("oidc: number %d: %s is there already: want each issuer once", i+1, one.url)
 		}
 		r.issuers = append(r.issuers, one)
+		for n, identity := range entry.Identities {
+			for _, name := range slices.Sorted(maps.Keys(identity.Claims)) {
+				if pattern := identity.Claims[name]; isOpenEnded(pattern) {
+					r.warnings = append(r.warnings, fmt.Sprintf("oidc: number %d: identity %d: claim %s: %q also fits names that only begin so, which anybody may have registered: end the name before the *, as with / or :", i+1, n+1, name, clip(pattern, 100)))
+				}
+			}
+		}
 	}
 	return r, nil
 }
