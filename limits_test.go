@@ -2,11 +2,13 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"strconv"
 	"strings"
@@ -56,8 +58,14 @@ func TestTheRateCountsWhoeverAsks(t *testing.T) {
 		path string
 		who  credential
 	}{
-		{"/v2/", nil}, {"/v2/", token("x")}, {"/v2/nonsense", nil}, {"/v2/library/app/manifests/1", nil}, {"/v2/x/manifests/.", nil},
-		{"/token", nil}, {"/token?service=other", nil}, {"/token", token("x")},
+		{"/v2/", nil},
+		{"/v2/", token("x")},
+		{"/v2/nonsense", nil},
+		{"/v2/library/app/manifests/1", nil},
+		{"/v2/x/manifests/.", nil},
+		{"/token", nil},
+		{"/token?service=other", nil},
+		{"/token", token("x")},
 	}
 	for n := range 100 {
 		row := strangers[n%len(strangers)]
@@ -330,6 +338,102 @@ func TestSlowHeadersAreTimedOut(t *testing.T) {
 		go func() { _, _ = io.WriteString(large, strings.Repeat("X-Large: "+strings.Repeat("x", 1000)+"\r\n", 40)) }()
 		if resp, _ := answerOn(t, large); resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 			t.Error(resp.Status)
+		}
+	})
+}
+
+// TestSlowHeadersAreTimedOutOverHTTP2 as over HTTP/1.1: a connection whose first
+// request does not come whole, in however many frames, is cut. One that had a
+// request may be idle for longer, and an answer may take as long as it takes.
+func TestSlowHeadersAreTimedOutOverHTTP2(t *testing.T) {
+	const (
+		preface  = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+		settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+		begun    = "\x00\x00\x01\x01\x01\x00\x00\x00\x01\x82" // HEADERS without END_HEADERS
+		goesOn   = "\x00\x00\x00\x09\x00\x00\x00\x00\x01"     // CONTINUATION of nothing
+		ping     = "\x00\x00\x08\x06\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	)
+	synctest.Test(t, func(t *testing.T) {
+		network, ca := ocitest.NewNetwork(), ocitest.NewCA()
+		l := network.Listen("cache")
+		answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/slow" {
+				for range 60 {
+					time.Sleep(time.Second)
+					_, _ = w.Write([]byte("x"))
+					_ = http.NewResponseController(w).Flush()
+				}
+			}
+		})
+		secure := &tls.Config{Certificates: []tls.Certificate{ca.Certificate("cache")}}
+		s := startServer("registry", l, answer, secure, 0, zerolog.Nop(), func(err error) { t.Error(err) })
+		defer s.stop(t.Context(), time.Second)
+		connect := func(sent string) net.Conn {
+			conn, err := network.DialContext(t.Context(), "tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := tls.Client(conn, &tls.Config{RootCAs: ca.Pool(), ServerName: "cache", NextProtos: []string{"h2"}})
+			if _, err := io.WriteString(own, sent); err != nil {
+				t.Fatal(err)
+			}
+			return own
+		}
+		for name, row := range map[string]struct{ sent, drip string }{
+			"nothing":                {preface + settings, ""},
+			"a frame that is begun":  {preface + settings + begun[:7], ""},
+			"headers that are begun": {preface + settings + begun, ""},
+			"and go on":              {preface + settings + begun, goesOn},
+			"pings":                  {preface + settings, ping},
+		} {
+			began := time.Now()
+			conn := connect(row.sent)
+			stop := make(chan struct{})
+			go func() {
+				for err := error(nil); err == nil && row.drip != ""; {
+					select {
+					case <-stop:
+						return
+					case <-time.After(900 * time.Millisecond):
+						_, err = io.WriteString(conn, row.drip)
+					}
+				}
+			}()
+			_, _ = io.Copy(io.Discard, conn)
+			if took := time.Since(began); took > readHeaderTimeout {
+				t.Errorf("%s: it was cut after %v, want %v at most", name, took, readHeaderTimeout)
+			}
+			close(stop)
+			conn.Close()
+		}
+		transport := &http.Transport{
+			DialContext: network.DialContext, ForceAttemptHTTP2: true,
+			TLSClientConfig: &tls.Config{RootCAs: ca.Pool(), ServerName: "cache"},
+		}
+		defer transport.CloseIdleConnections()
+		reused := true
+		ask := func(path string) {
+			t.Helper()
+			trace := &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) { reused = got.Reused }}
+			r, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), http.MethodGet, "https://"+l.Addr().String()+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := transport.RoundTrip(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if body, err := io.ReadAll(resp.Body); err != nil || resp.ProtoMajor != 2 || path == "/slow" && len(body) != 60 {
+				t.Errorf("%s: %s, %d bytes, %v", path, resp.Proto, len(body), err)
+			}
+		}
+		ask("/slow")
+		for range 3 {
+			time.Sleep(idleTimeout - time.Second)
+			if ask("/"); !reused {
+				t.Error("a connection that was idle for less than it may was cut")
+			}
 		}
 	})
 }

@@ -48,6 +48,7 @@ type server struct {
 	mu      sync.Mutex // guards what follows
 	streams int        // handlers of HTTP/2, which may outlive their connection
 	idle    chan struct{}
+	first   map[net.Conn]*time.Timer // over TLS: until when a connection's first request may come; nil where that bounds itself
 }
 
 // listen takes an address. variable is its setting, for the error.
@@ -84,7 +85,7 @@ func startOperators(name string, l net.Listener, h http.Handler, logger zerolog.
 
 func newServer(name string, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger) *server {
 	ctx, cut := context.WithCancel(context.Background())
-	s := &server{name: name, cut: cut, all: crowd{most: int64(most)}}
+	s := &server{name: name, cut: cut, all: crowd{most: int64(most)}, first: map[net.Conn]*time.Timer{}}
 	h = endsAfterChunks(s.all.guard(h))
 	if secure != nil {
 		h = s.counted(h)
@@ -126,6 +127,33 @@ func (s *server) count(conn net.Conn, state http.ConnState) {
 	case http.StateClosed, http.StateHijacked:
 		s.all.leave()
 		s.work.Done()
+	}
+	if s.http.TLSConfig != nil {
+		s.boundFirst(conn, state)
+	}
+}
+
+// boundFirst closes a connection whose first request by HTTP/2 does not come in
+// time, as net/http does by HTTP/1.1: its bound on headers is none on frames. It
+// calls a connection of HTTP/2 idle when that begins, and active once a request's
+// headers are all there. Later headers have the time that it may be idle, which is
+// no more than a connection of HTTP/1.1 has between two requests.
+func (s *server) boundFirst(conn net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	timer, known := s.first[conn]
+	switch {
+	case state == http.StateIdle && !known:
+		if secure, ok := conn.(*tls.Conn); ok && secure.ConnectionState().NegotiatedProtocol == "h2" {
+			timer = time.AfterFunc(readHeaderTimeout, func() { _ = conn.Close() })
+		}
+		s.first[conn] = timer
+		return
+	case timer != nil:
+		timer.Stop()
+	}
+	if state == http.StateClosed {
+		delete(s.first, conn)
 	}
 }
 
