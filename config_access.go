@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -100,4 +101,19 @@ func makeTokenKey(path string) ([]byte, error) {
 		return nil, err
 	}
 	return key, os.WriteFile(path, key, 0o600)
+}
+
+// forwarded are the headers by which proxies tell whose request they pass on.
+var forwarded = []string{"Forwarded", "X-Forwarded-For", "X-Real-Ip"}
+
+// mayRefresh reports whether a request may have a tag checked now. Its address is
+// the client's own only where nobody says to have forwarded it; and where there
+// are users, who has no name has no claim on the quota.
+func (c *Config) mayRefresh(r *http.Request, user string, users bool) bool {
+	for _, name := range forwarded {
+		if _, ok := r.Header[name]; ok {
+			return false
+		}
+	}
+	return c.RefreshFrom.Contains(r.RemoteAddr) && (user != "" || !users)
 }

@@ -130,7 +130,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	api := proxy.New(allowed, proxy.Config{
 		Names: cfg.Names(), Catalog: held, Observe: watcher.request, Clients: clients, HeaderTimeout: time.Duration(cfg.HeaderTimeout),
 		Admit: admit(guard), Refuse: refuse(guard),
-		MayRefresh: func(r *http.Request) bool { return cfg.RefreshFrom.Contains(r.RemoteAddr) },
+		MayRefresh: func(r *http.Request, user string) bool { return cfg.mayRefresh(r, user, guard != nil) },
 	})
 
 	ahead := newWarming(cfg, allowed, held, watcher)

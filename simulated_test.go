@@ -73,7 +73,7 @@ func (s *simulation) start(pairs []string) (stop func()) {
 	listener := s.net.Listen("cache")
 	s.url = "http://" + listener.Addr().String()
 	server := &http.Server{Handler: registryHandler(proxy.New(s.cache, proxy.Config{
-		Names: cfg.Names(), HeaderTimeout: time.Duration(cfg.HeaderTimeout), MayRefresh: func(*http.Request) bool { return true },
+		Names: cfg.Names(), HeaderTimeout: time.Duration(cfg.HeaderTimeout), MayRefresh: func(*http.Request, string) bool { return true },
 	}), unseen)}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"net/http"
 	"os"
 	"slices"
@@ -130,12 +131,37 @@ func TestDeletedTags(t *testing.T) {
 	}
 }
 
+// TestWhoMayForceACheck: who comes from where that is allowed, by no proxy, and has
+// a name where there are users.
 func TestWhoMayForceACheck(t *testing.T) {
-	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
-	hub.Push("library/app", "1", ocitest.RandomImage(8, 1000))
-	for setting, want := range map[string]int{"127.0.0.0/8,::1/128": 2, "192.0.2.0/24": 1, "": 1} {
-		hub.Reset()
-		p := startProgram(t, hub, "ENTREPOT_REFRESH_FROM="+setting)
+	const local = "127.0.0.0/8,::1/128"
+	alice := base64.StdEncoding.EncodeToString([]byte("alice:wonderland"))
+	for _, row := range []struct {
+		from   string
+		users  bool
+		header []string
+		want   bool
+	}{
+		{local, false, nil, true},
+		{"192.0.2.0/24", false, nil, false},
+		{"", false, nil, false},
+		{local, false, []string{"X-Forwarded-For", "198.51.100.7"}, false},
+		{local, false, []string{"Forwarded", "for=198.51.100.7"}, false},
+		{local, false, []string{"X-Real-IP", "127.0.0.1"}, false},
+		{local, true, nil, false},
+		{local, true, []string{"Authorization", "Basic " + alice}, true},
+		{local, true, []string{"Authorization", "Basic " + alice, "X-Forwarded-For", "198.51.100.7"}, false},
+		{"192.0.2.0/24", true, []string{"Authorization", "Basic " + alice}, false},
+	} {
+		hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+		hub.Push("library/app", "1", ocitest.RandomImage(8, 1000))
+		settings := []string{"ENTREPOT_REFRESH_FROM=" + row.from}
+		if row.users {
+			users := writeFile(t, string(usersFile(t, map[string]string{"alice": "wonderland"})))
+			rules := writeFile(t, "rules:\n  - who: [alice, anonymous]\n    repositories: [\"**\"]\n")
+			settings = append(settings, "ENTREPOT_USERS_FILE="+users, "ENTREPOT_ACCESS_FILE="+rules, "ENTREPOT_TOKEN_KEY="+testTokenKey)
+		}
+		p := startProgram(t, hub, settings...)
 		client := newClient(t)
 		for range 2 {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.registry+"/v2/library/app/manifests/1", http.NoBody)
@@ -143,14 +169,24 @@ func TestWhoMayForceACheck(t *testing.T) {
 				t.Fatal(err)
 			}
 			req.Header.Set("Cache-Control", "no-cache")
+			for i := 0; i < len(row.header); i += 2 {
+				req.Header.Set(row.header[i], row.header[i+1])
+			}
 			resp, err := client.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
 			resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("%+v: status %d", row, resp.StatusCode)
+			}
+		}
+		want := 1
+		if row.want {
+			want = 2
 		}
 		if heads, gets := hub.Count(ocitest.Match{Kind: ocitest.Manifest, Method: "HEAD"}), hub.Count(ocitest.Match{Kind: ocitest.Manifest, Method: "GET"}); heads != want || gets != 1 {
-			t.Errorf("%q: %d HEADs and %d GETs, want %d and 1", setting, heads, gets, want)
+			t.Errorf("%+v: %d HEADs and %d GETs, want %d and 1", row, heads, gets, want)
 		}
 		if err := p.stop(); err != nil {
 			t.Fatal(err)

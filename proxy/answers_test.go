@@ -278,7 +278,7 @@ func TestPingAsksNobody(t *testing.T) {
 
 func TestRefreshOnlyWhereTheClientMay(t *testing.T) {
 	g := helloRegistry(t)
-	d := newDoor(t, g, Config{MayRefresh: func(r *http.Request) bool { return r.Header.Get("X-Who") == "operator" }})
+	d := newDoor(t, g, Config{MayRefresh: func(r *http.Request, _ string) bool { return r.Header.Get("X-Who") == "operator" }})
 	for _, c := range []struct {
 		who, cacheControl, call string
 	}{

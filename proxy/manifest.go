@@ -14,7 +14,7 @@ func (x *exchange) manifest() error {
 	switch {
 	case x.req.Tag != "":
 		x.ask.Manifest = !x.mute
-		x.ask.Refresh = x.h.cfg.MayRefresh != nil && refreshes(x.r.Header) && x.h.cfg.MayRefresh(x.r)
+		x.ask.Refresh = x.h.cfg.MayRefresh != nil && refreshes(x.r.Header) && x.h.cfg.MayRefresh(x.r, x.pass.User)
 		return x.resolve(x.req.Tag)
 	case x.mute:
 		return x.resolve(x.req.Digest.String()) // moves no content, where a manifest might be fetched

@@ -45,9 +45,10 @@ type Config struct {
 	// its connection is about to be cut. It runs on the request's goroutine, and
 	// gets its context. Nil means that nobody listens.
 	Observe func(context.Context, Record)
-	// MayRefresh says whether this client's "Cache-Control: no-cache" makes us
-	// ask upstream, which spends quota. Nil means that no client may.
-	MayRefresh func(*http.Request) bool
+	// MayRefresh says whether the "Cache-Control: no-cache" of a request by a user,
+	// empty for nobody in particular, makes us ask upstream, which spends quota. Nil
+	// means that no client may.
+	MayRefresh func(r *http.Request, user string) bool
 	// Clients bounds what each client may do; nil: nobody is bound.
 	Clients *ratelimit.Clients
 	// HeaderTimeout bounds how long a client waits for the headers of an answer;
