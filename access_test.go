@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -259,6 +260,16 @@ func TestAccessMatrix(t *testing.T) {
 			}
 		}
 	}
+	for name, credential := range who {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v2/", nil)
+		if credential != nil {
+			credential(r)
+		}
+		_, secret, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		if parts := strings.Split(secret, "."); len(secret) > 8 && strings.Contains(p.log.String(), parts[len(parts)-1]) {
+			t.Errorf("the credential of %s is in the log", name)
+		}
+	}
 	for _, path := range []string{"/", "/metrics", "/token/x", "/readyz", profilePrefix, admin.Prefix} {
 		if status, _, _ := p.ask(t, client, http.MethodGet, path, login("root", "toor")); status != http.StatusNotFound {
 			t.Errorf("%s: %d, want 404", path, status)
@@ -488,6 +499,29 @@ func TestEachAddressAsksWhoItIs(t *testing.T) {
 				t.Errorf("%s: %s: %d %s, want %d", name, path, status, body, want)
 			}
 		}
+	}
+}
+
+// Who came in by an authority that is not there any more is nobody, on a connection
+// that stands too.
+func TestAConnectionDoesNotOutliveItsAuthority(t *testing.T) {
+	for _, h2 := range []bool{false, true} {
+		ca, next, dir := ocitest.NewCA(), ocitest.NewCA(), t.TempDir()
+		chain, key := pairFiles(t, dir, "tls", ca.Certificate())
+		clients := filepath.Join(dir, "clients.crt")
+		replaceFile(t, clients, ca.PEM)
+		p := startProtected(t, "ENTREPOT_TLS_CERT_FILE="+chain, "ENTREPOT_TLS_KEY_FILE="+key, "ENTREPOT_TLS_CLIENT_CA_FILE="+clients)
+		client := tlsClient(t, ca, h2, ca.Client("alice"))
+		const path = "/v2/library/app/manifests/1"
+		if status, body, _ := p.ask(t, client, http.MethodGet, path, nil); status != http.StatusOK {
+			t.Fatalf("%d %s", status, body)
+		}
+		replaceFile(t, clients, next.PEM)
+		p.log.await(t, `"what":"TLS certificate"`)
+		if status, body, _ := p.ask(t, client, http.MethodGet, path, nil); status != http.StatusUnauthorized { // by a new connection it would be no answer at all
+			t.Errorf("HTTP/2 %v: %d %s", h2, status, body)
+		}
+		p.stopped(t)
 	}
 }
 

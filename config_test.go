@@ -25,6 +25,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
+	"software.sslmate.com/src/go-pkcs12"
 )
 
 func environ(pairs ...string) []string { return append([]string{"PATH=/bin", "HOME=/root"}, pairs...) }
@@ -499,10 +500,17 @@ func TestSettingsAreDocumentedAndOfOwnTypes(t *testing.T) {
 }
 
 func TestSecretsAreNeverPrinted(t *testing.T) {
+	pair := ocitest.NewCA().Certificate()
+	content, err := pkcs12.Modern.Encode(pair.PrivateKey, pair.Leaf, nil, "hunter2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := writeFile(t, string(content))
 	c := mustLoad(t, "ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=hunter2", "ENTREPOT_ADMIN_TOKEN=hunter2hunter2hunter2",
 		"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_PASSWORD_FILE="+writeFile(t, "hunter2\n"),
 		"ENTREPOT_UPSTREAM_0_URL_0=https://b.test", "ENTREPOT_UPSTREAM_0_URL_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_URL_0_PASSWORD=hunter2",
 		"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2",
+		"ENTREPOT_TOKEN_KEY="+strings.Repeat("hunter2", 5), "ENTREPOT_ACCESS_FILE="+writeFile(t, "rules: []"), "ENTREPOT_TLS_PFX_FILE="+archive, "ENTREPOT_TLS_PFX_PASSWORD=hunter2",
 		"HTTPS_PROXY=http://user:hunter2@proxy.test:3128", "http_proxy=user:hunter2@proxy.test:3128")
 	var out bytes.Buffer
 	if err := printConfig(&out, c); err != nil {

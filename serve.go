@@ -120,7 +120,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	counts.watchConnections(front.connections)
 	counts.watchUpstreams(spent, upstreams.Breakers)
 	allowed := traced.source(guarded(held, leadFinder{disk}, cfg, watcher))
-	guard, err := openAccess(cfg, allowed, held, clients, watcher, reloads)
+	guard, err := openAccess(cfg, allowed, held, clients, shown, watcher, reloads)
 	if err != nil {
 		return err
 	}
@@ -282,7 +282,7 @@ func openCertificates(cfg *Config, watcher *observer, reloads *reloader) (*certs
 
 // openAccess makes the guard between clients and what is held; nil where nobody
 // has to say who they are.
-func openAccess(cfg *Config, src oci.Source, catalog oci.Catalog, clients *ratelimit.Clients, watcher *observer, reloads *reloader) (*access.Gate, error) {
+func openAccess(cfg *Config, src oci.Source, catalog oci.Catalog, clients *ratelimit.Clients, shown *certs.Keeper, watcher *observer, reloads *reloader) (*access.Gate, error) {
 	if !cfg.hasAccess() {
 		return nil, nil
 	}
@@ -290,6 +290,9 @@ func openAccess(cfg *Config, src oci.Source, catalog oci.Catalog, clients *ratel
 		Source: src, Catalog: catalog, Names: cfg.Names(), URL: string(cfg.URL), Proxy: cfg.Proxy(), ReadFile: readSmallFile,
 		Failed: watcher.loginFailed,
 		Turn:   func(ctx context.Context, client string) error { return clients.Admit(ctx, client, time.Now()) },
+	}
+	if shown != nil {
+		ac.Trusts = shown.Trusts
 	}
 	if cfg.UsersFile != "" {
 		ac.ReadUsers = func() ([]byte, error) { return readSmallFile(string(cfg.UsersFile)) }

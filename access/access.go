@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -42,6 +43,9 @@ type Config struct {
 	// can make some.
 	// Required where there are rules.
 	Key func() (string, error)
+	// Trusts reports whether chains that a handshake has verified would be now; nil:
+	// they would.
+	Trusts func(chains [][]*x509.Certificate) bool
 	// URL is how clients reach us, such as https://cache.example; empty: as they
 	// did with the request at hand.
 	URL string
@@ -407,6 +411,9 @@ const nameBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 // verified; nil for none.
 func (g *Gate) certified(r *http.Request) *Session {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return nil
+	}
+	if g.cfg.Trusts != nil && !g.cfg.Trusts(r.TLS.VerifiedChains) { // a connection may outlive its authority
 		return nil
 	}
 	leaf := r.TLS.VerifiedChains[0][0]

@@ -3,6 +3,7 @@ package certs
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"net/http"
 	"net/url"
@@ -41,11 +42,11 @@ const authorityTimeout = 30 * time.Second
 func newIssued(a *ACME, readFile func(string) ([]byte, error)) (*issued, error) {
 	transport := &http.Transport{Proxy: a.Proxy, TLSClientConfig: new(tls.Config), TLSHandshakeTimeout: authorityTimeout, IdleConnTimeout: authorityTimeout, ForceAttemptHTTP2: true}
 	if a.CAs != "" {
-		pool, err := readPool(readFile, a.CAs)
+		authorities, err := readAuthorities(readFile, a.CAs)
 		if err != nil {
 			return nil, err
 		}
-		transport.TLSClientConfig.RootCAs = pool
+		transport.TLSClientConfig.RootCAs = poolOf(authorities)
 	}
 	return &issued{acme: a, manager: &autocert.Manager{
 		Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(a.Dir), HostPolicy: autocert.HostWhitelist(a.Domains...), Email: a.Email,
@@ -129,14 +130,31 @@ func (k *Keeper) Challenges(h http.Handler) http.Handler {
 	return k.issued.manager.HTTPHandler(h)
 }
 
-func readPool(readFile func(string) ([]byte, error), path string) (*x509.CertPool, error) {
+func poolOf(all []*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, ca := range all {
+		pool.AddCert(ca)
+	}
+	return pool
+}
+
+// readAuthorities reads a PEM file of certificates. As x509 does, it leaves out
+// what it cannot read, if there is one that it can.
+func readAuthorities(readFile func(string) ([]byte, error), path string) (all []*x509.Certificate, err error) {
 	content, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(content) {
+	for block, rest := pem.Decode(content); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		if ca, err := x509.ParseCertificate(block.Bytes); err == nil {
+			all = append(all, ca)
+		}
+	}
+	if len(all) == 0 {
 		return nil, noCertificateError(path)
 	}
-	return pool, nil
+	return all, nil
 }

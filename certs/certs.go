@@ -51,6 +51,8 @@ type state struct {
 	config *tls.Config
 	leaf   *x509.Certificate
 	ends   time.Time // when the first certificate of the chain ends
+
+	clientCAs []*x509.Certificate
 }
 
 // Open reads the files. Its errors name the file, the reason and the remedy.
@@ -70,16 +72,17 @@ func (k *Keeper) Paths() []string { return k.files.paths() }
 
 // Reload reads the files again. After an error everything is as it was.
 // Connections that stand are not touched: what was read is for handshakes to
-// come.
+// come, and for Trusts.
 func (k *Keeper) Reload() error {
 	s, err := k.readState()
 	if err != nil {
 		return err
 	}
 	if k.files.ClientCAs != "" {
-		if s.config.ClientCAs, err = readPool(k.files.ReadFile, k.files.ClientCAs); err != nil {
+		if s.clientCAs, err = readAuthorities(k.files.ReadFile, k.files.ClientCAs); err != nil {
 			return err
 		}
+		s.config.ClientCAs = poolOf(s.clientCAs)
 		s.config.ClientAuth = tls.VerifyClientCertIfGiven
 		if k.files.RequireClient {
 			s.config.ClientAuth = tls.RequireAndVerifyClientCert
@@ -121,6 +124,15 @@ func (k *Keeper) Config() *tls.Config {
 		return k.current.Load().config, nil
 	}
 	return config
+}
+
+// Trusts reports whether chains, which a handshake has verified, still end in an
+// authority of clients' certificates: a connection may outlive that.
+func (k *Keeper) Trusts(chains [][]*x509.Certificate) bool {
+	authorities := k.current.Load().clientCAs
+	return slices.ContainsFunc(chains, func(chain []*x509.Certificate) bool {
+		return len(chain) > 0 && slices.ContainsFunc(authorities, chain[len(chain)-1].Equal)
+	})
 }
 
 // Ends is when a certificate of the chain that is shown ends, the first of them.
