@@ -37,6 +37,7 @@ type stack struct {
 
 type stackConfig struct {
 	dir      string                  // empty: a fresh one
+	budget   int64                   // of the data directory, in bytes; 0 for none
 	cache    cache.Config            // TTL zero means an hour
 	upstream upstream.Config         // for the hub; Name and URL are set
 	more     map[string]*ocitest.Hub // other upstreams by name
@@ -52,7 +53,7 @@ func newStack(t *testing.T, hub *ocitest.Hub, cfg stackConfig) *stack {
 		cfg.cache.TTL = time.Hour
 	}
 	cfg.cache.Warn = func(message string, repo oci.Repository, err error) { t.Logf("warn: %s: %s: %v", message, repo, err) }
-	disk, err := store.Open(t.Context(), store.Config{Dir: s.dir, Memory: 1 << 20})
+	disk, err := store.Open(t.Context(), store.Config{Dir: s.dir, Memory: 1 << 20, Budget: cfg.budget})
 	if err != nil {
 		t.Fatal(err)
 	}

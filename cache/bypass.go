@@ -7,6 +7,7 @@ import (
 	"hash"
 	"io"
 	"sync"
+	"time"
 
 	"entrepot/oci"
 )
@@ -31,16 +32,12 @@ func (b *blob) openBypass(ctx context.Context, offset, length int64, why string,
 		<-b.c.bypasses
 		return nil, err
 	}
-	r.outcome.Cache, r.outcome.Why = oci.Bypass, why
+	r.outcome = oci.Outcome{Cache: oci.Bypass, Checked: time.Now(), Why: why}
 	return r, nil
 }
 
 func (b *blob) startBypass(ctx context.Context, offset, length int64, has *given) (*bypassReader, error) {
-	up, err := b.remote(ctx, b.ask)
-	if err != nil {
-		return nil, err
-	}
-	r := &bypassReader{offset: offset, end: length, release: sync.OnceFunc(func() { <-b.c.bypasses })}
+	r := &bypassReader{offset: offset, release: sync.OnceFunc(func() { <-b.c.bypasses })}
 	from := offset
 	if length < 0 { // to prove a read to the end, all of it must pass through the hash
 		r.hash, r.dg = b.dg.Hash(), b.dg
@@ -50,10 +47,10 @@ func (b *blob) startBypass(ctx context.Context, offset, length int64, has *given
 			from = 0
 		}
 	}
-	if r.src, err = up.Open(ctx, from, length); err != nil {
+	var err error
+	if r.src, err = b.resume(ctx, from, length, has != nil || b.failed); err != nil {
 		return nil, err
 	}
-	r.outcome = r.src.Outcome()
 	if err := r.skipTo(from, has); err != nil {
 		return nil, errors.Join(err, r.src.Close())
 	}
@@ -68,18 +65,14 @@ func (b *blob) proven() {
 	}
 }
 
-// skipTo drops what comes before from, which the hash has seen or need not see,
-// and then what comes before the offset, which it must: as upstream sends it,
-// but as the client was given it where it was.
+// skipTo drops what comes before the offset, which the hash must see: as upstream
+// sends it, but as the client was given it where it was.
 func (r *bypassReader) skipTo(from int64, has *given) error {
 	unseen := r.offset
 	if has != nil {
 		unseen = max(from, has.from)
 	}
-	err := r.discard(from-r.src.Offset(), r.src.Read)
-	if err == nil {
-		err = r.discard(unseen-from, r.fetch)
-	}
+	err := r.discard(unseen-from, r.fetch)
 	if err == nil && r.hash != nil && unseen < r.offset {
 		if err := has.copyBack(r.hash, unseen); err != nil {
 			return fmt.Errorf("what the client has cannot be proven: %w", err)
@@ -99,16 +92,16 @@ func (r *bypassReader) discard(n int64, read readerFunc) error {
 // bypassReader passes upstream's bytes on. On a read to the end it gives out the
 // last byte only when all of them make the digest.
 type bypassReader struct {
-	src     oci.Reader
+	src     *resumer
 	offset  int64
 	outcome oci.Outcome
 	release func()
 
-	end    int64  // bytes still to give out; negative for a read to the end
 	prove  func() // called when all of it has made the digest
 	dg     oci.Digest
 	hash   hash.Hash // nil for a read that cannot complete a copy
-	last   []byte    // the byte that is held back
+	last   [1]byte   // the byte that is held back
+	holds  bool      // there is one
 	proven bool
 }
 
@@ -126,58 +119,58 @@ func (r *bypassReader) fetch(p []byte) (int, error) {
 }
 
 func (r *bypassReader) Read(p []byte) (int, error) {
-	if len(p) == 0 {
+	switch {
+	case len(p) == 0:
 		return 0, nil
-	}
-	if r.hash == nil {
+	case r.hash == nil:
 		return r.readStretch(p)
+	case r.proven:
+		return 0, io.EOF
 	}
-	if r.proven {
-		n := copy(p, r.last)
-		r.last = r.last[n:]
-		if n == 0 {
-			return 0, io.EOF
+	for {
+		n, err := r.readWhole(p)
+		if n > 0 || err != nil {
+			return n, err
 		}
-		return n, nil
 	}
-	return r.readWhole(p)
 }
 
 func (r *bypassReader) readStretch(p []byte) (int, error) {
-	if r.end == 0 {
-		return 0, io.EOF
-	}
-	n, err := r.fetch(p[:min(int64(len(p)), r.end)])
-	r.end -= int64(n)
-	if errors.Is(err, io.EOF) && r.end > 0 {
-		err = io.ErrUnexpectedEOF
+	n, err := r.fetch(p)
+	if errors.Is(err, io.EOF) && r.src.end > r.src.at {
+		err = io.ErrUnexpectedEOF // the blob ends before the stretch
 	}
 	return n, err
 }
 
 // readWhole puts what it reads behind the byte held back and holds the new last
-// one.
+// one. It may have nothing to give out.
 func (r *bypassReader) readWhole(p []byte) (int, error) {
-	buf := make([]byte, len(p))
-	n, err := r.fetch(buf)
-	pending := append(r.last, buf[:n]...)
-	if errors.Is(err, io.EOF) {
+	held := 0
+	if r.holds {
+		held = copy(p, r.last[:])
+	}
+	into := p[held:]
+	if len(into) == 0 {
+		into = r.last[:]
+	}
+	n, err := r.fetch(into)
+	switch {
+	case errors.Is(err, io.EOF):
 		if !r.dg.Matches(r.hash) {
 			return 0, oci.Errorf(oci.BadUpstream, "upstream's bytes are not what %s names", r.dg)
 		}
 		r.prove()
-		r.proven, r.last = true, pending
-		return r.Read(p)
-	}
-	if err != nil {
+		r.proven = true
+		if held == 0 {
+			return 0, io.EOF
+		}
+		return held, nil
+	case n == 0 || err != nil:
 		return 0, err
 	}
-	if len(pending) == 0 {
-		return 0, nil
-	}
-	m := copy(p, pending[:len(pending)-1])
-	r.last = append([]byte(nil), pending[m:]...)
-	return m, nil
+	r.last[0], r.holds = into[n-1], true
+	return held + n - 1, nil
 }
 
 func (r *bypassReader) Close() error {
@@ -185,13 +178,12 @@ func (r *bypassReader) Close() error {
 	return r.src.Close()
 }
 
-func (r *bypassReader) Offset() int64        { return r.offset }
-func (r *bypassReader) Size() int64          { return r.src.Size() }
-func (r *bypassReader) Outcome() oci.Outcome { return r.outcome }
+func (r *bypassReader) Offset() int64 { return r.offset }
+func (r *bypassReader) Size() int64   { return r.src.size }
 
-func unexpected(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
+// Outcome counts what it has cost so far.
+func (r *bypassReader) Outcome() oci.Outcome {
+	out := r.outcome
+	out.Spent += r.src.spent
+	return out
 }

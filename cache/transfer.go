@@ -17,11 +17,11 @@ import (
 // transfer drives the streams of a fill.
 type transfer struct {
 	*fill
-	up       oci.Blob // nil until somebody is asked
-	asked    oci.Ask  // by up
-	work     *sync.WaitGroup
-	failures int       // in a row, without progress
-	pause    time.Time // no stream starts before this
+	up    oci.Blob // nil until somebody is asked
+	asked oci.Ask  // by up
+	work  *sync.WaitGroup
+	retries
+	pause time.Time // no stream starts before this
 }
 
 // stream is one upstream request that writes into the fill, from at up to end.
@@ -114,29 +114,15 @@ func (t *transfer) judge() error {
 	err, progress, landed := t.failed, t.progress, t.file.Landed()
 	t.failed, t.progress = nil, false
 	t.mu.Unlock()
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case isWrong(err), errors.Is(err, errCannotKeep), !oci.IsRetryable(err) || oci.CodeOf(err) == oci.Internal && !isBroken(err):
-		return err
-	case oci.CodeOf(err) == oci.TooManyRequests && (landed == 0 || oci.RetryAfter(err) > longestPause):
-		return err
 	}
-	if progress {
-		t.failures = 0
-	}
-	t.failures++
-	if t.failures >= patience || landed == 0 && (t.failures >= patienceFirst || oci.RetryAfter(err) > longestFirst) {
+	wait, err := t.retries.judge(err, progress, landed > 0)
+	if err != nil {
 		return err
 	}
-	backoff := min(retryFirst<<(t.failures-1), retryMost)
-	t.pause = time.Now().Add(max(backoff, oci.RetryAfter(err)))
+	t.pause = time.Now().Add(wait)
 	return nil
-}
-
-// isBroken reports a transfer that ended before its time.
-func isBroken(err error) bool {
-	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
 }
 
 // schedule starts streams while there is something to start them for, and

@@ -1,0 +1,41 @@
+package cache
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"entrepot/oci"
+)
+
+// retries decides whether a transfer that failed goes on at the byte it has
+// reached, for one that is kept and for one that is not. The zero value is one
+// that has not failed yet.
+type retries struct {
+	failures int // in a row, without progress
+}
+
+// judge returns how long to pause before the next try, or err where it is
+// hopeless. progress says that bytes came since the last failure, begun that the
+// client's answer has.
+func (r *retries) judge(err error, progress, begun bool) (time.Duration, error) {
+	switch {
+	case isWrong(err), errors.Is(err, errCannotKeep), !oci.IsRetryable(err) || oci.CodeOf(err) == oci.Internal && !isBroken(err):
+		return 0, err
+	case oci.CodeOf(err) == oci.TooManyRequests && (!begun || oci.RetryAfter(err) > longestPause):
+		return 0, err
+	}
+	if progress {
+		r.failures = 0
+	}
+	r.failures++
+	if r.failures >= patience || !begun && (r.failures >= patienceFirst || oci.RetryAfter(err) > longestFirst) {
+		return 0, err
+	}
+	return max(min(retryFirst<<(r.failures-1), retryMost), oci.RetryAfter(err)), nil
+}
+
+// isBroken reports a transfer that ended before its time.
+func isBroken(err error) bool {
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
+}
