@@ -23,11 +23,13 @@ const (
 	maxProbeWait = 30 * time.Second
 	// probeGrace is what a probe is given before its result is asked for.
 	probeGrace = 500 * time.Millisecond
-	// What nobody has asked for in unwantedFor is probed once in idleProbeWait
-	// alone, until somebody does. It is forgotten, unless it is a host of the
-	// upstream's own: however quiet it was, nobody waits for that once more.
-	unwantedFor   = time.Hour
-	idleProbeWait = 15 * time.Minute
+	// A host that nobody has asked for in unwantedFor is probed once in
+	// idleProbeWait alone, until somebody does. It is forgotten, unless it is one
+	// of the upstream's own: however quiet it was, nobody waits for that once
+	// more. What fails by itself is forgotten sooner: to ask it costs little.
+	unwantedFor     = time.Hour
+	unwantedPartFor = time.Minute
+	idleProbeWait   = 15 * time.Minute
 	// maxBreakers bounds what is remembered: redirects name hosts.
 	maxBreakers = 256
 	// maxWishes bounds the URLs that a breaker's probes take in turn.
@@ -157,7 +159,7 @@ const (
 func (b *breakers) admit(t target) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, p := range t.scopes() {
+	for _, p := range slices.Backward(t.scopes()) { // the parts of a host that is down want no probe
 		if br := b.known[p]; br != nil && br.open {
 			return b.refuseLocked(br, t)
 		}
@@ -283,6 +285,14 @@ func (b *breakers) forgetLocked(br *breaker) {
 	delete(b.known, br.scope)
 }
 
+// isForgotten reports whether nobody has wanted it for too long.
+func (br *breaker) isForgotten(now time.Time) bool {
+	if br.scope.isHost() {
+		return !br.own && now.Sub(br.wanted) > unwantedFor
+	}
+	return now.Sub(br.wanted) > unwantedPartFor
+}
+
 // closeLocked lets requests through. The backoff stays until one of them is
 // answered: a host that is well for probes alone opens it for longer.
 func (br *breaker) closeLocked(now time.Time) {
@@ -321,7 +331,7 @@ func (b *breakers) probe(br *breaker) {
 	case b.ended, !br.open, br.probing, b.known[br.scope] != br:
 		b.mu.Unlock()
 		return
-	case now.Sub(br.wanted) > unwantedFor && !(br.own && br.scope.isHost()):
+	case br.isForgotten(now):
 		b.forgetLocked(br)
 		b.mu.Unlock()
 		return
