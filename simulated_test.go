@@ -350,19 +350,20 @@ func (s *simulation) getPatiently(uri string) {
 // Who is told when to come again is told the truth at any time, from memory.
 func TestRetryAfterIsWhatIsLeft(t *testing.T) {
 	t.Parallel()
-	for name, effect := range map[string]ocitest.Effect{"quota": ocitest.RetryLater(429, "600"), "trouble": ocitest.RetryLater(503, "600")} {
-		t.Run(name, func(t *testing.T) {
+	for _, tt := range []struct{ status, seconds int }{{429, 600}, {503, 600}, {429, 6 * 3600}, {503, 6 * 3600}} {
+		t.Run(fmt.Sprint(tt), func(t *testing.T) {
 			t.Parallel()
+			effect := ocitest.RetryLater(tt.status, strconv.Itoa(tt.seconds))
 			simulated(t, ocitest.Habits{}, nil, func(s *simulation) {
 				s.push(2)
 				s.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: effect})
-				for left := 600; left > 0; left -= 100 {
+				for left := tt.seconds; left > 0; left -= tt.seconds / 6 {
 					for i := range 2 {
 						if r := s.ask(http.MethodGet, tagged(i)); r.header.Get("Retry-After") != strconv.Itoa(left) {
-							t.Errorf("%d of 600 s before the end: %d, come again in %q: %s", left, r.status, r.header.Get("Retry-After"), r.body)
+							t.Errorf("%d of %d s before the end: %d, come again in %q: %s", left, tt.seconds, r.status, r.header.Get("Retry-After"), r.body)
 						}
 					}
-					time.Sleep(100 * time.Second)
+					time.Sleep(time.Duration(tt.seconds/6) * time.Second)
 				}
 				if n := s.hub.Count(ocitest.Match{Role: ocitest.Registry}); n > 2 {
 					t.Errorf("%d requests: %q", n, s.hub.Lines())

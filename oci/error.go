@@ -213,7 +213,7 @@ func WriteError(w http.ResponseWriter, err error) int {
 // ReadError turns a registry's answer that is not a success into an Error.
 // body is the start of the answer's body, however malformed; unknown is the
 // code that a 404 means for the thing that was asked for. now is for a
-// Retry-After that is a date. Upstream's 401 and 403 become Denied: its
+// Retry-After that is a date, where header has no Date. Upstream's 401 and 403 become Denied: its
 // challenge is not the client's to answer.
 func ReadError(status int, header http.Header, body []byte, unknown Code, now time.Time) *Error {
 	var code Code
@@ -245,7 +245,7 @@ func ReadError(status int, header http.Header, body []byte, unknown Code, now ti
 	if detail == "" {
 		detail = code.Row().Message
 	}
-	return &Error{Code: code, Detail: detail, RetryAfter: parseRetryAfter(header.Get("Retry-After"), now)}
+	return &Error{Code: code, Detail: detail, RetryAfter: parseRetryAfter(header, now)}
 }
 
 // rowOf is the code whose row has this wire form and status; a request that
@@ -292,17 +292,25 @@ func printable(s string) string {
 	}, s)
 }
 
+// MaxRetryAfter bounds how long an upstream can make us wait by a Retry-After.
+// Docker Hub's quota, which names the longest known, is refilled after six hours.
+const MaxRetryAfter = 24 * time.Hour
+
 // parseRetryAfter reads both forms of RFC 9110, section 10.2.3; 0 if malformed.
-func parseRetryAfter(s string, now time.Time) time.Duration {
+// A date is by the clock of whoever sent it, which the answer's Date tells.
+func parseRetryAfter(h http.Header, now time.Time) time.Duration {
+	s := h.Get("Retry-After")
 	if s == "" {
 		return 0
 	}
-	const most = 24 * time.Hour
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
-		return time.Duration(min(max(0, n), int64(most/time.Second))) * time.Second // bounded first: a product may overflow
+		return time.Duration(min(max(0, n), int64(MaxRetryAfter/time.Second))) * time.Second // bounded first: a product may overflow
 	}
 	if t, err := http.ParseTime(s); err == nil {
-		return min(max(0, t.Sub(now)), most)
+		if theirs, err := http.ParseTime(h.Get("Date")); err == nil {
+			now = theirs
+		}
+		return min(max(0, t.Sub(now)), MaxRetryAfter)
 	}
 	return 0
 }

@@ -223,6 +223,23 @@ func TestRetryAfterOfUpstreams(t *testing.T) {
 	}
 }
 
+// A date is by the clock of the upstream, which may be wrong.
+func TestARetryAfterIsByItsOwnClock(t *testing.T) {
+	for date, want := range map[string]time.Duration{
+		"Sun, 01 Mar 2026 11:55:00 GMT": 6 * time.Minute,
+		"Sun, 01 Mar 2026 12:00:30 GMT": 30 * time.Second,
+		"Sun, 01 Mar 2026 12:30:00 GMT": 0,
+		"Sun, 01 Mar 1970 00:00:00 GMT": MaxRetryAfter,
+		"yesterday":                     time.Minute,
+		"":                              time.Minute,
+	} {
+		h := http.Header{"Retry-After": {"Sun, 01 Mar 2026 12:01:00 GMT"}, "Date": {date}}
+		if got := ReadError(429, h, nil, BlobUnknown, now).RetryAfter; got != want {
+			t.Errorf("with the Date %q: got %v, want %v", date, got, want)
+		}
+	}
+}
+
 func TestLongMessagesAreCutBetweenCharacters(t *testing.T) {
 	for n := range 4 {
 		message := strings.Repeat("x", n) + strings.Repeat("€", 100)

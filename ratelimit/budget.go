@@ -14,9 +14,8 @@ import (
 // maxAccounts bounds the budgets that are remembered.
 const maxAccounts = 64
 
-// maxWindow bounds what a Retry-After of a refusal can do to us where no window
-// is known: Docker Hub's.
-const maxWindow = 6 * time.Hour
+// keptRetry is the most that a background request waits for what is kept.
+const keptRetry = 15 * time.Minute
 
 // busyRetry is the RetryAfter of who waited in vain for the answer that tells
 // what is left.
@@ -120,9 +119,9 @@ func (b *budget) spent(wait time.Duration) *obstacle {
 // kept refuses a background request. What it may not have can be back before
 // the window ends, and asking again costs nothing.
 func (b *budget) kept(share float64, now time.Time) *obstacle {
-	retry := maxPause
+	retry := keptRetry
 	if !b.quota.Resets.IsZero() {
-		retry = min(b.quota.Resets.Sub(now), maxPause)
+		retry = min(b.quota.Resets.Sub(now), keptRetry)
 	}
 	return &obstacle{
 		wait: retry, retry: retry, never: true, code: oci.TooManyRequests,
@@ -146,7 +145,7 @@ func (b *budget) refuse(retry time.Duration, now time.Time) time.Duration {
 	b.known, b.dry, b.quota.Left = true, true, 0
 	switch {
 	case retry > 0:
-		b.quota.Resets, b.quota.Exact = now.Add(min(retry, max(b.quota.Window, maxWindow))), true
+		b.quota.Resets, b.quota.Exact = now.Add(retry), true
 	case !b.quota.Exact || !b.current(now):
 		b.quota.Exact = false
 		b.pause.back(now, maxQuotaBackoff, oci.TooManyRequests)

@@ -147,13 +147,13 @@ func TestASpentQuotaWithAKnownEnd(t *testing.T) {
 	}
 }
 
-// A refusal that names a day is not believed for longer than a window.
+// A refusal that names more than a day is not believed for longer than that.
 func TestARefusalIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New(impatient)
-		answered(t, l, pull, 429, http.Header{"Retry-After": {"86400"}}, quotaRefusal)
+		answered(t, l, pull, 429, http.Header{"Retry-After": {"864000"}}, quotaRefusal)
 		_, err := l.Acquire(t.Context(), pull)
-		wantRefusal(t, err, oci.TooManyRequests, maxWindow)
+		wantRefusal(t, err, oci.TooManyRequests, oci.MaxRetryAfter)
 		daily := http.Header{"Ratelimit-Limit": {"5;w=86400"}, "Ratelimit-Remaining": {"0;w=86400"}, "Retry-After": {"80000"}}
 		l = New(impatient)
 		answered(t, l, pull, 429, daily, quotaRefusal)
@@ -252,7 +252,7 @@ func TestTheReserve(t *testing.T) {
 					return
 				}
 				_, err := l.Acquire(t.Context(), background)
-				wantRefusal(t, err, oci.TooManyRequests, maxPause)
+				wantRefusal(t, err, oci.TooManyRequests, keptRetry)
 				must(t, l, Call{Host: "registry", Class: Blob, Background: true})()
 				must(t, l, Call{Host: "registry", Class: Check, Background: true})()
 				time.Sleep(6 * time.Hour) // the window is over, whatever it held

@@ -11,9 +11,6 @@ import (
 )
 
 const (
-	// maxPause bounds what a Retry-After can do to us: a host that names a day is
-	// asked again in a quarter of an hour.
-	maxPause = 15 * time.Minute
 	// A 429 that names no time is answered by doubling pauses between these, each
 	// a little longer so that not all of us come back together.
 	minBackoff      = time.Second
@@ -80,11 +77,11 @@ func (p *Pass) answeredLocked(status int, header http.Header, body []byte, now t
 		return 0
 	}
 	refusal := oci.ReadError(status, header, body, oci.NotFound, now)
-	wait := min(refusal.RetryAfter, maxPause)
+	wait := refusal.RetryAfter // oci.MaxRetryAfter at most
 	isQuota := status == http.StatusTooManyRequests && (told && quota.Left == 0 || isQuotaRefusal(body))
 	switch {
 	case isQuota && p.budget != nil:
-		return p.budget.refuse(refusal.RetryAfter, now)
+		return p.budget.refuse(wait, now)
 	case isQuota && wait > 0:
 		class.extend(now.Add(wait), refusal.Code)
 	case wait > 0:
