@@ -21,6 +21,8 @@ const (
 	// each time.
 	minProbeWait = time.Second
 	maxProbeWait = 30 * time.Second
+	// maxPartWait is that for a part of a host, of which there may be many.
+	maxPartWait = time.Minute
 	// probeGrace is what a probe is given before its result is asked for.
 	probeGrace = 500 * time.Millisecond
 	// A host that nobody has asked for in unwantedFor is probed once in
@@ -88,6 +90,19 @@ type breakers struct {
 type scope struct{ host, repo, path string }
 
 func (p scope) isHost() bool { return p.repo == "" && p.path == "" }
+
+// mostWait is the longest time between two probes of what is asked for.
+func (p scope) mostWait() time.Duration {
+	if p.isHost() {
+		return maxProbeWait
+	}
+	return maxPartWait
+}
+
+// covers reports that q is a part of p.
+func (p scope) covers(q scope) bool {
+	return p != q && p.host == q.host && p.path == "" && (p.repo == "" || p.repo == q.repo)
+}
 
 // target is where a request goes.
 type target struct {
@@ -171,7 +186,7 @@ func (b *breakers) refuseLocked(br *breaker, t target) error {
 	now := time.Now()
 	br.wish(t.url)
 	br.refused++
-	if !br.probing && br.next.Sub(now) > maxProbeWait && br.next.After(br.rests) { // it was idle
+	if !br.probing && br.next.Sub(now) > br.scope.mostWait() && br.next.After(br.rests) { // it was idle
 		b.probeInLocked(br, max(minProbeWait, br.rests.Sub(now)))
 	}
 	wait := br.next.Sub(now) + probeGrace
@@ -215,8 +230,12 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 		br.own = br.own || !t.led
 		switch {
 		case o == answered:
-			changed = br.open
+			wasOpen := br.open
 			br.closeLocked(now)
+			if wasOpen {
+				b.uncoverLocked(p)
+				changed = p.isHost()
+			}
 			br.backoff = 0
 		case br.counts(began, o, part):
 			br.failed, br.err, br.took = now, err, now.Sub(began)
@@ -307,8 +326,9 @@ func (br *breaker) closeLocked(now time.Time) {
 func (b *breakers) scheduleLocked(br *breaker, retry time.Duration) {
 	now := time.Now()
 	br.rests = now.Add(retry)
-	br.backoff = min(max(minProbeWait, 2*br.backoff), maxProbeWait)
-	wait := min(br.backoff+rand.N(br.backoff/4), maxProbeWait)
+	most := br.scope.mostWait()
+	br.backoff = min(max(minProbeWait, 2*br.backoff), most)
+	wait := min(br.backoff+rand.N(br.backoff/4), most)
 	if now.Sub(br.wanted) > unwantedFor {
 		wait = idleProbeWait
 	}
@@ -335,6 +355,10 @@ func (b *breakers) probe(br *breaker) {
 		b.forgetLocked(br)
 		b.mu.Unlock()
 		return
+	case b.isCoveredLocked(br.scope):
+		b.probeInLocked(br, maxPartWait)
+		b.mu.Unlock()
+		return
 	}
 	br.probing, br.next = true, now
 	u := br.wishes[0]
@@ -353,6 +377,26 @@ func (b *breakers) probe(br *breaker) {
 	}
 }
 
+// isCoveredLocked reports a part of what is open: the probes of that find out for
+// both.
+func (b *breakers) isCoveredLocked(part scope) bool {
+	for p, br := range b.known {
+		if br.open && p.covers(part) {
+			return true
+		}
+	}
+	return false
+}
+
+// uncoverLocked has the parts of what is open no more probed soon.
+func (b *breakers) uncoverLocked(whole scope) {
+	for p, br := range b.known {
+		if br.open && !br.probing && whole.covers(p) {
+			b.probeInLocked(br, minProbeWait)
+		}
+	}
+}
+
 func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err error) (up bool) {
 	if b.ended || !br.probing || b.known[br.scope] != br {
 		return false // a late answer to an earlier request has closed it
@@ -360,6 +404,7 @@ func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err
 	br.probing = false
 	if o == answered {
 		br.closeLocked(time.Now())
+		b.uncoverLocked(br.scope)
 		return true
 	}
 	if o != unsaid {

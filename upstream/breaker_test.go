@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -122,7 +123,7 @@ func TestAnOutageCostsAHandfulOfProbes(t *testing.T) {
 					if oci.CodeOf(err) != oci.Unavailable || took != 0 {
 						t.Fatalf("got %v after %v, want Unavailable at once", err, took)
 					}
-					if after := oci.RetryAfter(err); after <= 0 || after > maxProbeWait+probeGrace {
+					if after := oci.RetryAfter(err); after <= 0 || after > maxPartWait+probeGrace {
 						t.Fatalf("retry after %v", after)
 					}
 					time.Sleep(60 * time.Millisecond)
@@ -572,6 +573,44 @@ func TestWhatIsBrokenByItselfTakesNothingElseAway(t *testing.T) {
 			})
 		}
 	}
+}
+
+// While a host is down its probes are for its parts too, which are looked at again
+// as soon as it is up.
+func TestPartsOfWhatIsDownAreNotProbed(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(503)})
+		repo := oci.Repository{Host: "docker.io", Path: "library/alpine"}
+		ask := func(i int) error {
+			at := repo
+			at.Path += strconv.Itoa(i % 10)
+			_, _, err := c.Resolve(t.Context(), at, "latest", oci.Ask{})
+			return err
+		}
+		for i := range 10 { // each of them is known to fail, and the host as well
+			for range tripAfter {
+				wantCode(t, ask(i), oci.Unavailable)
+			}
+		}
+		hub.Reset()
+		for i := range 3600 {
+			wantCode(t, ask(i), oci.Unavailable)
+			time.Sleep(time.Second)
+		}
+		if n := len(hub.Requests()); n > 2*60+10 {
+			t.Errorf("%d requests in an hour, want those of one probe at a time", n)
+		}
+		down.Remove()
+		time.Sleep(maxProbeWait + 2*minProbeWait)
+		synctest.Wait()
+		for i := range 10 {
+			if err := ask(i); oci.CodeOf(err) == oci.Unavailable {
+				t.Errorf("it is up, but %v", err)
+			}
+		}
+	})
 }
 
 // Where several repositories fail, or several blobs of a CDN, so does their host.
