@@ -66,7 +66,7 @@ type Config struct {
 	NegativeTTL       Duration         `env:"ENTREPOT_NEGATIVE_TTL" envDefault:"30s" doc:"How long an upstream's 404, and its 401 or 403 to one credential, is repeated without asking it again"`
 	RefreshFrom       Networks         `env:"ENTREPOT_REFRESH_FROM" envDefault:"127.0.0.0/8,::1/128" empty:"nobody" doc:"Networks of the clients whose Cache-Control: no-cache has a tag checked now; not what a proxy forwarded, and not who has no name where there are users"`
 	ForeignHosts      ForeignHosts     `env:"ENTREPOT_FOREIGN_HOSTS" doc:"Hosts that layers may be fetched from which a manifest places elsewhere by its urls, as those of old Windows images: mcr.microsoft.com,go.microsoft.com"`
-	QuotaReserve      Portion          `env:"ENTREPOT_QUOTA_RESERVE" envDefault:"10%" doc:"The last part of an upstream's quota, which is kept for clients who wait: warming leaves it alone"`
+	QuotaReserve      Portion          `env:"ENTREPOT_QUOTA_RESERVE" envDefault:"10%" doc:"The last part of an upstream's quota, which is kept for clients who wait for what is not held: warming, and checks of tags that cost a pull, leave it alone"`
 	QueueWait         Duration         `env:"ENTREPOT_QUEUE_WAIT" envDefault:"10s" doc:"How long what has to be asked of an upstream waits for its turn until the client is told 429; two thirds of ENTREPOT_HEADER_TIMEOUT at most"`
 	Warm              ImageNames       `env:"ENTREPOT_WARM" doc:"Images to have here before a client asks, with commas between them, named as clients do: alpine:3.20,ghcr.io/me/app:latest"`
 	WarmFile          File             `env:"ENTREPOT_WARM_FILE" doc:"File with such images instead, one in a line, # for comments; read again when it changes"`

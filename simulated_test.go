@@ -229,6 +229,26 @@ func TestMoreHeldTagsThanTheQuotaAllows(t *testing.T) {
 	}
 }
 
+// Where a check costs a pull, since HEAD is refused, checks of what is held leave
+// the reserve of the quota to what is not.
+func TestChecksByGetLeaveTheReserve(t *testing.T) {
+	t.Parallel()
+	simulated(t, ocitest.Habits{RefuseHead: http.StatusMethodNotAllowed, PullLimit: 20}, []string{"ENTREPOT_QUOTA_RESERVE=20%"}, func(s *simulation) {
+		s.push(5)
+		s.mustGet(tagged(0))
+		for range 24 {
+			time.Sleep(6 * time.Minute)
+			s.mustGet(tagged(0))
+		}
+		if n := s.hub.CountedPulls(); n < 14 || n > 16 {
+			t.Errorf("one tag's checks cost %d pulls of 20, want all but the 4 that are kept", n)
+		}
+		for i := range 4 {
+			s.mustGet(tagged(1 + i))
+		}
+	})
+}
+
 // An outage of ten minutes, whatever its form, in which somebody pulls a held tag
 // seventeen times a second: it costs the first few who notice it, a probe every
 // half a minute, and no client any time but the first of those who wait in vain.

@@ -193,6 +193,7 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolution, error) {
 	ask := q.ask
 	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
+	ask.Held = q.rec != nil
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
 	if err == nil || !ask.Background { // which may have failed to get its turn
 		c.mutes.ended(q.repo.Host, err)

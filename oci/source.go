@@ -77,6 +77,7 @@ type Ask struct {
 	Refresh    bool   // check with upstream now, however fresh what we hold
 	Manifest   bool   // of a tag: its manifest is wanted too, so that one which cannot be had is no answer
 	Background bool   // nobody waits: give way to those who do
+	Held       bool   // what is held can be served instead: leave the reserve of a quota alone
 	Client     string // who asks, a user or else an address, for accounting
 }
 

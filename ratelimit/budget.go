@@ -14,7 +14,7 @@ import (
 // maxAccounts bounds the budgets that are remembered.
 const maxAccounts = 64
 
-// keptRetry is the most that a background request waits for what is kept.
+// keptRetry is the most that is waited for what is kept.
 const keptRetry = 15 * time.Minute
 
 // busyRetry is the RetryAfter of who waited in vain for the answer that tells
@@ -22,7 +22,7 @@ const keptRetry = 15 * time.Minute
 const busyRetry = time.Second
 
 // budget is an account's quota, as an upstream tells it, and what is about to be
-// spent of it. The last part of it is kept for those who wait themselves.
+// spent of it. The last part of it is kept for those who wait themselves, for what is not held.
 //
 // It never refuses on its own arithmetic: with nothing left, and no word of when
 // there will be more, one request at a time is let through to find out, after
@@ -77,7 +77,8 @@ func (b *budget) current(now time.Time) bool {
 	return b.known && (b.quota.Resets.IsZero() || now.Before(b.quota.Resets))
 }
 
-// reserve is the part of a limit that is kept for those who wait themselves.
+// reserve is the part of a limit that is kept for those who wait themselves, for
+// what is not held.
 func (b *budget) reserve(share float64) int {
 	if b.quota.Limit <= 0 || share <= 0 {
 		return 0
@@ -96,7 +97,7 @@ func (b *budget) obstacle(call Call, share float64, now time.Time, claim bool) *
 	switch {
 	case told && b.quota.Left == 0 && b.quota.Exact:
 		return b.spent(b.quota.Resets.Sub(now))
-	case told && call.Background && left <= b.reserve(share):
+	case told && (call.Background || call.Held) && left <= b.reserve(share):
 		return b.kept(share, now)
 	case claim && b.running > 0 && (b.dry || told && left <= 0):
 		return &obstacle{
@@ -116,8 +117,8 @@ func (b *budget) spent(wait time.Duration) *obstacle {
 	return &obstacle{wait: wait, retry: wait, code: oci.TooManyRequests, detail: detail, changed: b.changed}
 }
 
-// kept refuses a background request. What it may not have can be back before
-// the window ends, and asking again costs nothing.
+// kept refuses what the reserve is not for. That can be back before the window
+// ends, and asking again costs nothing.
 func (b *budget) kept(share float64, now time.Time) *obstacle {
 	retry := keptRetry
 	if !b.quota.Resets.IsZero() {
@@ -125,7 +126,7 @@ func (b *budget) kept(share float64, now time.Time) *obstacle {
 	}
 	return &obstacle{
 		wait: retry, retry: retry, never: true, code: oci.TooManyRequests,
-		detail: fmt.Sprintf("%d of the %d pulls%s are left, and the last %d are kept for clients", b.quota.Left, b.quota.Limit, b.of(), b.reserve(share)),
+		detail: fmt.Sprintf("%d of the %d pulls%s are left, and the last %d are kept for clients who ask for what is not held", b.quota.Left, b.quota.Limit, b.of(), b.reserve(share)),
 	}
 }
 

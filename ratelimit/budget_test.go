@@ -251,8 +251,12 @@ func TestTheReserve(t *testing.T) {
 					must(t, l, background)()
 					return
 				}
-				_, err := l.Acquire(t.Context(), background)
-				wantRefusal(t, err, oci.TooManyRequests, keptRetry)
+				held := pull
+				held.Held = true
+				for _, call := range []Call{background, held} {
+					_, err := l.Acquire(t.Context(), call)
+					wantRefusal(t, err, oci.TooManyRequests, keptRetry)
+				}
 				must(t, l, Call{Host: "registry", Class: Blob, Background: true})()
 				must(t, l, Call{Host: "registry", Class: Check, Background: true})()
 				time.Sleep(6 * time.Hour) // the window is over, whatever it held

@@ -40,6 +40,7 @@ type Call struct {
 	Client     string // for whom it is sent
 	Transfer   bool   // the answer is a blob's body
 	Background bool   // nobody waits for it
+	Held       bool   // there is something to serve instead
 }
 
 // backgroundPatience is how many times longer than others a request waits for

@@ -10,7 +10,7 @@ type Limits struct {
 	Requests  int           // answers awaited at once, per host
 	Transfers int           // blob bodies at once, per host
 	Wait      time.Duration // how long a request may queue before it is refused
-	Reserve   float64       // share of a quota that background requests leave to others; negative: none
+	Reserve   float64       // share of a quota that is left to who waits for what is not held; negative: none
 }
 
 // base holds for a registry that nothing is known of.

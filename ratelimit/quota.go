@@ -12,7 +12,7 @@ type Quota struct {
 	Account string        // empty: whoever asks from our address
 	Limit   int           // pulls per Window; -1 if it was not said
 	Left    int           // pulls left; -1 if it was not said, or not since the window ended
-	Reserve int           // the last of them, which background requests leave alone
+	Reserve int           // the last of them, for who waits for what is not held
 	Window  time.Duration // 0 if it was not said
 	Resets  time.Time     // when all of it will be there again, at the latest; zero if unknown
 	Exact   bool          // Resets is upstream's word, not our bound

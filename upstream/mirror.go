@@ -100,7 +100,7 @@ func (c *Client) order(ctx context.Context, q *question, class ratelimit.Class) 
 	}
 	state := map[*site]health{}
 	for _, s := range c.sites {
-		call := ratelimit.Call{Host: s.endpoint.Host, Class: class, Background: q.ask.Background}
+		call := ratelimit.Call{Host: s.endpoint.Host, Class: class, Background: q.ask.Background, Held: q.ask.Held}
 		if class == ratelimit.Pull {
 			cred, _, err := s.credential(ctx, q.repo)
 			if err == nil {

@@ -84,7 +84,7 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 		return nil, err
 	}
 	pass, err := s.limiter.Acquire(ctx, ratelimit.Call{
-		Host: r.url.Host, Class: r.class, Account: l.account, Client: q.ask.Client, Transfer: r.transfer, Background: q.ask.Background,
+		Host: r.url.Host, Class: r.class, Account: l.account, Client: q.ask.Client, Transfer: r.transfer, Background: q.ask.Background, Held: q.ask.Held,
 	})
 	if err != nil {
 		if ctx.Err() != nil {
