@@ -84,25 +84,128 @@ func TestLRU(t *testing.T) {
 	}
 }
 
+// measured is a run of a blob and a herd in which all went well.
+func measured() results {
+	blob := []rivalResult{
+		{Name: ours, Runs: []measures{{"gbs": 4, "cpu_gb": 0.1, "anon": 10 << 20}}},
+		{Name: nginxFiles, Runs: []measures{{"gbs": 2, "cpu_gb": 0.4, "anon": 1 << 20}}},
+		{Name: dist3, Runs: []measures{{"gbs": 1, "cpu_gb": 0.9}}},
+	}
+	herd := []rivalResult{
+		{Name: ours, Runs: []measures{{"max": 3, "first_max": 0.2, "up_ratio": 1, "up_gets": 200, "ideal_gets": 201, "anon": 30 << 20}}},
+		{Name: nginxFiles, Runs: []measures{{"max": 6}}},
+	}
+	return results{Workloads: []workloadResult{
+		{Name: "warm-blob-16", Family: "blob", Clients: 16, Rivals: blob},
+		{Name: "herd-100", Family: "herd", Clients: 100, Rivals: herd},
+	}}
+}
+
+// of is a rival's result in a workload, to be changed.
+func (r results) of(workload, rival int) *rivalResult { return &r.Workloads[workload].Rivals[rival] }
+
 func TestCompare(t *testing.T) {
-	was := []ratio{{"blob", "gbs", higher, 2}, {"blob", "cpu", lower, 0.5}, {"herd", "up", lower, 1}}
+	const blob, herd, us, nginx = 0, 1, 0, 1
+	set := func(workload int, key string, v float64) func(*results) {
+		return func(r *results) { r.of(workload, us).Runs[0][key] = v }
+	}
+	fail := func(workload, rival int) func(*results) {
+		return func(r *results) { r.of(workload, rival).Failed, r.of(workload, rival).Runs = "status 500", nil }
+	}
 	for _, tc := range []struct {
-		name  string
-		now   []ratio
-		worse int
-		says  string
+		name   string
+		change func(*results)
+		worse  int
+		says   string
 	}{
-		{"equal", was, 0, "+0 %"},
-		{"better", []ratio{{"blob", "gbs", higher, 9}, {"blob", "cpu", lower, 0.1}}, 0, "+350 %"},
-		{"a little worse", []ratio{{"blob", "gbs", higher, 1.7}, {"blob", "cpu", lower, 0.6}}, 0, "-15 %"},
-		{"worse where higher is better", []ratio{{"blob", "gbs", higher, 1.5}, {"blob", "cpu", lower, 0.5}}, 1, "WORSE"},
-		{"worse where lower is better", []ratio{{"herd", "up", lower, 1.3}}, 1, "WORSE"},
-		{"another workload alone", []ratio{{"herd", "up", lower, 1}}, 0, "herd"},
-		{"a figure is gone", []ratio{{"blob", "gbs", higher, 2}}, 1, "not to be had"},
+		{"equal", func(*results) {}, 0, "+0 %"},
+		{"better", set(blob, "gbs", 18), 0, "+350 %"},
+		{"a ratio a little worse", set(blob, "cpu_gb", 0.12), 0, "+20 %"},
+		{"worse where lower is better", set(blob, "cpu_gb", 0.13), 1, "WORSE"},
+		{"worse where higher is better, and a target missed", set(blob, "gbs", 3), 2, "was met with 2.00 ×, is 1.50 × missed: WORSE"},
+		{"a target missed by less than is allowed", set(blob, "gbs", 3.9), 1, "target warm blob, 16 connections"},
+		{"a count a little worse", set(herd, "up_gets", 201), 0, "is 201"},
+		{"a count more than that", set(herd, "up_gets", 204), 2, "WORSE"},
+		{"bytes from upstream", set(herd, "up_ratio", 1.02), 2, "WORSE"},
+		{"a first byte late", set(herd, "first_max", 0.5), 1, "is 500 ms missed"},
+		{"memory", set(herd, "anon", 50<<20), 1, "+67 %"},
+		{"another workload alone", func(r *results) { r.Workloads = r.Workloads[herd:] }, 0, "not run"},
+		{"without what we are measured by", func(r *results) { r.Workloads[blob].Rivals = r.Workloads[blob].Rivals[:1] }, 0, "without nginx-files"},
+		{"we fail", fail(blob, us), 6, "entrepot failed in warm-blob-16: status 500"},
+		{"we fail after a round", func(r *results) { r.of(blob, us).Failed = "status 500" }, 6, "entrepot failed in warm-blob-16: status 500"},
+		{"what we are measured by fails", fail(blob, nginx), 2, "nginx-files failed in warm-blob-16: status 500"},
+		{"another rival fails", fail(blob, 2), 0, "+0 %"},
+		{"a workload is skipped", func(r *results) { r.Workloads[blob].Rivals, r.Workloads[blob].Skipped = nil, "no TUN device" }, 3, "warm-blob-16 was skipped: no TUN device"},
+		{"a figure is gone", func(r *results) { delete(r.of(blob, us).Runs[0], "anon") }, 2, "it has no anon"},
 	} {
-		got := compare(was, tc.now)
+		now := measured()
+		tc.change(&now)
+		got := compare(measured(), now)
 		if got.worse != tc.worse || !strings.Contains(got.text, tc.says) {
-			t.Errorf("%s: %d are worse, want %d, and it says\n%s", tc.name, got.worse, tc.worse, got.text)
+			t.Errorf("%s: %d are worse, want %d, and it should say %q:\n%s", tc.name, got.worse, tc.worse, tc.says, got.text)
+		}
+	}
+}
+
+// What could not be had once is no measure, and no failure once it can.
+func TestCompareWithAFailure(t *testing.T) {
+	before := measured()
+	before.of(0, 0).Failed = "status 500"
+	if got := compare(before, measured()); got.worse != 0 || !strings.Contains(got.text, "was not to be had, is 2.000") {
+		t.Errorf("%d are worse:\n%s", got.worse, got.text)
+	}
+}
+
+func TestTargetsAreMissedByWhoFails(t *testing.T) {
+	judged := func(r results, key string) (all []string) {
+		for _, t := range targets {
+			if strings.Contains(t.what, key) {
+				all = append(all, t.of(r).String())
+			}
+		}
+		return all
+	}
+	r := measured()
+	r.of(1, 0).Failed = "status 500"
+	for key, want := range map[string]string{
+		"herd of 100: GETs": "missed: failed (entrepot failed in herd-100: status 500)",
+		"anonymous memory":  "missed: failed (entrepot failed in herd-100: status 500)",
+		"16 connections":    "2.00 × met",
+		"cold pull":         "not measured",
+	} {
+		if got := judged(r, key); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: got %q, want %q", key, got, want)
+		}
+	}
+	r = measured()
+	r.of(0, 1).Failed = "no such program"
+	if got, want := judged(r, "16 connections"), "not measured (nginx-files failed in warm-blob-16: no such program)"; got[0] != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// A run in which we fail, or what we are measured by, is written, and an error.
+func TestFailuresEndARun(t *testing.T) {
+	for name, tc := range map[string]struct {
+		workload, rival int
+		want            string
+	}{
+		"we": {1, 0, "entrepot failed in herd-100: status 500"}, "the measure": {0, 1, "nginx-files failed in warm-blob-16: status 500"}, "another": {0, 2, ""},
+	} {
+		for _, check := range []bool{false, true} {
+			r, dir := measured(), t.TempDir()
+			r.of(tc.workload, tc.rival).Failed = "status 500"
+			o := options{results: filepath.Join(dir, "results.json"), docs: dir}
+			if check {
+				o.check = o.results
+			}
+			err := publish(r, o)
+			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.HasPrefix(err.Error(), tc.want)) {
+				t.Errorf("%s, check %v: got %v, want %q", name, check, err, tc.want)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "performance.md")); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
 }

@@ -75,7 +75,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&o.rounds, "rounds", 0, "rounds of each workload; 0: as each says")
 	flags.StringVar(&o.results, "results", "", "write the results, or with -report read them: a JSON file; empty: print a summary only")
 	flags.StringVar(&o.docs, "docs", "", "write performance.md, and its pictures into performance/, in this directory")
-	flags.StringVar(&o.check, "check", "", "compare ratios with those of this JSON file, and fail where they are worse")
+	flags.StringVar(&o.check, "check", "", "compare ratios, counts and targets with those of this JSON file, and fail where they are worse")
 	flags.BoolVar(&o.report, "report", false, "measure nothing: make -docs, and compare with -check, from -results")
 	flags.BoolVar(&o.list, "list", false, "list workloads and rivals")
 	if err := flags.Parse(args); err != nil {
@@ -101,7 +101,8 @@ func run(ctx context.Context, args []string) error {
 	return publish(found, o)
 }
 
-// publish writes what was found wherever it is wanted, and compares last.
+// publish writes what was found wherever it is wanted, and compares last. What
+// failed that may not is an error, after all has been written.
 func publish(found results, o options) error {
 	if o.results != "" && !o.report {
 		if err := writeResults(o.results, found); err != nil {
@@ -117,18 +118,18 @@ func publish(found results, o options) error {
 		fmt.Print(tables(found))
 	}
 	if o.check == "" {
-		return nil
+		return broken(found)
 	}
 	committed, err := readResults(o.check)
 	if err != nil {
 		return err
 	}
-	verdict := compare(ratios(committed), ratios(found))
+	verdict := compare(committed, found)
 	fmt.Print(verdict.text)
 	if verdict.worse > 0 {
-		return fmt.Errorf("%d ratios are worse than those of %s by more than %d %%", verdict.worse, committed.Date.Format(time.DateOnly), tolerance)
+		return errors.Join(broken(found), fmt.Errorf("%d figures are worse than those of %s", verdict.worse, committed.Date.Format(time.DateOnly)))
 	}
-	return nil
+	return broken(found)
 }
 
 // repeated is a flag that may be repeated.

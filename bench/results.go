@@ -3,12 +3,12 @@ package main
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -74,14 +74,55 @@ func (r results) workload(name string) (workloadResult, bool) {
 	return r.Workloads[i], true
 }
 
-// metric finds what a rival's rounds found, of one that did not fail.
-func (w workloadResult) metric(rival, key string) (summary, bool) {
-	for _, r := range w.Rivals {
-		if r.Name == rival && r.Failed == "" {
-			return summarize(r.Runs, key)
-		}
+// errNotMeasured says that a figure was not asked for in this run.
+var errNotMeasured = errors.New("not measured")
+
+// failure is why there is no figure although there should be one.
+type failure struct{ workload, rival, reason string }
+
+func (f failure) Error() string {
+	if f.rival == "" {
+		return f.workload + " was skipped: " + f.reason
 	}
-	return summary{}, false
+	return fmt.Sprintf("%s failed in %s: %s", f.rival, f.workload, f.reason)
+}
+
+// metric is what a rival's rounds found. The error is a failure, also of one
+// that failed after some rounds, or errNotMeasured.
+func (w workloadResult) metric(rival, key string) (summary, error) {
+	if w.Skipped != "" {
+		return summary{}, failure{workload: w.Name, reason: w.Skipped}
+	}
+	for _, r := range w.Rivals {
+		if r.Name != rival {
+			continue
+		}
+		if r.Failed != "" {
+			return summary{}, failure{w.Name, rival, r.Failed}
+		}
+		if s, ok := summarize(r.Runs, key); ok {
+			return s, nil
+		}
+		return summary{}, failure{w.Name, rival, "it has no " + key}
+	}
+	return summary{}, errNotMeasured
+}
+
+// relative is a rival's figure over that of the metric's base, or the figure
+// itself. Errors are metric's.
+func (w workloadResult) relative(rival string, m metric) (float64, error) {
+	own, err := w.metric(rival, m.key)
+	if err != nil || m.base == "" && m.per == "" {
+		return own.median, err
+	}
+	base, err := w.metric(cmp.Or(m.base, rival), cmp.Or(m.per, m.key))
+	if err != nil {
+		return 0, err
+	}
+	if base.median == 0 {
+		return 0, failure{w.Name, cmp.Or(m.base, rival), "its " + cmp.Or(m.per, m.key) + " is 0"}
+	}
+	return own.median / base.median, nil
 }
 
 // summary is what several rounds say: the middle one and the spread.
@@ -140,10 +181,19 @@ const (
 type metric struct {
 	key, title string
 	better     direction
-	base       string // the rival that it is a ratio to; empty: the figure itself tells
-	guarded    bool   // bench -check compares it: a ratio, or a count
+	base       string  // the rival that it is a ratio to; empty: the figure itself tells
+	per        string  // the same rival's metric that it is a ratio to, in comparisons; empty: none
+	within     float64 // by how many per cent bench -check lets it be worse; 0: it does not look
 	format     func(float64) string
 }
+
+// How much worse than the committed figure, in per cent, is no news.
+const (
+	exact  = 1  // counts: every round finds the same
+	near   = 5  // what depends on who comes first
+	shared = 25 // on a machine that others use too, medians of three rounds differ by up to 15
+	rough  = 50 // memory, by the moments at which garbage is collected
+)
 
 // family is what workloads of one kind have in common.
 type family struct {
@@ -151,52 +201,52 @@ type family struct {
 }
 
 var memoryMetrics = []metric{
-	{key: "anon", title: "anonymous memory", better: lower, format: mebibyte},
+	{key: "anon", title: "anonymous memory", better: lower, within: rough, format: mebibyte},
 	{key: "rss", title: "resident memory", better: lower, format: mebibyte},
 }
 
 // families are the tables of the report, column by column.
 var families = map[string]family{
 	"pull": {append([]metric{
-		{key: "seconds", title: "time", better: lower, base: hubItself, guarded: true, format: seconds},
+		{key: "seconds", title: "time", better: lower, base: hubItself, within: shared, format: seconds},
 		{key: "first", title: "first layer byte", better: lower, format: seconds},
-		{key: "up_ratio", title: "upstream bytes", better: lower, guarded: true, format: times},
+		{key: "up_ratio", title: "upstream bytes", better: lower, within: exact, format: times},
 		{key: "cpu_gb", title: "CPU per GB", better: lower, format: seconds},
 	}, memoryMetrics...)},
 	"herd": {append([]metric{
-		{key: "max", title: "slowest client", better: lower, base: nginxFiles, guarded: true, format: seconds},
+		{key: "max", title: "slowest client", better: lower, base: nginxFiles, within: shared, format: seconds},
 		{key: "p95", title: "95th percentile", better: lower, format: seconds},
 		{key: "p50", title: "median client", better: lower, format: seconds},
 		{key: "first_p50", title: "first layer byte, median", better: lower, format: seconds},
 		{key: "first_max", title: "first layer byte, last client", better: lower, format: seconds},
-		{key: "up_ratio", title: "upstream bytes", better: lower, guarded: true, format: times},
-		{key: "up_gets", title: "upstream GETs", better: lower, guarded: true, format: count},
+		{key: "up_ratio", title: "upstream bytes", better: lower, within: exact, format: times},
+		{key: "up_gets", title: "upstream GETs", better: lower, within: exact, format: count},
 		{key: "cpu_gb", title: "CPU per GB", better: lower, base: nginxFiles, format: seconds},
 	}, memoryMetrics...)},
 	"blob": {append([]metric{
-		{key: "gbs", title: "GB/s", better: higher, base: nginxFiles, guarded: true, format: plain},
-		{key: "cpu_gb", title: "CPU per GB", better: lower, base: nginxFiles, guarded: true, format: seconds},
+		{key: "gbs", title: "GB/s", better: higher, base: nginxFiles, within: shared, format: plain},
+		{key: "cpu_gb", title: "CPU per GB", better: lower, base: nginxFiles, within: shared, format: seconds},
 	}, memoryMetrics...)},
 	"manifest": {append([]metric{
-		{key: "rps", title: "requests/s", better: higher, base: bareGo, guarded: true, format: count},
+		{key: "rps", title: "requests/s", better: higher, base: bareGo, within: shared, format: count},
 		{key: "p50", title: "p50", better: lower, format: seconds},
 		{key: "p99", title: "p99", better: lower, format: seconds},
-		{key: "cpu_k", title: "CPU per 1,000", better: lower, base: bareGo, guarded: true, format: seconds},
+		{key: "cpu_k", title: "CPU per 1,000", better: lower, base: bareGo, within: shared, format: seconds},
 	}, memoryMetrics...)},
 	"ranges": {append([]metric{
-		{key: "first_p50", title: "first byte, median", better: lower, base: hubItself, guarded: true, format: seconds},
+		{key: "first_p50", title: "first byte, median", better: lower, base: hubItself, within: shared, format: seconds},
 		{key: "first_max", title: "first byte, worst", better: lower, base: hubItself, format: seconds},
-		{key: "up_ratio", title: "upstream bytes per byte asked for", better: lower, guarded: true, format: times},
+		{key: "up_ratio", title: "upstream bytes per byte asked for", better: lower, within: exact, format: times},
 		{key: "reads", title: "reads done", better: higher, format: count},
 		{key: "cpu_gb", title: "CPU per GB", better: lower, format: seconds},
 	}, memoryMetrics...)},
 	"trace": {append([]metric{
-		{key: "hit_bytes", title: "hits by bytes", better: higher, guarded: true, format: percent},
+		{key: "hit_bytes", title: "hits by bytes", better: higher, per: "lru_bytes", within: exact, format: percent},
 		{key: "lru_bytes", title: "LRU's", format: percent},
 		{key: "hit_objects", title: "hits by objects", better: higher, format: percent},
 		{key: "lru_objects", title: "LRU's", format: percent},
-		{key: "quota", title: "counted GETs per manifest", better: lower, guarded: true, format: times},
-		{key: "disk", title: "most on disk", better: lower, format: megabyte},
+		{key: "quota", title: "counted GETs per manifest", better: lower, within: exact, format: times},
+		{key: "disk", title: "most on disk", better: lower, per: "bound", within: near, format: megabyte},
 		{key: "seconds", title: "time", better: lower, format: seconds},
 		{key: "cpu_gb", title: "CPU per GB", better: lower, format: seconds},
 	}, memoryMetrics...)},
@@ -205,93 +255,7 @@ var families = map[string]family{
 		{key: "cpu", title: "CPU", better: lower, format: seconds},
 	}, memoryMetrics...)},
 	"far": {append([]metric{
-		{key: "mbs", title: "MB/s", better: higher, base: nginxFiles, guarded: true, format: count},
+		{key: "mbs", title: "MB/s", better: higher, base: nginxFiles, within: shared, format: count},
 		{key: "cpu_gb", title: "CPU per GB", better: lower, base: nginxFiles, format: seconds},
 	}, memoryMetrics...)},
-}
-
-// ratio is one of our figures that means something on another machine too.
-type ratio struct {
-	workload, metric string
-	better           direction
-	value            float64
-}
-
-// unsteady is what a workload's guarded metrics cannot tell, since the same
-// program has two figures: over one connection by the processor that the reader
-// gets.
-var unsteady = map[string]string{"warm-blob-1": "cpu_gb"}
-
-// ratios are our guarded figures, in order.
-func ratios(r results) []ratio {
-	var all []ratio
-	for _, w := range r.Workloads {
-		for _, m := range families[w.Family].metrics {
-			if !m.guarded || unsteady[w.Name] == m.key {
-				continue
-			}
-			if v, ok := w.relative(ours, m); ok {
-				all = append(all, ratio{w.Name, m.key, m.better, v})
-			}
-		}
-	}
-	return all
-}
-
-// relative is a rival's figure over that of the metric's base, or the figure
-// itself.
-func (w workloadResult) relative(rival string, m metric) (float64, bool) {
-	own, ok := w.metric(rival, m.key)
-	if !ok || m.base == "" {
-		return own.median, ok
-	}
-	base, ok := w.metric(m.base, m.key)
-	if !ok || base.median == 0 {
-		return 0, false
-	}
-	return own.median / base.median, true
-}
-
-// tolerance is by how many per cent a ratio may be worse than the committed one.
-// On a machine that others use too, medians of three rounds differ by up to 15.
-const tolerance = 25
-
-// verdict is what a comparison found.
-type verdict struct {
-	text  string
-	worse int
-}
-
-// compare holds ratios against those of another run. What is only in one of
-// them is named, and no failure: runs of parts are compared too.
-func compare(before, now []ratio) verdict {
-	var b strings.Builder
-	v := verdict{}
-	for _, was := range before {
-		i := slices.IndexFunc(now, func(r ratio) bool { return r.workload == was.workload && r.metric == was.metric })
-		if i < 0 {
-			if slices.ContainsFunc(now, func(r ratio) bool { return r.workload == was.workload }) {
-				v.worse++
-				fmt.Fprintf(&b, "%-24s %-10s was %8.3f, is not to be had: WORSE\n", was.workload, was.metric, was.value)
-			}
-			continue
-		}
-		is := now[i].value
-		note := ""
-		if worseBy(was, is) > tolerance {
-			v.worse++
-			note = ": WORSE"
-		}
-		fmt.Fprintf(&b, "%-24s %-10s was %8.3f, is %8.3f, %+.0f %%%s\n", was.workload, was.metric, was.value, is, 100*(is/was.value-1), note)
-	}
-	v.text = b.String()
-	return v
-}
-
-// worseBy is by how many per cent of the better value.
-func worseBy(was ratio, is float64) float64 {
-	if was.better == higher {
-		return 100 * (was.value/is - 1)
-	}
-	return 100 * (is/was.value - 1)
 }

@@ -49,8 +49,8 @@ func TestEveryWorkloadRuns(t *testing.T) {
 			}
 		}
 		for _, m := range families[w.Family].metrics {
-			if _, ok := w.metric(ours, m.key); !ok {
-				t.Errorf("%s has no %s", w.Name, m.key)
+			if _, err := w.metric(ours, m.key); err != nil {
+				t.Errorf("%s has no %s: %v", w.Name, m.key, err)
 			}
 		}
 	}

@@ -1,15 +1,98 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 )
 
 // target is something that the product is held to.
 type target struct {
 	what   string
 	wanted string
-	judge  func(results) (found string, met, known bool)
+	judge  func(*figures) (found string, met bool)
+}
+
+// judgement is what became of a target.
+type judgement struct {
+	found string
+	state
+	reason string // of what is not met; empty: none is known
+}
+
+type state string
+
+const (
+	met        state = "met"
+	missed     state = "missed"
+	failed     state = "missed: failed" // we did, and there is no figure
+	unmeasured state = "not measured"
+)
+
+func (j judgement) String() string {
+	text := strings.TrimSpace(j.found + " " + string(j.state))
+	if j.reason != "" {
+		text += " (" + j.reason + ")"
+	}
+	return text
+}
+
+// of judges results by a target.
+func (t target) of(r results) judgement {
+	f := &figures{results: r}
+	found, ok := t.judge(f)
+	var gone failure
+	switch {
+	case errors.As(f.gone, &gone) && gone.rival == ours:
+		return judgement{state: failed, reason: gone.Error()}
+	case errors.As(f.gone, &gone):
+		return judgement{state: unmeasured, reason: gone.Error()}
+	case f.gone != nil:
+		return judgement{state: unmeasured}
+	case ok:
+		return judgement{found: found, state: met}
+	}
+	return judgement{found: found, state: missed}
+}
+
+// figures are results from which a judge takes what it needs, and the first
+// reason why it cannot have something.
+type figures struct {
+	results
+	gone error // a failure, or errNotMeasured
+}
+
+func (f *figures) miss(err error) {
+	if f.gone == nil {
+		f.gone = err
+	}
+}
+
+func (f *figures) of(workload, rival, key string) summary {
+	w, ok := f.workload(workload)
+	if !ok {
+		f.miss(errNotMeasured)
+		return summary{}
+	}
+	s, err := w.metric(rival, key)
+	f.miss(err)
+	return s
+}
+
+// relative is our figure over that of the metric's base.
+func (f *figures) relative(workload, key string) float64 {
+	w, ok := f.workload(workload)
+	if !ok {
+		f.miss(errNotMeasured)
+		return 0
+	}
+	metrics := families[w.Family].metrics
+	i := slices.IndexFunc(metrics, func(m metric) bool { return m.key == key })
+	v, err := w.relative(ours, metrics[i])
+	f.miss(err)
+	return v
 }
 
 // targets are those that the project set itself, in the order of its issue
@@ -52,109 +135,84 @@ var targets = []target{
 	{"trace: hits by bytes", "above LRU's", traceHits},
 }
 
-func relativeOf(r results, workload, key string) (float64, bool) {
-	w, ok := r.workload(workload)
-	if !ok {
-		return 0, false
-	}
-	for _, m := range families[w.Family].metrics {
-		if m.key == key {
-			return w.relative(ours, m)
-		}
-	}
-	return 0, false
-}
-
-func atLeast(workload, key string, bound float64) func(results) (string, bool, bool) {
-	return func(r results) (string, bool, bool) {
-		v, ok := relativeOf(r, workload, key)
-		return times(v), v >= bound, ok
+func atLeast(workload, key string, bound float64) func(*figures) (string, bool) {
+	return func(f *figures) (string, bool) {
+		v := f.relative(workload, key)
+		return times(v), v >= bound
 	}
 }
 
-func atMost(workload, key string, bound float64) func(results) (string, bool, bool) {
-	return func(r results) (string, bool, bool) {
-		v, ok := relativeOf(r, workload, key)
-		return times(v), v <= bound, ok
+func atMost(workload, key string, bound float64) func(*figures) (string, bool) {
+	return func(f *figures) (string, bool) {
+		v := f.relative(workload, key)
+		return times(v), v <= bound
 	}
 }
 
 // herd is the workload that the herd's targets are about.
-func herd(r results) (w workloadResult, ok bool) { return r.workload("herd-100") }
+const herd = "herd-100"
 
-func herdBytes(r results) (string, bool, bool) {
-	w, _ := herd(r)
-	s, ok := w.metric(ours, "up_ratio")
-	return times(s.max), s.max < 1.005, ok
+func herdBytes(f *figures) (string, bool) {
+	s := f.of(herd, ours, "up_ratio")
+	return times(s.max), s.max < 1.005
 }
 
-func herdGets(r results) (string, bool, bool) {
-	w, _ := herd(r)
-	s, ok := w.metric(ours, "up_gets")
-	ideal, ok2 := w.metric(ours, "ideal_gets")
-	return fmt.Sprintf("%s of %s", count(s.max), count(ideal.max)), s.max <= ideal.max, ok && ok2
+func herdGets(f *figures) (string, bool) {
+	s, ideal := f.of(herd, ours, "up_gets"), f.of(herd, ours, "ideal_gets")
+	return fmt.Sprintf("%s of %s", count(s.max), count(ideal.max)), s.max <= ideal.max
 }
 
-func herdFirst(r results) (string, bool, bool) {
-	w, _ := herd(r)
-	s, ok := w.metric(ours, "first_max")
-	return seconds(s.median), s.median < 0.4, ok
+func herdFirst(f *figures) (string, bool) {
+	s := f.of(herd, ours, "first_max")
+	return seconds(s.median), s.median < 0.4
 }
 
-func herdSlowest(r results) (string, bool, bool) {
-	w, _ := herd(r)
-	one, _ := r.workload("herd-1")
-	slowest, ok := w.metric(ours, "max")
-	single, ok1 := one.metric(ours, "max")
-	sending, ok2 := w.metric(nginxFiles, "max")
-	ideal := single.median + sending.median
-	return fmt.Sprintf("%s of %s + %s: %s", seconds(slowest.median), seconds(single.median), seconds(sending.median), times(slowest.median/ideal)),
-		slowest.median <= 1.3*ideal, ok && ok1 && ok2
+func herdSlowest(f *figures) (string, bool) {
+	slowest, single, sending := f.of(herd, ours, "max").median, f.of("herd-1", ours, "max").median, f.of(herd, nginxFiles, "max").median
+	ideal := single + sending
+	return fmt.Sprintf("%s of %s + %s: %s", seconds(slowest), seconds(single), seconds(sending), times(slowest/ideal)), slowest <= 1.3*ideal
 }
 
-func rangesBytes(r results) (string, bool, bool) {
-	w, _ := r.workload("cold-ranges")
-	up, ok := w.metric(ours, "up_bytes")
-	asked, ok2 := w.metric(ours, "ideal")
-	isolated, _ := w.metric(ours, "isolated")
-	bound := 1.1*asked.median + isolated.median*window
-	return fmt.Sprintf("%s of at most %s, for %s", mebibyte(up.median), mebibyte(bound), mebibyte(asked.median)), up.median <= bound, ok && ok2
+func rangesBytes(f *figures) (string, bool) {
+	const ranges = "cold-ranges"
+	up, asked, isolated := f.of(ranges, ours, "up_bytes").median, f.of(ranges, ours, "ideal").median, f.of(ranges, ours, "isolated").median
+	bound := 1.1*asked + isolated*window
+	return fmt.Sprintf("%s of at most %s, for %s", mebibyte(up), mebibyte(bound), mebibyte(asked)), up <= bound
 }
 
 // mostMemory finds the workload that comes nearest to its bound, or exceeds it
-// most.
-func mostMemory(r results) (found string, met, known bool) {
+// most. One in which we failed is not left out.
+func mostMemory(f *figures) (found string, met bool) {
 	worst := math.Inf(-1)
-	for _, w := range r.Workloads {
-		s, ok := w.metric(ours, "anon")
-		if !ok {
+	for _, w := range f.Workloads {
+		if w.Skipped != "" {
 			continue
 		}
+		s, err := w.metric(ours, "anon")
+		f.miss(err)
 		bound := float64(64<<20 + w.Clients*64<<10)
 		if share := s.max / bound; share > worst {
-			worst, known = share, true
+			worst = share
 			found, met = fmt.Sprintf("%s of %s in %s", mebibyte(s.max), mebibyte(bound), w.Name), s.max < bound
 		}
 	}
-	return found, met, known
+	if math.IsInf(worst, -1) {
+		f.miss(errNotMeasured)
+	}
+	return found, met
 }
 
-func traceQuota(r results) (string, bool, bool) {
-	w, _ := r.workload("trace")
-	s, ok := w.metric(ours, "quota")
-	return plain(s.max), s.max <= 1, ok
+func traceQuota(f *figures) (string, bool) {
+	s := f.of("trace", ours, "quota")
+	return plain(s.max), s.max <= 1
 }
 
-func traceDisk(r results) (string, bool, bool) {
-	w, _ := r.workload("trace")
-	s, ok := w.metric(ours, "disk")
-	bound, _ := w.metric(ours, "bound")
-	return fmt.Sprintf("%s of %s", megabyte(s.max), megabyte(bound.max)), s.max <= bound.max, ok
+func traceDisk(f *figures) (string, bool) {
+	s, bound := f.of("trace", ours, "disk"), f.of("trace", ours, "bound")
+	return fmt.Sprintf("%s of %s", megabyte(s.max), megabyte(bound.max)), s.max <= bound.max
 }
 
-func traceHits(r results) (string, bool, bool) {
-	w, _ := r.workload("trace")
-	s, ok := w.metric(ours, "hit_bytes")
-	lru, _ := w.metric(ours, "lru_bytes")
-	return fmt.Sprintf("%s, LRU %s", percent(s.median), percent(lru.median)), s.median > lru.median, ok
+func traceHits(f *figures) (string, bool) {
+	s, lru := f.of("trace", ours, "hit_bytes"), f.of("trace", ours, "lru_bytes")
+	return fmt.Sprintf("%s, LRU %s", percent(s.median), percent(lru.median)), s.median > lru.median
 }
