@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"entrepot/access"
+	"entrepot/store"
 )
 
 // The names of the settings of users and their rights, for messages.
@@ -69,7 +70,8 @@ func (c *Config) clearLogins() string {
 const tokenKeyFile = "state/token.key"
 
 // tokenKey tells what tokens are signed with: the setting, which may change, or
-// else what was made here once.
+// else what was made here once. Where a disk takes nothing more, it is for this
+// process alone.
 func (c *Config) tokenKey() (func() (string, error), error) {
 	if c.TokenKey.IsSet() {
 		return c.TokenKey.Value, nil
@@ -79,7 +81,7 @@ func (c *Config) tokenKey() (func() (string, error), error) {
 	if errors.Is(err, fs.ErrNotExist) || err == nil && (len(content) < access.MinKey || isReadByAll(path)) {
 		content, err = makeTokenKey(path)
 	}
-	if err != nil {
+	if missing := errors.Is(err, fs.ErrNotExist); err != nil && !(len(content) > 0 && (missing || store.IsBroken(err))) {
 		return nil, fmt.Errorf("the key of tokens: %w", err)
 	}
 	key := strings.TrimSpace(string(content))
@@ -93,12 +95,13 @@ func isReadByAll(path string) bool {
 	return err == nil && info.Mode().Perm()&0o007 != 0
 }
 
-// makeTokenKey writes a key that nobody else can read. A file that a crash left
+// makeTokenKey writes a key that nobody else can read, and gives it also beside an
+// error. A file that a crash left
 // short is too short to be used, and is made anew.
 func makeTokenKey(path string) ([]byte, error) {
 	key := []byte(rand.Text() + rand.Text() + "\n") // 52 characters, 256 bits
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return key, err
 	}
 	return key, os.WriteFile(path, key, 0o600)
 }

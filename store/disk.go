@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -160,7 +161,7 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 	if err := d.takeLock(ctx, cfg); err != nil {
 		return err
 	}
-	if err := d.checkVersion(); err != nil {
+	if err := d.unlessBroken(d.checkVersion()); err != nil {
 		return err
 	}
 	var err error
@@ -171,11 +172,11 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 		return err
 	}
 	for _, dir := range []string{blobsDir, fillsDir, reposDir, pinsDir, stateDir} {
-		if err := d.root.MkdirAll(dir, 0o755); err != nil { // whatever the budget says
+		if err := d.unlessBroken(d.makeDir(dir)); err != nil { // whatever the budget says
 			return err
 		}
 	}
-	if err := d.sweepFills(); err != nil {
+	if err := d.unlessBroken(d.sweepFills()); err != nil {
 		return err
 	}
 	if d.memory, err = newMemory(cfg.Memory); err != nil {
@@ -194,6 +195,30 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 	return nil
 }
 
+// unlessBroken is nil instead of an error that a full disk, or one that takes
+// nothing more, makes: what is held is served all the same, and what is written
+// later can be written again.
+func (d *Disk) unlessBroken(err error) error {
+	if !IsBroken(err) {
+		return err
+	}
+	d.warn("the data directory cannot be written: what it holds is served, all else is passed through", err)
+	return nil
+}
+
+// IsBroken reports an error of a disk that is full, damaged or mounted to be read
+// only, as opposed to one of its permissions.
+func IsBroken(err error) bool {
+	return slices.ContainsFunc([]error{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS}, func(one error) bool { return errors.Is(err, one) })
+}
+
+func (d *Disk) makeDir(name string) error {
+	if err := d.faults(OpCreate, name); err != nil {
+		return err
+	}
+	return d.root.MkdirAll(name, 0o755)
+}
+
 // Close ends background work and gives the directory back.
 func (d *Disk) Close() error {
 	d.proving.close()
@@ -207,8 +232,8 @@ func (d *Disk) Close() error {
 func (d *Disk) release() error {
 	var err error
 	if d.lock != nil {
-		if err = d.root.Remove("lock"); errors.Is(err, fs.ErrNotExist) {
-			err = nil // somebody tidied up
+		if err = d.root.Remove("lock"); errors.Is(err, fs.ErrNotExist) || IsBroken(err) {
+			err = nil // somebody tidied up, or nobody can: the next one writes its own name
 		}
 		err = errors.Join(err, d.lock.Close())
 	}
@@ -239,6 +264,13 @@ func (d *Disk) takeLock(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("the file system cannot lock (%w); choose another directory", err)
 	}
 	d.lock = dir
+	return d.unlessBroken(d.writeHolder())
+}
+
+func (d *Disk) writeHolder() error {
+	if err := d.faults(OpCreate, "lock"); err != nil {
+		return err
+	}
 	return d.root.WriteFile("lock", []byte(fmt.Sprintf("pid %d on %s\n", os.Getpid(), hostname())), 0o644)
 }
 
@@ -298,6 +330,9 @@ func (d *Disk) checkVersion() error {
 // writeVersion makes the file in one step: half of one would keep the next
 // process out.
 func (d *Disk) writeVersion() error {
+	if err := d.faults(OpCreate, "VERSION"); err != nil {
+		return err
+	}
 	tmp := d.session + "version"
 	f, err := d.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,6 +48,56 @@ func TestALockFileThatWentAwayIsNoTrouble(t *testing.T) {
 	}
 	if err := d.Close(); err != nil {
 		t.Errorf("close: %v", err)
+	}
+}
+
+// A disk that takes nothing more, for whatever reason, is no reason not to start:
+// what is held is served, new or not, and the rest is not kept.
+func TestADiskThatTakesNothingStarts(t *testing.T) {
+	for _, broken := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO} {
+		for _, state := range []string{"new", "held", "after a kill"} {
+			t.Run(broken.Error()+" "+state, func(t *testing.T) {
+				dir, content := t.TempDir(), []byte("held")
+				if state != "new" {
+					d := openDisk(t, dir, nil)
+					if err := d.Put(oci.Sum(content), content); err != nil {
+						t.Fatal(err)
+					}
+					closeDisk(t, d)
+				}
+				if state == "after a kill" { // what is in the way cannot be removed
+					writeAged(t, filepath.Join(dir, fillsDir, "sha256", "rest"), []byte("x"), 0o600, 0)
+				}
+				told := 0
+				d, err := Open(t.Context(), Config{
+					Dir: dir, Memory: 1 << 20, Warn: func(string, error) { told++ },
+					Faults: func(op Op, name string) error {
+						if op == OpRead {
+							return nil
+						}
+						return fmt.Errorf("%s %s: %w", op, name, broken)
+					},
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if told == 0 {
+					t.Error("nobody hears of it")
+				}
+				if got, err := readAll(t, d, oci.Sum(content), -1); state != "new" && (err != nil || !bytes.Equal(got, content)) {
+					t.Errorf("read %q, %v", got, err)
+				}
+				if err := d.Put(oci.Sum([]byte("new")), []byte("new")); !errors.Is(err, ErrDisk) {
+					t.Errorf("put: %v, want %v", err, ErrDisk)
+				}
+				if err := d.Close(); err != nil {
+					t.Errorf("close: %v", err)
+				}
+			})
+		}
+	}
+	if _, err := Open(t.Context(), Config{Dir: t.TempDir(), Faults: func(Op, string) error { return syscall.EACCES }}); !errors.Is(err, syscall.EACCES) {
+		t.Errorf("open: %v, want a refusal where we may not write", err)
 	}
 }
 

@@ -111,7 +111,10 @@ func (d *Disk) putSpans(rec fillRecord) error {
 // be is its upstream's again, as if the fill had been closed.
 func (d *Disk) sweepFills() error {
 	return fs.WalkDir(d.root.FS(), fillsDir, func(name string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // it could not be made
+			return nil
+		case err != nil || e.IsDir():
 			return err
 		}
 		twin, isRecord := strings.CutSuffix(name, spansSuffix)
