@@ -18,7 +18,8 @@ import (
 var ErrNotHeld = errors.New("not held")
 
 // proofMode is the mode of every file that passed the gate. A file with another
-// mode was copied in by somebody, and is hashed before its first answer.
+// mode was copied in by somebody, and is hashed before its first answer. So is
+// one whose times are not ours: see isOurs.
 const proofMode fs.FileMode = 0o444
 
 // settling is how long a file that is too short may still be somebody's copy in
@@ -162,14 +163,16 @@ func (d *Disk) judge(ctx context.Context, dg oci.Digest, f *openBlob, info fs.Fi
 	if !info.Mode().IsRegular() {
 		return d.unread(blobName(dg), d.drop(dg, info, "it is not a regular file"))
 	}
-	sized := want >= 0 && info.Size() == want || d.known(dg, info)
-	if sized && info.Mode().Perm() == proofMode {
+	known := d.known(dg, info)
+	sized := want >= 0 && info.Size() == want || known
+	inMemory := info.Size() <= maxInMemory // then whoever reads it checks it
+	if sized && info.Mode().Perm() == proofMode && (inMemory || known || isOurs(info)) {
 		return nil
 	}
 	if !sized && want >= 0 && info.Mode().Perm() != proofMode && justWritten(info) {
 		return fmt.Errorf("%s is being copied in: %w", dg, ErrNotHeld)
 	}
-	if info.Size() > maxInMemory {
+	if !inMemory {
 		return d.proveOnce(ctx, dg, info)
 	}
 	if err := d.prove(ctx, dg, f, info); err != nil {
@@ -223,7 +226,13 @@ func (d *Disk) touch(dg oci.Digest, last time.Time) {
 	if idle > 0 { // the future counts as now
 		h = h.again(idle)
 	}
-	// Losing this says that the content was used longer ago than it was.
+	d.stamp(dg, h, now)
+}
+
+// stamp sets the time of a blob's file that is known to be right. Losing this says
+// that the content was used longer ago than it was, and may cost a hash.
+func (d *Disk) stamp(dg oci.Digest, h hint, now time.Time) {
+	h.uses = max(1, h.uses) // or it is no hint
 	stamp := h.stamp(now)
 	_ = d.root.Chtimes(blobName(dg), stamp, stamp)
 }

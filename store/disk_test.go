@@ -232,6 +232,88 @@ func TestCopiedFileIsHashedOnce(t *testing.T) {
 	})
 }
 
+// TestCopiesThatKeepModeAndTimesAreHashed: as cp -a, rsync -a and tar make them.
+// What we wrote ourselves, or hashed once, costs no hash after a restart.
+func TestCopiesThatKeepModeAndTimesAreHashed(t *testing.T) {
+	good := content(2, maxInMemory+1000)
+	bad := bytes.Clone(good)
+	bad[len(bad)/2] ^= 1
+	dg, size := oci.Sum(good), int64(len(good))
+	hinted := hint{owner: ownerOf("docker.io"), uses: 3}
+	copied := func(b []byte, when func(time.Time) time.Time, age time.Duration) func(*testing.T, string) {
+		return func(t *testing.T, dir string) {
+			writeAged(t, blobFile(dir, dg), b, proofMode, 0)
+			at := when(time.Now().Add(-age))
+			if err := os.Chtimes(blobFile(dir, dg), at, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	plain := func(t time.Time) time.Time { return t.Truncate(time.Second) }
+	ours := func(t *testing.T, dir string, age time.Duration) {
+		d := openDisk(t, dir, nil)
+		if err := d.PutFrom(dg, good, "docker.io"); err != nil {
+			t.Fatal(err)
+		}
+		if age > 0 { // it is used after a pause
+			d.touch(dg, time.Now().Add(-age))
+		}
+		closeDisk(t, d)
+	}
+	for _, row := range []struct {
+		name    string
+		prepare func(*testing.T, string)
+		held    bool
+		hashed  bool
+	}{
+		{"cp, a bit wrong", copied(bad, plain, 0), false, true},
+		{"tar, a bit wrong", copied(bad, plain, time.Hour), false, true},
+		{"rsync -a, a bit wrong", copied(bad, hinted.stamp, time.Hour), false, true},
+		{"rsync -a, right", copied(good, hinted.stamp, time.Hour), true, true},
+		{"rsync -a, by a clock that is ahead", copied(bad, hinted.stamp, -time.Hour), false, true},
+		{"ours", func(t *testing.T, dir string) { ours(t, dir, 0) }, true, false},
+		{"ours, and used", func(t *testing.T, dir string) { ours(t, dir, time.Hour) }, true, false},
+		{"ours, and used by a clock that was ahead", func(t *testing.T, dir string) { ours(t, dir, -time.Hour) }, true, false},
+		{"filled", func(t *testing.T, dir string) {
+			d := openDisk(t, dir, nil)
+			f, err := d.Fill(dg, busybox)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := fillAll(t, f, good); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+			closeDisk(t, d)
+		}, true, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			dir := t.TempDir()
+			row.prepare(t, dir)
+			for life := range 2 {
+				hashed := false
+				d := openDisk(t, dir, func(op Op, _ string) error {
+					hashed = hashed || op == OpRead
+					return nil
+				})
+				c, err := d.Open(t.Context(), dg, size)
+				if held := err == nil; held != row.held || hashed != (row.hashed && life == 0) {
+					t.Errorf("life %d: held %v (%v), hashed %v; want %v, %v", life, held, err, hashed, row.held, row.hashed && life == 0)
+				}
+				if err == nil {
+					_ = c.Close()
+				}
+				closeDisk(t, d)
+				if !row.held {
+					break // dropped, or a copy in progress
+				}
+			}
+		})
+	}
+}
+
 func TestLinksOutOfTheDataDirectoryLeadNowhere(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "outside")
 	secret := content(3, 1000)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"time"
 
 	"entrepot/oci"
 )
@@ -22,6 +23,24 @@ type proof struct {
 func (d *Disk) known(dg oci.Digest, info fs.FileInfo) bool {
 	p, ok := d.proofs.get(dg)
 	return ok && p.size == info.Size() && os.SameFile(p.file, info)
+}
+
+// stampedWithin bounds how long after a file's time the last change to its inode
+// may lie where both are our doing: the stamp is set first, up to a second early,
+// and the rename that may follow waits for directories to be made.
+const stampedWithin = 10 * time.Second
+
+// isOurs reports that a file's time has a hint in it, and that nobody touched the
+// inode since we set that. Copies show it, and those that keep mode and times (cp
+// -a, rsync -a, tar): theirs were set later than they say, and nobody can choose
+// when an inode changed. A link or a chown looks the same and costs one hash.
+func isOurs(info fs.FileInfo) bool {
+	changed, ok := changeTime(info)
+	if !ok || hintOf(info.ModTime()) == (hint{}) {
+		return false
+	}
+	after := changed.Sub(info.ModTime())
+	return after > -time.Second && after < stampedWithin // the kernel's clock is a tick behind ours
 }
 
 // maxProving bounds how many large files are hashed at once before they are
@@ -117,8 +136,9 @@ func (d *Disk) prove(ctx context.Context, dg oci.Digest, f *openBlob, info fs.Fi
 		}
 		return d.unread(blobName(dg), d.drop(dg, info, fmt.Sprintf("its %d bytes are something else", info.Size())))
 	}
-	// Best effort: without the mark the file is hashed again next time.
+	// Best effort: without the marks the file is hashed again after a restart.
 	_ = d.root.Chmod(blobName(dg), proofMode)
+	d.stamp(dg, hintOf(info.ModTime()), time.Now()) // whoever has it hashed uses it
 	d.proofs.put(dg, proof{info, info.Size()})
 	return nil
 }

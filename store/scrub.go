@@ -240,10 +240,11 @@ func (d *Disk) check(dg oci.Digest, pace func(int64) error) (n int64, err error)
 func (d *Disk) judged(dg oci.Digest, info fs.FileInfo, right bool) error {
 	gated := info.Mode().Perm() == proofMode
 	switch {
-	case right && !gated: // copied in by somebody: it need not be hashed again
-		_ = d.root.Chmod(blobName(dg), proofMode)
-		return nil
 	case right:
+		if !gated || !isOurs(info) { // copied in by somebody: we need not hash it again. Its time, the last use, stays
+			_ = d.root.Chmod(blobName(dg), proofMode)
+			d.proofs.put(dg, proof{info, info.Size()})
+		}
 		return nil
 	case !gated && justWritten(info):
 		return nil // being copied in
