@@ -5,6 +5,7 @@ BENCHTOOL = $(GO) tool -modfile=../tools.mod
 # Where the product raises a version, the module of its benchmarks follows.
 BENCHMOD = -mod=mod
 FUZZTIME ?= 10s
+COUNT ?= 6
 CLIENTS = bin/crane bin/helm bin/buildkitd bin/buildctl bin/kubecheck
 
 run:
@@ -13,8 +14,8 @@ test: # what hangs is told by its stack, before .ci/run ends it
 	$(GO) test -race -timeout 7m ./...
 	cd bench && $(GO) test $(BENCHMOD) -race ./...
 check: lint test
-microbench:
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+microbench: # two of its outputs are what benchstat compares
+	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./...
 soak: # minutes: herds, kill -9, lazy pulls; prints its figures
 	$(GO) test -tags soak -count 1 -timeout 30m -run Soak -v .
 

@@ -184,6 +184,18 @@ func TestTargetsAreMissedByWhoFails(t *testing.T) {
 	}
 }
 
+// A manifest that is slower than it should be says what it takes more.
+func TestMissedManifestsSayWhy(t *testing.T) {
+	r := results{Workloads: []workloadResult{{Name: "warm-manifest-digest-new", Family: "manifest", Rivals: []rivalResult{
+		{Name: ours, Runs: []measures{{"rps": 80, "cpu_k": 0.03}, {"rps": 90, "cpu_k": 0.03}, {"rps": 99, "cpu_k": 0.03}}},
+		{Name: bareGo, Runs: []measures{{"rps": 100, "cpu_k": 0.027}}},
+	}}}}
+	page, want := report(r, nil), "| 0.900 × | missed (an answer takes 30.0 µs of processor time where bare takes 27.0 µs: "
+	if !strings.Contains(page, want) || !strings.Contains(page, "rounds were 0.800 × to 0.990 × of bare") {
+		t.Errorf("the page does not say %q:\n%s", want, page)
+	}
+}
+
 // A run in which we fail, or what we are measured by, is written, and an error.
 func TestFailuresEndARun(t *testing.T) {
 	for name, tc := range map[string]struct {

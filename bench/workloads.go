@@ -128,14 +128,14 @@ func workloads(o options) []workload {
 	}
 	for _, by := range []string{"tag", "digest"} {
 		for _, keep := range []bool{true, false} {
-			n, name, how := s.keepAlive, "keep", "kept alive"
-			if !keep {
-				n, name, how = s.oneShot, "new", "a new one for each request, as dockerd and podman do"
+			n, name, how, times := s.keepAlive, "keep", "kept alive", 3
+			if !keep { // rounds differ by more than what is to be told apart
+				n, name, how, times = s.oneShot, "new", "a new one for each request, as dockerd and podman do", 7
 			}
 			add(workload{
 				name: "warm-manifest-" + by + "-" + name, family: "manifest", title: fmt.Sprintf("Warm manifest by %s, connections %s", by, how),
 				about:   fmt.Sprintf("%d clients ask for a manifest that is held, by %s, for %v.", n, by, s.seconds),
-				clients: n, roles: caches | files, warm: true, rounds: 3, budget: 20 * time.Second, limit: 30 * time.Second,
+				clients: n, roles: caches | files, warm: true, rounds: times, budget: 20 * time.Second, limit: 30 * time.Second,
 				setUp: pushImage("small", seeds(4000, 1<<10), true), warmUp: pullFirst("small"), run: askManifest("small", by, keep, n, s.seconds),
 			})
 		}
