@@ -224,6 +224,8 @@ func TestPruneAndVerify(t *testing.T) {
 		}
 	}
 	rest.must("pin", "alpine:3.19")
+	wantLines(t, rest.must("prune", "--table", "--dry-run", "--unused", "7d"), `sha256:\S+ +blob +\S+ +AGO +it was not used for so long`,
+		`would remove [1-9]\d* blobs, 0 unfinished ones and [1-9]\d* records, and free \S+KiB`)
 	wantLines(t, rest.must("prune", "--table", "--unused", "7d"), `removed [1-9]\d* blobs, 0 unfinished ones and [1-9]\d* records, and freed \S+KiB`)
 	wantLines(t, rest.must("ls", "--table"), `docker.io/library/alpine +2 +3 .* yes`, `docker.io/team/app +1 +0 +0B .*`)
 	wantLines(t, rest.must("pin", "--table"), `docker.io/library/alpine:3.19 +sha256:\w{12} +\S+KiB +0 +AGO`)
@@ -308,7 +310,7 @@ func TestHelpTellsEveryFlag(t *testing.T) {
 	}
 	for name, flags := range map[string][]string{
 		"ls": {"--server", "--json", "--table"}, "rm": {"--all", "--dry-run", "--server"}, "pin": {"--json"}, "unpin": {"--json"},
-		"refresh": {"--all", "--json"}, "warm": {"--platform", "--file", "--wait", "--json"}, "prune": {"--unused", "--table"}, "verify": {"--server"}, "df": {"--next", "--json"},
+		"refresh": {"--all", "--json"}, "warm": {"--platform", "--file", "--wait", "--json"}, "prune": {"--unused", "--dry-run", "--table"}, "verify": {"--server"}, "df": {"--next", "--json"},
 	} {
 		for _, f := range flags {
 			if !strings.Contains(help[name], f) {

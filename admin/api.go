@@ -132,7 +132,7 @@ func routes() map[string]route {
 		"pin":          {post, (*exchange).pin, 0, reference, "Protects what a tag or digest names, now and later"},
 		"unpin":        {post, (*exchange).unpin, 0, reference, "Takes a pin away"},
 		"remove":       {post, (*exchange).remove, 0, target, "Forgets a tag, a manifest that nothing else leads to, or a repository with all that it has"},
-		"prune":        {post, (*exchange).prune, alone, "`unusedSeconds`", "Removes what no repository has, and, above 0, what was not used for so long"},
+		"prune":        {post, (*exchange).prune, alone, "`unusedSeconds`, `dryRun`", "Removes what no repository has, and, above 0, what was not used for so long; or has an item for each thing that it would remove"},
 		"refresh":      {post, (*exchange).refresh, notAtRest, "`repository`, `reference`", "Forgets what its upstream refused or did not have, and checks now what a tag names"},
 		"warm":         {post, (*exchange).warm, notAtRest, "`repository`, `reference`, and `platforms`, `waitSeconds`", "Fetches an image, for these platforms or those of the server's list, in the background, and waits for its upstream so long; leaving ends it"},
 		"warmlist":     {get, (*exchange).warmList, notAtRest, "", "An item for each image that is kept warm, and how it is"},

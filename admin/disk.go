@@ -156,11 +156,26 @@ func (x *exchange) prune() error {
 	if ask.UnusedSeconds < 0 || ask.UnusedSeconds > most {
 		return badRequest("unusedSeconds: want a number from 0 to %d", most)
 	}
+	unused := time.Duration(ask.UnusedSeconds) * time.Second
+	if ask.DryRun {
+		return x.pruneDryRun(unused)
+	}
 	var p store.Pruned
 	err := x.telling(func(tell func(any)) (err error) {
-		p, err = x.api.cfg.Disk.Prune(x.r.Context(), time.Duration(ask.UnusedSeconds)*time.Second, func(done float64) { tell(Share{done}) })
+		p, err = x.api.cfg.Disk.Prune(x.r.Context(), store.Pruning{Unused: unused, Progress: func(done float64) { tell(Share{done}) }})
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	return x.result(Pruned{p.Blobs, p.Fills, p.Records, p.Bytes})
+}
+
+// pruneDryRun has an item for each thing that would be removed.
+func (x *exchange) pruneDryRun(unused time.Duration) error {
+	p, err := x.api.cfg.Disk.Prune(x.r.Context(), store.Pruning{Unused: unused, Would: func(v store.Prunable) {
+		_ = x.item(Prunable(v)) // a client that leaves ends the context
+	}})
 	if err != nil {
 		return err
 	}

@@ -122,10 +122,20 @@ func (t Target) String() string {
 
 // Prune says what is to be removed.
 type Prune struct {
-	UnusedSeconds int64 `json:"unusedSeconds"` // 0: only what no repository has
+	UnusedSeconds int64 `json:"unusedSeconds"`    // 0: only what no repository has
+	DryRun        bool  `json:"dryRun,omitempty"` // nothing is removed; an item for each thing that would be
 }
 
-// Pruned is what was removed.
+// Prunable is one thing that would be removed.
+type Prunable struct {
+	Digest  oci.Digest `json:"digest"`
+	Kind    string     `json:"kind"` // blob, fill or record
+	Bytes   int64      `json:"bytes"`
+	LastUse time.Time  `json:"lastUse"`
+	Why     string     `json:"why"`
+}
+
+// Pruned is what was removed, or would be.
 type Pruned struct {
 	Blobs   int   `json:"blobs"`
 	Fills   int   `json:"fills"`

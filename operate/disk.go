@@ -15,7 +15,7 @@ import (
 
 // What the disk has, and whether it is sound.
 
-const pruneHelp = `Usage: entrepot prune [--unused 30d]
+const pruneHelp = `Usage: entrepot prune [--unused 30d] [--dry-run]
 
 Removes what no repository has any more, as after entrepot rm --all. With --unused
 also all that nobody used for so long, and fills that nobody went on with. What is
@@ -23,6 +23,7 @@ pinned, or being read, stays; so does what came within the last hour, unless --u
 says less. entrepot df --next shows what goes for lack of room.
 
   --unused AGE       such as 12h or 30d
+  --dry-run          remove nothing: list what would be removed, and why
 ` + operatorHelp
 
 const verifyHelp = `Usage: entrepot verify
@@ -44,6 +45,7 @@ func prune(ctx context.Context, in Invocation) (err error) {
 	o := newOperation(in, "prune")
 	defer o.end(&err)
 	unused := o.flags.String("unused", "", "")
+	dry := o.flags.Bool("dry-run", false, "")
 	if err := o.begin(ctx, 0, 0); err != nil {
 		return err
 	}
@@ -55,6 +57,9 @@ func prune(ctx context.Context, in Invocation) (err error) {
 		if age == 0 {
 			return o.misused("--unused: %s is no age: want 1s or more", words.Quote(*unused))
 		}
+	}
+	if *dry {
+		return pruneDryRun(ctx, o, age)
 	}
 	bar := o.newBar("pruning", false)
 	pruned, err := do[admin.Pruned](ctx, o, "POST", "prune", admin.Prune{UnusedSeconds: int64(age / time.Second)}, func(raw json.RawMessage) {
@@ -68,10 +73,36 @@ func prune(ctx context.Context, in Invocation) (err error) {
 		return fmt.Errorf("prune: %w", o.explain(err, admin.Target{}))
 	}
 	if !o.json {
-		fmt.Fprintf(o.in.Stdout, "removed %s, %s and %s, and freed %s\n",
-			words.Count(pruned.Blobs, "blob"), words.Count(pruned.Fills, "unfinished one"), words.Count(pruned.Records, "record"), words.Bytes(pruned.Bytes))
+		fmt.Fprintf(o.in.Stdout, "removed %s, and freed %s\n", prunedText(pruned), words.Bytes(pruned.Bytes))
 	}
 	return nil
+}
+
+func prunedText(p admin.Pruned) string {
+	return fmt.Sprintf("%s, %s and %s", words.Count(p.Blobs, "blob"), words.Count(p.Fills, "unfinished one"), words.Count(p.Records, "record"))
+}
+
+func pruneDryRun(ctx context.Context, o *operation, age time.Duration) error {
+	t := o.newTable("DIGEST", "KIND", "SIZE", "LAST USE", "WHY")
+	raw, err := o.client.Post(ctx, "prune", admin.Prune{UnusedSeconds: int64(age / time.Second), DryRun: true}, &admin.Listener{Item: func(raw json.RawMessage) error {
+		var v admin.Prunable
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return err
+		}
+		return t.row(raw, words.Digest(v.Digest), v.Kind, words.Bytes(v.Bytes), words.Ago(v.LastUse), v.Why)
+	}})
+	var would admin.Pruned
+	if err == nil {
+		err = json.Unmarshal(raw, &would)
+	}
+	if err != nil {
+		return fmt.Errorf("prune: %w", o.explain(err, admin.Target{}))
+	}
+	if err := t.end(""); err != nil || o.json {
+		return err
+	}
+	_, err = fmt.Fprintf(o.in.Stdout, "would remove %s, and free %s\n", prunedText(would), words.Bytes(would.Bytes))
+	return err
 }
 
 func verify(ctx context.Context, in Invocation) (err error) {

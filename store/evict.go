@@ -201,14 +201,7 @@ func (d *Disk) evict(c candidate) (freed int64) {
 		return 0
 	}
 	defer d.inUse.unclaim(c.digest)
-	if d.isPinned(c.digest) { // looked at within the claim, which Pin waits for
-		return 0
-	}
-	if d.awayNow()[hintOf(c.when).owner] { // since it was looked at
-		return 0
-	}
-	info, err := d.root.Lstat(c.path())
-	if err != nil || !info.ModTime().Equal(c.when) {
+	if !d.isFree(c) {
 		return 0
 	}
 	if c.fill {
@@ -216,7 +209,7 @@ func (d *Disk) evict(c candidate) (freed int64) {
 	} else {
 		d.forgetContent(c.digest)
 	}
-	freed, err = d.remove(c.path())
+	freed, err := d.remove(c.path())
 	if err != nil {
 		return 0
 	}
@@ -226,6 +219,25 @@ func (d *Disk) evict(c candidate) (freed int64) {
 	d.evicted.Add(1)
 	d.evictedBytes.Add(freed)
 	return freed
+}
+
+// isEvictable reports whether evict would remove a candidate now.
+func (d *Disk) isEvictable(c candidate) bool {
+	if !d.inUse.claim(c.digest) {
+		return false
+	}
+	defer d.inUse.unclaim(c.digest)
+	return d.isFree(c)
+}
+
+// isFree reports that nothing has come between a candidate and its end. The claim
+// is held, which Pin waits for.
+func (d *Disk) isFree(c candidate) bool {
+	if d.isPinned(c.digest) || d.awayNow()[hintOf(c.when).owner] {
+		return false
+	}
+	info, err := d.root.Lstat(c.path())
+	return err == nil && info.ModTime().Equal(c.when)
 }
 
 // SetUnreachable says whether an upstream can be reached. While it cannot, what

@@ -228,7 +228,7 @@ func TestRemovedRepositoriesAreForgottenAndPruned(t *testing.T) {
 		t.Errorf("content went with the records: %d are left", n)
 	}
 	last := 0.0
-	p, err := d.Prune(t.Context(), 0, func(done float64) { last = done })
+	p, err := d.Prune(t.Context(), Pruning{Progress: func(done float64) { last = done }})
 	if err != nil || p.Blobs != 9 || p.Bytes < 120_000 || last != 1 {
 		t.Errorf("%+v, %v, progress %v", p, err, last)
 	}
@@ -253,7 +253,15 @@ func TestPruneRemovesWhatWasNotUsedForLong(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p, err := d.Prune(t.Context(), 50*time.Hour, nil)
+	var would []Prunable
+	dry, err := d.Prune(t.Context(), Pruning{Unused: 50 * time.Hour, Would: func(v Prunable) { would = append(would, v) }})
+	if err != nil || len(would) != 18 || heldOf(d, old.all()) != 9 {
+		t.Errorf("a dry run tells of %d things, %v, and leaves %d", len(would), err, heldOf(d, old.all()))
+	}
+	p, err := d.Prune(t.Context(), Pruning{Unused: 50 * time.Hour})
+	if p != dry {
+		t.Errorf("%+v was removed, %+v was foretold", p, dry)
+	}
 	if err != nil || p.Blobs != 9 || p.Records != 9 {
 		t.Errorf("%+v, %v", p, err)
 	}
@@ -274,7 +282,7 @@ func TestPruneBelievesManifestsWhereMarkersAreLost(t *testing.T) {
 	closeDisk(t, d)
 	loseMarkers(t, dir, busybox)
 	d = openDisk(t, dir, nil)
-	if p, err := d.Prune(t.Context(), 0, nil); err != nil || p.Blobs != 0 {
+	if p, err := d.Prune(t.Context(), Pruning{}); err != nil || p.Blobs != 0 {
 		t.Errorf("%+v, %v", p, err)
 	}
 }
@@ -359,7 +367,7 @@ func TestOneManifestIsForgottenWithWhatItAloneLeadsTo(t *testing.T) {
 	for _, dg := range one.all() {
 		use(t, d, dg, 2*time.Hour)
 	}
-	if p, err := d.Prune(t.Context(), 0, nil); err != nil || p.Blobs != 5 {
+	if p, err := d.Prune(t.Context(), Pruning{}); err != nil || p.Blobs != 5 {
 		t.Errorf("pruned %+v, %v, want the index, and one platform's manifest, config and layers", p, err)
 	}
 	if images, err := d.Images(t.Context(), busybox); err != nil || len(images) != 2 || images[0].Tag != "other" || images[1].Digest != index {

@@ -202,7 +202,7 @@ func (m *model) step(ctx context.Context, rng *rand.Rand) {
 	case 18:
 		_, err = m.d.DryRun(ctx, 3)
 	case 19:
-		_, err = m.d.Prune(ctx, time.Duration(rng.IntN(2))*time.Hour, nil)
+		_, err = m.d.Prune(ctx, Pruning{Unused: time.Duration(rng.IntN(2)) * time.Hour})
 	}
 	if err != nil && !errors.Is(err, errCrashed) && !errors.Is(err, ErrCannotKeep) && !errors.Is(err, ErrNotHeld) {
 		m.t.Errorf("blob %d: %v", i, err)

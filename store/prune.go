@@ -18,15 +18,32 @@ type Pruned struct {
 	Bytes   int64
 }
 
+// Pruning says what Prune is to do.
+type Pruning struct {
+	Unused   time.Duration      // above 0: also what was not used for as long
+	Progress func(done float64) // if not nil, is told which part of the work is done
+	Would    func(Prunable)     // if not nil, is told what would be removed, and nothing is
+}
+
+// Prunable is one thing that pruning removes.
+type Prunable struct {
+	Digest  oci.Digest
+	Kind    string // blob, fill or record
+	Bytes   int64  // that it takes on disk
+	LastUse time.Time
+	Why     string
+}
+
 // pruneAfter protects what is only just coming in: content is kept before it is
 // marked.
 const pruneAfter = time.Hour
 
-// Prune removes content that no repository has any more and, if unused is above
+// Prune removes content that no repository has any more and, if Unused is above
 // zero, all that was not used for as long; idle fills and the markers of content
-// that is gone as well, then. What is pinned or open stays. progress, if not
-// nil, is told which part of the work is done.
-func (d *Disk) Prune(ctx context.Context, unused time.Duration, progress func(done float64)) (Pruned, error) {
+// that is gone as well, then. What is pinned or open stays. Where Would is set it
+// counts what would be removed.
+func (d *Disk) Prune(ctx context.Context, ask Pruning) (Pruned, error) {
+	progress := ask.Progress
 	if progress == nil {
 		progress = func(float64) {}
 	}
@@ -37,7 +54,7 @@ func (d *Disk) Prune(ctx context.Context, unused time.Duration, progress func(do
 	if err := d.findPinned(ctx); err != nil {
 		return Pruned{}, err
 	}
-	p := pruning{d: d, repos: repos, unused: unused, now: time.Now()}
+	p := pruning{Pruning: ask, d: d, repos: repos, now: time.Now()}
 	buckets, err := d.buckets()
 	if err != nil {
 		return Pruned{}, err
@@ -48,7 +65,7 @@ func (d *Disk) Prune(ctx context.Context, unused time.Duration, progress func(do
 		}
 		progress(float64(i+1) / float64(len(buckets)+1))
 	}
-	if unused > 0 {
+	if ask.Unused > 0 {
 		if err := p.rest(ctx); err != nil {
 			return p.done, err
 		}
@@ -99,11 +116,11 @@ func (d *Disk) buckets() (buckets []string, err error) {
 // pruning goes through the blobs bucket by bucket, so that it remembers no more
 // than the digests of one.
 type pruning struct {
-	d      *Disk
-	repos  []oci.Repository
-	unused time.Duration
-	now    time.Time
-	done   Pruned
+	Pruning
+	d     *Disk
+	repos []oci.Repository
+	now   time.Time
+	done  Pruned
 }
 
 func (p *pruning) bucket(ctx context.Context, bucket string) error {
@@ -130,12 +147,15 @@ func (p *pruning) bucket(ctx context.Context, bucket string) error {
 			continue // gone meanwhile
 		}
 		e := entry{dir: path.Join(blobsDir, bucket), name: f.Name(), when: info.ModTime(), blocks: allocated(info)}
-		age := p.now.Sub(e.when)
-		if owned[e.name] && (p.unused <= 0 || age < p.unused) || age < min(pruneAfter, cmp.Or(p.unused, pruneAfter)) {
+		if !p.isOld(e.when, owned[e.name]) {
 			continue
 		}
 		if dg, ok := digestAt(blobsDir, e); ok {
-			if freed := p.d.evict(candidate{entry: e, digest: dg}); freed > 0 {
+			why := whyUnused
+			if !owned[e.name] {
+				why = "no repository has it"
+			}
+			if freed := p.take(candidate{entry: e, digest: dg}, why); freed > 0 {
 				p.done.Blobs++
 				p.done.Bytes += freed
 			}
@@ -144,17 +164,45 @@ func (p *pruning) bucket(ctx context.Context, bucket string) error {
 	return nil
 }
 
+// whyUnused is the reason for what is old enough.
+const whyUnused = "it was not used for so long"
+
+// isOld reports that a blob was not used for long enough to go.
+func (p *pruning) isOld(used time.Time, owned bool) bool {
+	age := p.now.Sub(used)
+	if owned {
+		return p.Unused > 0 && age >= p.Unused
+	}
+	return age >= min(pruneAfter, cmp.Or(p.Unused, pruneAfter))
+}
+
+// take removes a candidate that may go, or says that it would.
+func (p *pruning) take(c candidate, why string) (freed int64) {
+	switch {
+	case p.Would == nil:
+		return p.d.evict(c)
+	case !p.d.isEvictable(c):
+		return 0
+	}
+	kind := "blob"
+	if c.fill {
+		kind = "fill"
+	}
+	p.Would(Prunable{c.digest, kind, c.blocks, c.when, why})
+	return c.blocks
+}
+
 // rest removes idle fills, and the markers of content that is gone.
 func (p *pruning) rest(ctx context.Context) error {
 	var fills []candidate
 	var markers []entry
 	err := p.d.count(ctx, func(e entry) {
-		if p.now.Sub(e.when) < p.unused {
+		if p.now.Sub(e.when) < p.Unused {
 			return
 		}
 		if dg, ok := digestAt(fillsDir, e); ok {
 			fills = append(fills, candidate{entry: e, digest: dg, fill: true})
-		} else if p.d.isOrphan(e) && len(markers) < maxCandidates {
+		} else if dg, ok := digestOfMarker(e); ok && len(markers) < maxCandidates && (p.d.isOrphan(e) || p.goes(dg)) {
 			markers = append(markers, e)
 		}
 	})
@@ -162,10 +210,19 @@ func (p *pruning) rest(ctx context.Context) error {
 		return err
 	}
 	for _, c := range fills {
-		if freed := p.d.evict(c); freed > 0 {
+		if freed := p.take(c, whyUnused); freed > 0 {
 			p.done.Fills++
 			p.done.Bytes += freed
 		}
+	}
+	if p.Would != nil {
+		for _, e := range markers {
+			dg, _ := digestOfMarker(e)
+			p.Would(Prunable{dg, "record", e.blocks, e.when, "what it is about is not held"})
+			p.done.Records++
+			p.done.Bytes += e.blocks
+		}
+		return ctx.Err()
 	}
 	n, freed := p.d.removeMarkers(ctx, markers)
 	p.done.Records += n
@@ -173,17 +230,35 @@ func (p *pruning) rest(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// isOrphan reports that e is a marker of content that is not held.
-func (d *Disk) isOrphan(e entry) bool {
-	if !strings.HasPrefix(e.dir, reposDir+"/") || !strings.Contains(e.dir, "/"+contentDir+"/") {
+// goes reports that a blob some repository has would have been removed by now, had
+// this not been a question alone.
+func (p *pruning) goes(dg oci.Digest) bool {
+	if p.Would == nil {
 		return false
+	}
+	name := blobName(dg)
+	info, err := p.d.root.Lstat(name)
+	return err == nil && p.isOld(info.ModTime(), true) &&
+		p.d.isEvictable(candidate{entry: entry{dir: path.Dir(name), name: path.Base(name), when: info.ModTime()}, digest: dg})
+}
+
+// digestOfMarker is what a marker is about; false for what is none.
+func digestOfMarker(e entry) (oci.Digest, bool) {
+	if !strings.HasPrefix(e.dir, reposDir+"/") || !strings.Contains(e.dir, "/"+contentDir+"/") {
+		return oci.Digest{}, false
 	}
 	algorithm := path.Base(path.Dir(e.dir))
 	dg, err := oci.ParseDigest(algorithm + ":" + e.name)
-	if err != nil {
+	return dg, err == nil
+}
+
+// isOrphan reports that e is a marker of content that is not held.
+func (d *Disk) isOrphan(e entry) bool {
+	dg, ok := digestOfMarker(e)
+	if !ok {
 		return false
 	}
-	_, err = d.root.Lstat(blobName(dg))
+	_, err := d.root.Lstat(blobName(dg))
 	return isGone(err)
 }
 
