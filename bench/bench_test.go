@@ -12,7 +12,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -271,11 +273,11 @@ func TestPieceOffsets(t *testing.T) {
 	}
 }
 
-// The trace is the same in each run, larger than the cache, and its layers are
+// A round's trace is the same in each run, larger than the cache, and its layers are
 // too small for more than one transfer each, which hits are counted by.
 func TestPlan(t *testing.T) {
 	size := sizesOf(options{}).trace
-	p := newPlan(size)
+	p := newPlan(size, 0)
 	distinct, total := map[layerSpec]bool{}, int64(0)
 	for _, versions := range p.versions {
 		for _, spec := range versions {
@@ -296,7 +298,10 @@ func TestPlan(t *testing.T) {
 	if len(p.pulls) != size.pulls || len(p.moves) != traceMoves {
 		t.Errorf("%d pulls, %d moves", len(p.pulls), len(p.moves))
 	}
-	if again := newPlan(size); again.versions[3][0].Layers[1] != p.versions[3][0].Layers[1] || again.pulls[77] != p.pulls[77] {
+	if other := newPlan(size, 1); slices.Equal(other.pulls, p.pulls) {
+		t.Error("another round has the same trace")
+	}
+	if again := newPlan(size, 0); again.versions[3][0].Layers[1] != p.versions[3][0].Layers[1] || again.pulls[77] != p.pulls[77] {
 		t.Error("a second plan differs")
 	}
 }
@@ -331,6 +336,33 @@ func TestWire(t *testing.T) {
 	}
 }
 
+// Processor time is told more finely than in the kernel's ticks of 10 ms.
+func TestProcessorTime(t *testing.T) {
+	before := cpuTime(os.Getpid())
+	for cpuTime(os.Getpid())-before < time.Millisecond {
+	}
+	var all syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &all); err != nil {
+		t.Fatal(err)
+	}
+	told := time.Duration(all.Utime.Nano() + all.Stime.Nano())
+	if now := cpuTime(os.Getpid()); before == 0 || now < told-50*time.Millisecond {
+		t.Errorf("%v, while the kernel says %v", now, told)
+	}
+	if cpuTime(1<<25) != 0 {
+		t.Error("nobody has used time")
+	}
+}
+
+// In a full run nothing is cut short.
+func TestFullHasNoLimits(t *testing.T) {
+	for _, w := range workloads(options{full: true}) {
+		if w.limit != endless || strings.Contains(w.about, "Reads end") {
+			t.Errorf("%s ends after %v: %s", w.name, w.limit, w.about)
+		}
+	}
+}
+
 func TestCustomRival(t *testing.T) {
 	r, err := customRival("zot/docker-images=exec zot serve x=y")
 	if err != nil || r.name != "zot" || (&server{rival: r, addr: "h:1"}).base() != "http://h:1/v2/docker-images/" {
@@ -344,7 +376,7 @@ func TestCustomRival(t *testing.T) {
 }
 
 func TestWrongFlagsAreRefused(t *testing.T) {
-	for _, args := range [][]string{{"-run", "nonesuch"}, {"-rivals", "nonesuch"}, {"-rival", "x"}, {"more"}, {"-report", "-results", "/nonexistent"}} {
+	for _, args := range [][]string{{"-run", "nonesuch"}, {"-rivals", "nonesuch"}, {"-rival", "x"}, {"more"}, {"-short", "-full"}, {"-report", "-results", "/nonexistent"}} {
 		if err := run(t.Context(), args); err == nil {
 			t.Errorf("%v was taken", args)
 		}

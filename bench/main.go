@@ -70,7 +70,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&only, "run", "", "only workloads whose names begin so: cold-pull,herd")
 	flags.StringVar(&rivals, "rivals", "", "only these, beside entrepot: nginx-cache,bare")
 	flags.Var(&o.custom, "rival", "another one, name=command or name/prefix=command (may be repeated); see rivals.go")
-	flags.BoolVar(&o.full, "full", false, "add a herd of 500 and a start with 1,000,000 blobs")
+	flags.BoolVar(&o.full, "full", false, "add a herd of 500 and a start with 1,000,000 blobs, and let rounds take as long as they do")
 	flags.BoolVar(&o.short, "short", false, "tiny sizes and one round: does the harness work?")
 	flags.IntVar(&o.rounds, "rounds", 0, "rounds of each workload; 0: as each says")
 	flags.StringVar(&o.results, "results", "", "write the results, or with -report read them: a JSON file; empty: print a summary only")
@@ -83,6 +83,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	if flags.NArg() > 0 {
 		return fmt.Errorf("%q is no flag: see bench -h", flags.Arg(0))
+	}
+	if o.short && o.full {
+		return errors.New("-short and -full exclude each other")
 	}
 	o.only, o.rivals = fields(only), fields(rivals)
 	if o.list {

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is a server that the harness started, with whatever that starts.
@@ -129,7 +131,7 @@ func freePort() (string, error) {
 
 // usage is what a group of processes has used so far, and holds now.
 type usage struct {
-	cpu       time.Duration // user and system, in ticks of the kernel
+	cpu       time.Duration // user and system, to the nanosecond
 	anonymous int64         // bytes that no file stands behind
 	resident  int64         // all of them, those of files and shared ones too
 }
@@ -169,18 +171,22 @@ func stat(pid int) []string {
 	return strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 }
 
-// clockTick is the unit of /proc's times, the same on every Linux that Go runs
-// on.
-const clockTick = time.Second / 100
+// cpuTime is what a process has taken, with the threads that it had: its clock,
+// which /proc tells in hundredths of a second only. 0 if it is gone.
+func cpuTime(pid int) time.Duration {
+	const scheduled = 2                 // CPUCLOCK_SCHED: what it ran, in linux/posix-timers.h
+	clock := int32(^pid)<<3 | scheduled // as clock_getcpuclockid(3) makes it
+	var at unix.Timespec
+	if unix.ClockGettime(clock, &at) != nil {
+		return 0
+	}
+	return time.Duration(at.Nano())
+}
 
 func used(pids []int) usage {
 	var u usage
 	for _, pid := range pids {
-		if f := stat(pid); len(f) > 12 {
-			user, _ := strconv.ParseInt(f[11], 10, 64)
-			system, _ := strconv.ParseInt(f[12], 10, 64)
-			u.cpu += time.Duration(user+system) * clockTick
-		}
+		u.cpu += cpuTime(pid)
 		anonymous, resident := memory(pid)
 		u.anonymous += anonymous
 		u.resident += resident

@@ -11,6 +11,7 @@ import (
 // notMeasured is what the report owns up to, whatever was run.
 var notMeasured = []string{
 	"Real networks, real registries, TLS: everything runs over loopback, in the clear, on one machine. Servers, clients and the fake upstream share its cores; only the servers' own CPU time is counted as theirs.",
+	"Tokens: the fake upstream asks nobody for one. Docker Hub does, which costs a first pull round trips more, with a cache or without.",
 	"Real clients: the harness asks as they do and reads every byte, but unpacks nothing. Correctness with real ones is what `make e2e` is about.",
 	"Cold page caches and cold disks: what is warm was just written, and lies in the kernel's memory.",
 	"Long runs: rounds take seconds. What weeks do to a cache is not in here.",
@@ -49,7 +50,7 @@ func report(r results, drawn map[string]bool) string {
 	}
 	b.WriteString("Everything ran side by side, in rounds: each rival in turn, then each again. Figures are medians, with the range of all rounds behind them where there was more than one. " +
 		"Ratios hold better on other machines than times do, so they come first. Whoever took long had fewer rounds.\n\n")
-	b.WriteString("```sh\nmake bench        # all of this page, in under half an hour, as root on Debian\nmake bench-full   # and a herd of 500, and a start with 1,000,000 blobs\n" +
+	b.WriteString("```sh\nmake bench        # all of this page, in under half an hour, as root on Debian\nmake bench-full   # and a herd of 500, and a start with 1,000,000 blobs, without limits: a page of its own in bench/bin/full\n" +
 		fmt.Sprintf("make bench-check  # are ratios still as good as the committed ones, to %d %%, counts to %d %%, and all targets met that were?\n```\n\n", shared, exact))
 	b.WriteString("Another cache joins by its start command, which finds `LISTEN`, `PORT`, `UPSTREAM`, `DATA`, `TTL` and `CACHE_SIZE` in its environment; what follows the slash is put before repositories' names:\n\n" +
 		"```sh\nmake bench BENCHFLAGS=\"-rival 'other/hub=exec other-registry --listen \\$\\$LISTEN --upstream \\$\\$UPSTREAM --data \\$\\$DATA'\"\n```\n\n")

@@ -108,19 +108,43 @@ func (w workloadResult) metric(rival, key string) (summary, error) {
 	return summary{}, errNotMeasured
 }
 
+// quotient is one figure over another of the same rounds, round by round. Errors
+// are metric's.
+func (w workloadResult) quotient(rival, key, per string) (summary, error) {
+	if _, err := w.metric(rival, key); err != nil {
+		return summary{}, err
+	}
+	i := slices.IndexFunc(w.Rivals, func(r rivalResult) bool { return r.Name == rival })
+	var rounds []measures
+	for _, run := range w.Rivals[i].Runs {
+		if run[per] != 0 {
+			rounds = append(rounds, measures{key: run[key] / run[per]})
+		}
+	}
+	s, ok := summarize(rounds, key)
+	if !ok {
+		return summary{}, failure{w.Name, rival, "it has no " + per}
+	}
+	return s, nil
+}
+
 // relative is a rival's figure over that of the metric's base, or the figure
 // itself. Errors are metric's.
 func (w workloadResult) relative(rival string, m metric) (float64, error) {
+	if m.per != "" {
+		s, err := w.quotient(rival, m.key, m.per)
+		return s.median, err
+	}
 	own, err := w.metric(rival, m.key)
-	if err != nil || m.base == "" && m.per == "" {
+	if err != nil || m.base == "" {
 		return own.median, err
 	}
-	base, err := w.metric(cmp.Or(m.base, rival), cmp.Or(m.per, m.key))
+	base, err := w.metric(m.base, m.key)
 	if err != nil {
 		return 0, err
 	}
 	if base.median == 0 {
-		return 0, failure{w.Name, cmp.Or(m.base, rival), "its " + cmp.Or(m.per, m.key) + " is 0"}
+		return 0, failure{w.Name, m.base, "its " + m.key + " is 0"}
 	}
 	return own.median / base.median, nil
 }

@@ -66,7 +66,7 @@ func allRivals() []rival {
 	return []rival{
 		{
 			name: ours, roles: caches | bounded, version: oursVersion, start: startOurs, age: ageOurs,
-			about: "this program, with its defaults but for addresses, and `ENTREPOT_CACHE_SIZE` and `ENTREPOT_TAG_TTL` in the trace",
+			about: fmt.Sprintf("this program, with its defaults but for addresses, `ENTREPOT_TAG_TTL` (a day, and %d s in the trace) and, in the trace, `ENTREPOT_CACHE_SIZE`; its upstream is called `%s`, since at Docker Hub's name it would keep to Docker Hub's pace", traceTTL, upstreamName),
 		},
 		{
 			name: hubItself, roles: direct,

@@ -167,6 +167,7 @@ type server struct {
 	data  string
 	disk  bool          // data is a file system of its own
 	ready time.Duration // from its start until it answered
+	round int           // of the workload, for which it was started; from 0
 }
 
 // base is what the path of a repository is put behind.
@@ -333,7 +334,7 @@ func (s *seat) attempt(ctx context.Context, b *bench, w workload) (measures, err
 		if err != nil {
 			return nil, err
 		}
-		s.server = started
+		s.server, started.round = started, len(s.result.Runs)
 		if w.warmUp != nil {
 			if err := w.warmUp(ctx, b, s.server); err != nil {
 				return nil, err

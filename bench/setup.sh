@@ -1,7 +1,12 @@
 #!/bin/sh
-# What the rivals of make bench are made of: Debian's packages. Where they are
-# installed already, nothing is done; a rival that is missing is shown as failing.
+# What make bench needs: Go, which it asks for, and Debian's packages, of which its
+# rivals are made. Where they are installed already, nothing is done; a rival that
+# is missing is shown as failing.
 set -eu
+if ! command -v "${GO:-go}" >/dev/null; then
+  echo "bench: ${GO:-go} is not found. Debian's is too old: install Go as go.mod names it from https://go.dev/dl, or set GO" >&2
+  exit 1
+fi
 missing=
 for p in nginx-light docker-registry iproute2; do
   [ "$p" = nginx-light ] && command -v nginx >/dev/null && continue

@@ -57,20 +57,35 @@ func holdBlobs(n int) func(context.Context, *bench) error {
 	}
 }
 
-// started tells how long the start took, and what the first seconds cost. The
-// directory's entries are in the kernel's memory: they were just written.
+// started tells how long the start took, and what it cost until the program came
+// to rest. The directory's entries are in the kernel's memory: they were just
+// written.
 func started(short bool) func(context.Context, *bench, *server) (measures, error) {
-	look := 5 * time.Second
+	least := 5 * time.Second
 	if short {
-		look = 200 * time.Millisecond
+		least = 200 * time.Millisecond
 	}
 	return func(ctx context.Context, _ *bench, s *server) (measures, error) {
 		w := s.watch()
-		wait(ctx, look)
+		wait(ctx, least)
+		s.awaitRest(ctx, min(time.Second, least))
 		u := w.end()
 		total := used(s.pids())
 		return measures{
 			"ready": s.ready.Seconds(), "cpu": total.cpu.Seconds(), "anon": float64(u.anonymous), "rss": float64(u.resident),
 		}, ctx.Err()
+	}
+}
+
+// awaitRest waits until a process has taken next to no processor time for d: a
+// hundredth of it, which its clocks may tick in.
+func (p *process) awaitRest(ctx context.Context, d time.Duration) {
+	for before := used(p.pids()).cpu; ctx.Err() == nil; {
+		wait(ctx, d)
+		now := used(p.pids()).cpu
+		if now-before <= d/100 {
+			return
+		}
+		before = now
 	}
 }

@@ -31,11 +31,12 @@ const (
 	traceTTL     = 2 // seconds for which a tag is believed
 	traceMoves   = 20
 	traceEvery   = 15 * time.Minute // between two pulls, for those who look at the time of what they hold
-	traceBatch   = 50               // pulls after which they are told that it has passed
+	traceBatch   = 50               // pulls after which all rest, and those are told that it has passed
+	traceRest    = 2 * time.Second  // at most, between two batches
 )
 
-// plan is a trace made in advance, the same in every run: what to pull, and
-// which tags move when.
+// plan is a trace made in advance, the same in every run but another in each of
+// its rounds: what to pull, and which tags move when.
 type plan struct {
 	versions [][]imageSpec // of each image, in order
 	pulls    []int         // of image
@@ -44,8 +45,8 @@ type plan struct {
 
 // newPlan makes images of a few layers. Some lowest layers are shared, by
 // images of all ranks.
-func newPlan(t traceSize) plan {
-	random := rand.New(rand.NewPCG(6, 28))
+func newPlan(t traceSize, round int) plan {
+	random := rand.New(rand.NewPCG(6, uint64(28+round)))
 	seed := uint64(100_000)
 	layer := func(median float64) layerSpec {
 		seed++
@@ -109,7 +110,7 @@ type tracer struct {
 
 func pullTrace(t traceSize) func(context.Context, *bench, *server) (measures, error) {
 	return func(ctx context.Context, b *bench, s *server) (measures, error) {
-		tr := &tracer{b: b, s: s, plan: newPlan(t), known: map[string]image{}, seen: map[string]bool{}}
+		tr := &tracer{b: b, s: s, plan: newPlan(t, s.round), known: map[string]image{}, seen: map[string]bool{}}
 		for _, versions := range tr.plan.versions {
 			if err := tr.push(ctx, versions[0]); err != nil {
 				return nil, err
@@ -150,9 +151,9 @@ func (t *tracer) push(ctx context.Context, spec imageSpec) error {
 	return nil
 }
 
-// play pulls all of the plan in batches. Between two of them, when the cache has
-// come to rest, time passes for what it holds: what changes under the eyes of
-// one that makes room counts as used. It tells how many bytes came.
+// play pulls all of the plan in batches. Between two of them every cache may come
+// to rest, and then time passes for what it holds: what changes under the eyes
+// of one that makes room counts as used. It tells how many bytes came.
 func (t *tracer) play(ctx context.Context) (delivered int64, err error) {
 	pulls := t.plan.pulls
 	for len(pulls) > 0 && err == nil {
@@ -163,8 +164,10 @@ func (t *tracer) play(ctx context.Context) (delivered int64, err error) {
 		got, err = t.batch(ctx, batch, len(t.plan.pulls)-len(pulls)-len(batch))
 		t.took += time.Since(begin)
 		delivered += got
-		if err == nil && t.s.age != nil {
+		if err == nil {
 			t.rest(ctx)
+		}
+		if err == nil && t.s.age != nil {
 			err = t.s.age(t.s, traceBatch*traceEvery)
 		}
 	}
@@ -174,13 +177,14 @@ func (t *tracer) play(ctx context.Context) (delivered int64, err error) {
 // rest waits until what is kept has not changed for a quarter of a second, or a
 // while. Who looks for what to put out changes nothing meanwhile.
 func (t *tracer) rest(ctx context.Context) {
+	const look = 50 * time.Millisecond
 	last, same := int64(-1), 0
-	for tries := 0; tries < 40 && same < 5; tries++ {
+	for tries := 0; tries < int(traceRest/look) && same < 5; tries++ {
 		now := t.s.allocated()
 		if same++; now != last {
 			last, same = now, 0
 		}
-		wait(ctx, 50*time.Millisecond)
+		wait(ctx, look)
 	}
 }
 

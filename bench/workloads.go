@@ -72,6 +72,9 @@ func sizesOf(o options) sizes {
 	return s
 }
 
+// endless is more than any round takes.
+const endless = 1000 * time.Hour
+
 // dayTTL is for workloads in which no tag is asked for again.
 const dayTTL = 86400
 
@@ -79,12 +82,6 @@ const dayTTL = 86400
 func workloads(o options) []workload {
 	s := sizesOf(o)
 	upstream := line{Rate: 50 << 20, Latency: 20 * time.Millisecond}
-	unlimited := func(d time.Duration) time.Duration {
-		if o.full {
-			return 10 * d
-		}
-		return d
-	}
 	rounds := func(n int) int {
 		if o.short {
 			return 1
@@ -93,7 +90,9 @@ func workloads(o options) []workload {
 	}
 	var all []workload
 	add := func(w workload) {
-		w.budget, w.limit = unlimited(w.budget), unlimited(w.limit)
+		if o.full { // whoever takes long has all rounds that an hour begins, and ends them
+			w.budget, w.limit = time.Hour, endless
+		}
 		w.rounds = rounds(w.rounds)
 		if w.site.TTL == 0 {
 			w.site.TTL = dayTTL
@@ -140,25 +139,30 @@ func workloads(o options) []workload {
 			})
 		}
 	}
+	ends := fmt.Sprintf(" Reads end after %v.", time.Minute)
+	if o.full {
+		ends = ""
+	}
 	add(workload{
 		name: "cold-ranges", family: "ranges", title: "Cold ranged reads of a big blob",
 		about: fmt.Sprintf("One client reads %d pieces of 256 KiB, far from each other, and then %s in order in such pieces, from a blob of %s that is not held, as lazy pullers do. "+
-			"Upstream gives each connection 50 MiB/s after 20 ms. Reads end after %v.", s.pieces, mebibytes([]int64{s.run}), mebibytes([]int64{s.lazy}), unlimited(60*time.Second)),
-		line: upstream, clients: 1, roles: caches | direct, rounds: 3, budget: 20 * time.Second, limit: 60 * time.Second,
+			"Upstream gives each connection 50 MiB/s after 20 ms.%s", s.pieces, mebibytes([]int64{s.run}), mebibytes([]int64{s.lazy}), ends),
+		line: upstream, clients: 1, roles: caches | direct, rounds: 3, budget: 20 * time.Second, limit: time.Minute,
 		setUp: pushImage("lazy", seeds(5000, s.lazy), false), run: readPieces("lazy", s.pieces, s.run),
 	})
 	add(workload{
 		name: "trace", family: "trace", title: "Zipf pull trace under a bound",
 		about: fmt.Sprintf("4 clients pull %d times from %d images by Zipf's law, through a cache bounded to %d MB, tags believed for %d s. Popular tags move to new images meanwhile. What is kept lies on a tmpfs of its own, so that its size is known at each moment. "+
-			"Eviction here goes by the time of files, so between batches of 50 these are moved back as if there were a pull each %d minutes; rivals go by order.",
-			s.trace.pulls, s.trace.images, s.trace.bound/1_000_000, traceTTL, int(traceEvery.Minutes())),
-		clients: traceClients, line: line{Latency: 2 * time.Millisecond}, roles: caches, rounds: 2, budget: 30 * time.Second, limit: 2 * time.Minute,
+			"Each round has another trace, the same for all. After each %d pulls everybody rests, for up to %v, until what is kept has not changed for a quarter of a second; that is no part of the time below, and caches that make room in the background do it then. "+
+			"Eviction here goes by the time of files, so at rest these are moved back as if there were a pull each %d minutes; rivals go by order.",
+			s.trace.pulls, s.trace.images, s.trace.bound/1_000_000, traceTTL, traceBatch, traceRest, int(traceEvery.Minutes())),
+		clients: traceClients, line: line{Latency: 2 * time.Millisecond}, roles: caches, rounds: 3, budget: 80 * time.Second, limit: 3 * time.Minute,
 		site: site{TTL: traceTTL, CacheSize: s.trace.bound, ownDisk: true}, run: pullTrace(s.trace),
 	})
 	for _, n := range s.start {
 		add(workload{
 			name: fmt.Sprintf("start-%d", n), family: "start", title: fmt.Sprintf("Start with %s blobs held", thousands(n)),
-			about: fmt.Sprintf("The program starts over a directory with %s small blobs, each with its marker, and is asked for `/v2/`. Memory is the most of the five seconds after that, in which it counts what it holds.", thousands(n)),
+			about: fmt.Sprintf("The program starts over a directory with %s small blobs, each with its marker, and is asked for `/v2/`. Memory is the most until it has done nothing for a second, and of five seconds at least: meanwhile it counts what it holds.", thousands(n)),
 			roles: caches, among: []string{ours}, rounds: 3, budget: time.Minute, limit: 2 * time.Minute, clients: 1,
 			setUp: holdBlobs(n), seed: held(n), run: started(o.short),
 		})
