@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -227,6 +228,47 @@ func TestMoreHeldTagsThanTheQuotaAllows(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Sixty pulls of as many tags come at once, where upstream is asked once a second:
+// some are answered from the first seconds on, the others are told when to come
+// again, and then get what they want. None is left to wait until it is told 504.
+func TestManyPullsAtALowRate(t *testing.T) {
+	t.Parallel()
+	simulated(t, ocitest.Habits{}, []string{"ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_UPSTREAM_0_RATE=1"}, func(s *simulation) {
+		const tags = 60
+		s.push(tags + 1)
+		s.mustGet(tagged(tags)) // what upstream wants is known
+		time.Sleep(10 * time.Second)
+		began := time.Now()
+		served, again := make([]time.Duration, tags), make([]int, tags)
+		var clients sync.WaitGroup
+		for i := range tags {
+			clients.Go(func() {
+				for {
+					r := s.ask(http.MethodGet, tagged(i))
+					if r.status == http.StatusOK {
+						served[i] = time.Since(began)
+						return
+					}
+					seconds, err := strconv.Atoi(r.header.Get("Retry-After"))
+					if again[i]++; r.status != http.StatusTooManyRequests || err != nil || again[i] > 1 {
+						t.Errorf("tag %d, refused %d times: %d after %v, Retry-After %q: %s", i, again[i], r.status, r.after, r.header.Get("Retry-After"), r.body)
+						return
+					}
+					time.Sleep(time.Duration(seconds) * time.Second)
+				}
+			})
+		}
+		clients.Wait()
+		slices.Sort(served)
+		for i, at := range served {
+			if most := time.Duration(2*i+12) * time.Second; at > most || i < 5 && at > time.Duration(2*i+3)*time.Second {
+				t.Errorf("the %dth has its answer after %v: %v", i, at, served)
+				break
+			}
+		}
+	})
 }
 
 // Where a check costs a pull, since HEAD is refused, checks of what is held leave

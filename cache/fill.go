@@ -177,7 +177,7 @@ func (c *Cache) joinOrStart(ctx context.Context, b *blob) (f *fill, started bool
 
 func (c *Cache) newFill(b *blob) *fill {
 	return &fill{
-		c: c, digest: b.dg, origin: b.place(), blob: *b, ask: b.ask, hint: b.size(), told: -1, began: time.Now(),
+		c: c, digest: b.dg, origin: b.place(), blob: *b, ask: forFill(b.ask), hint: b.size(), told: -1, began: time.Now(),
 		ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
@@ -210,13 +210,20 @@ func (f *fill) wantWhole() {
 	f.poke()
 }
 
+// forFill is ask as a fill asks, which outlasts whoever began it: each of its
+// requests has a deadline of its own.
+func forFill(ask oci.Ask) oci.Ask {
+	ask.Since = time.Time{}
+	return ask
+}
+
 // hurry has a fill that was begun in the background take its place among those
 // that somebody waits for.
 func (f *fill) hurry(ask oci.Ask) {
 	f.mu.Lock()
 	hurried := f.ask.Background && !ask.Background
 	if hurried {
-		f.ask = ask
+		f.ask = forFill(ask)
 		for _, s := range f.streams {
 			if !s.landed { // it may be waiting for leave to ask
 				s.cancel()

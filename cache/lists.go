@@ -177,6 +177,7 @@ func (c *Cache) fallbackReferrers(ctx context.Context, repo oci.Repository, d oc
 	if err != nil {
 		return oci.ReferrerList{}, out, err
 	}
+	ask.Begun = out.Cache == oci.Miss
 	m, mout, err := c.Manifest(ctx, repo, res.Digest, ask)
 	out.Spent += mout.Spent
 	if err != nil {

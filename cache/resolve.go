@@ -126,7 +126,7 @@ func (c *Cache) withManifest(ctx context.Context, q tagQuestion, rec *store.Tag,
 		return resolved(rec), out, nil
 	}
 	ask := q.ask
-	ask.Refresh = false // that was about the tag
+	ask.Refresh, ask.Begun = false, out.Cache == oci.Miss // that was about the tag
 	m, mout, err := c.Manifest(ctx, q.repo, rec.Digest, ask)
 	out.Spent += mout.Spent
 	if err == nil {

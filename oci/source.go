@@ -79,6 +79,9 @@ type Ask struct {
 	Background bool   // nobody waits: give way to those who do
 	Held       bool   // what is held can be served instead: leave the reserve of a quota alone
 	Client     string // who asks, a user or else an address, for accounting
+
+	Since time.Time // when the client asked: what is sent for it has one deadline; zero: now, each time
+	Begun bool      // upstream has answered a part of it: the rest goes before new questions
 }
 
 // Outcome says where an answer came from.

@@ -41,6 +41,7 @@ func (x *exchange) resolve(reference string) error {
 	case x.mute && named.MediaType != "" && named.Size >= 0:
 		return x.sendManifestHead(named.Descriptor)
 	}
+	x.ask.Begun = out.Cache == oci.Miss
 	return x.manifestByDigest(named.Digest)
 }
 

@@ -133,7 +133,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := h.exchanges.Get().(*exchange)
 	x.h, x.r, x.start, x.kind = h, r, time.Now(), "none"
 	x.answer.init(w, r, h.cfg.StallTimeout)
-	x.ask.Client = x.line.client(r)
+	x.ask.Client, x.ask.Since = x.line.client(r), x.start
 	x.pass = Pass{Source: h.src, Catalog: h.cfg.Catalog}
 	x.ctx.init(r.Context(), x.line.server(), x.start.Add(h.cfg.HeaderTimeout))
 	defer x.end()

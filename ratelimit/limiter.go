@@ -41,6 +41,10 @@ type Call struct {
 	Transfer   bool   // the answer is a blob's body
 	Background bool   // nobody waits for it
 	Held       bool   // there is something to serve instead
+
+	What  string    // it is about: who asks for it again is known by that
+	Since time.Time // when the client's question came, whose deadline this is; zero: now
+	Begun bool      // it is not the first request for that question
 }
 
 // backgroundPatience is how many times longer than others a request waits for
@@ -100,7 +104,7 @@ func (l *Limiter) Acquire(ctx context.Context, call Call) (*Pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.await(ctx, time.Now().Add(l.patience(call))); err != nil {
+	if err := p.await(ctx, l.deadline(call, time.Now())); err != nil {
 		p.Release()
 		return nil, err
 	}
@@ -123,11 +127,20 @@ func (p *Pass) await(ctx context.Context, deadline time.Time) error {
 	return p.clear(ctx, deadline, true)
 }
 
-func (l *Limiter) patience(call Call) time.Duration {
-	if call.Background {
-		return backgroundPatience * l.limits.Wait
+// deadline is that of a client's question, however many requests it takes. One
+// that has begun gets a little more, so that what was spent on it is not lost.
+func (l *Limiter) deadline(call Call, now time.Time) time.Time {
+	wait := l.limits.Wait
+	switch {
+	case call.Background:
+		return now.Add(backgroundPatience * wait)
+	case call.Begun:
+		wait += wait / 4
 	}
-	return l.limits.Wait
+	if call.Since.IsZero() {
+		return now.Add(wait)
+	}
+	return call.Since.Add(wait)
 }
 
 // enter finds or makes the host of a call and counts the call in.
@@ -177,7 +190,7 @@ func (p *Pass) takeSlot(ctx context.Context, deadline time.Time) error {
 	if p.call.Transfer {
 		slots, free = p.host.transfers, p.host.freeTransfer
 	}
-	err := slots.enter(ctx, p.call, deadline, nil)
+	err := slots.enter(ctx, p.call, rankOf(p.call), deadline, nil)
 	switch {
 	case err == nil:
 		p.free = free
@@ -200,12 +213,12 @@ func (p *Pass) takeTurn(ctx context.Context, deadline time.Time) error {
 	if turns == nil || p.call.Class == Redirect {
 		return nil
 	}
-	expect := turns.expect(p.call.Background)
-	err := turns.enter(ctx, p.call, deadline, expect)
-	if !errors.Is(err, errTooLate) {
+	err := turns.enter(ctx, p.call, deadline)
+	late, ok := errors.AsType[*tooLate](err)
+	if !ok {
 		return err
 	}
-	wait := expect(turns.ahead(p.call))
+	wait := late.wait
 	e := oci.Errorf(oci.TooManyRequests, "requests to %s are limited to %v a second: the next turn is in %v", p.call.Host, float64(turns.rate.Limit()), wait.Round(time.Second))
 	e.RetryAfter = wait
 	return e

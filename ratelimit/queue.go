@@ -14,29 +14,59 @@ import (
 
 // gate lets requests through as what it guards allows. Who has to wait stands in
 // a line with a lane for each client, and the lanes are served in turn: a client
-// with a thousand requests delays another's one by one. Background requests go
-// when nobody else waits.
+// with a thousand requests delays another's one by one. There is a line for each
+// rank, and a later one moves when nobody waits in those before it.
 type gate struct {
 	// take takes one, or tells how long until there may be one: not in any time
 	// that could be told if it is negative. It is called with mu held.
 	take func(now time.Time, background bool) (wait time.Duration, ok bool)
 
-	mu          sync.Mutex // guards what follows, and what take looks at
-	front, back line
-	timer       *time.Timer // for the next one to be there
+	mu    sync.Mutex // guards what follows, and what take looks at
+	lines [numRanks]line
+	timer *time.Timer // for the next one to be there
+}
+
+// rank is the order of the lines.
+type rank int
+
+const (
+	begun    rank = iota // the rest of questions that had a turn
+	promised             // who was told to come again, and has
+	fresh
+	unhurried // for which nobody waits
+	numRanks
+)
+
+func rankOf(call Call) rank {
+	switch {
+	case call.Background:
+		return unhurried
+	case call.Begun:
+		return begun
+	}
+	return fresh
+}
+
+// cost is how many turns a request takes with what follows it: a check of what
+// is not held is followed by the pull.
+func (c Call) cost() int {
+	if c.Class == Check && rankOf(c) == fresh && !c.Held {
+		return 2
+	}
+	return 1
 }
 
 // errTooLate says that a request's turn did not come in time.
 var errTooLate = errors.New("its turn did not come in time")
 
 // enter waits for a turn. expect, if not nil, is asked how long that will take
-// with so many before it (those in front of a background request too). Errors:
-// errTooLate, at once where the wait would outlast deadline; ctx.Err().
-func (g *gate) enter(ctx context.Context, call Call, deadline time.Time, expect func(ahead int) time.Duration) error {
+// with so many turns before it. Errors: errTooLate, at once where the wait would
+// outlast deadline; ctx.Err().
+func (g *gate) enter(ctx context.Context, call Call, r rank, deadline time.Time, expect func(ahead int) time.Duration) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	t, err := g.queue(call, deadline, expect)
+	t, err := g.queue(call, r, deadline, expect)
 	if t == nil {
 		return err
 	}
@@ -56,48 +86,44 @@ func (g *gate) enter(ctx context.Context, call Call, deadline time.Time, expect 
 	if t.served {
 		return nil
 	}
-	g.lineOf(call).remove(t)
+	g.lines[r].remove(t)
 	g.serveLocked()
 	return err
 }
 
 // queue takes a turn that is there, or a place in the line.
-func (g *gate) queue(call Call, deadline time.Time, expect func(int) time.Duration) (*ticket, error) {
+func (g *gate) queue(call Call, r rank, deadline time.Time, expect func(int) time.Duration) (*ticket, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	line := g.lineOf(call)
 	now := time.Now()
-	if g.front.n == 0 && line.n == 0 {
-		if _, ok := g.take(now, call.Background); ok {
+	if g.isFreeLocked(r) {
+		if _, ok := g.take(now, r == unhurried); ok {
 			return nil, nil
 		}
 	}
-	ahead := line.ahead(call.Client)
-	if call.Background {
-		ahead += g.front.n
-	}
-	if expect != nil && now.Add(expect(ahead)).After(deadline) {
+	if expect != nil && now.Add(expect(g.aheadLocked(call.Client, r))).After(deadline) {
 		return nil, errTooLate
 	}
-	t := line.push(call.Client)
+	t := g.lines[r].push(call.Client, call.cost())
 	g.serveLocked()
 	return t, nil
 }
 
-func (g *gate) lineOf(call Call) *line {
-	if call.Background {
-		return &g.back
+// isFreeLocked reports whether nobody waits up to a rank.
+func (g *gate) isFreeLocked(r rank) bool {
+	for i := range g.lines[:r+1] {
+		if g.lines[i].n > 0 {
+			return false
+		}
 	}
-	return &g.front
+	return true
 }
 
-// ahead is how many would go before a request of this client.
-func (g *gate) ahead(call Call) int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	n := g.lineOf(call).ahead(call.Client)
-	if call.Background {
-		n += g.front.n
+// aheadLocked is how many turns are taken before a client's next in a line.
+func (g *gate) aheadLocked(client string, r rank) int {
+	n := g.lines[r].ahead(client)
+	for i := range g.lines[:r] {
+		n += g.lines[i].cost
 	}
 	return n
 }
@@ -117,16 +143,16 @@ func (g *gate) serveLocked() {
 		g.timer = nil
 	}
 	for {
-		line := &g.front
-		if line.n == 0 {
-			line = &g.back
+		r := rank(0)
+		for r < numRanks && g.lines[r].n == 0 {
+			r++
 		}
-		if line.n == 0 {
+		if r == numRanks {
 			return
 		}
-		wait, ok := g.take(time.Now(), line == &g.back)
+		wait, ok := g.take(time.Now(), r == unhurried)
 		if ok {
-			line.pop()
+			g.lines[r].pop()
 			continue
 		}
 		if wait >= 0 {
@@ -149,10 +175,13 @@ func newSlots(n int) (g *gate, release func()) {
 	return g, func() { g.free(func() { left++ }) }
 }
 
-// turns are a gate at which requests are spaced.
+// turns are a gate at which requests are spaced. Who is refused is promised a
+// turn: by the promises the next one is told a later time, and who comes when he
+// was told to goes before who is new.
 type turns struct {
 	*gate
-	rate *rate.Limiter
+	rate     *rate.Limiter
+	promises promises // guarded by the gate's mutex
 }
 
 func newTurns(limits Limits) *turns {
@@ -182,16 +211,73 @@ func (t *turns) until(now time.Time, n float64) time.Duration {
 	return max(time.Microsecond, time.Duration(math.Ceil(missing/float64(t.rate.Limit())*float64(time.Second))))
 }
 
-// expect is how long a request with so many ahead of it waits.
-func (t *turns) expect(background bool) func(ahead int) time.Duration {
-	return func(ahead int) time.Duration {
-		return t.until(time.Now(), float64(ahead)+t.need(background))
+// tooLate refuses a request that is promised a turn after a wait.
+type tooLate struct{ wait time.Duration }
+
+func (*tooLate) Error() string { return errTooLate.Error() }
+
+// enter is as the gate's, with a *tooLate for errTooLate.
+func (t *turns) enter(ctx context.Context, call Call, deadline time.Time) error {
+	came := time.Now()
+	r := t.rankOf(call, came)
+	err := t.gate.enter(ctx, call, r, deadline, func(ahead int) time.Duration { // with the gate's mutex held
+		if r == fresh {
+			ahead += t.promises.ahead(call.Client, deadline)
+		}
+		return t.until(time.Now(), float64(ahead)+t.need(call.Background))
+	})
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case err == nil:
+		t.promises.drop(call.promise())
+	case errors.Is(err, errTooLate):
+		now := time.Now()
+		// Who has waited in vain, or has come when told to, keeps his place.
+		return &tooLate{t.promiseLocked(call, now, r != fresh || now.After(came))}
 	}
+	return err
+}
+
+// rankOf is the rank of a call, which a promise that is due has raised.
+func (t *turns) rankOf(call Call, now time.Time) rank {
+	r := rankOf(call)
+	if r != fresh {
+		return r
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.promises.expire(now)
+	if due, ok := t.promises.due[call.promise()]; ok && !due.After(now) {
+		t.promises.drop(call.promise())
+		return promised
+	}
+	return r
+}
+
+// promiseLocked tells how long until a call that is refused has a turn, the same
+// again to who asks before that.
+func (t *turns) promiseLocked(call Call, now time.Time, keepsPlace bool) time.Duration {
+	p := call.promise()
+	if due, ok := t.promises.due[p]; ok && due.After(now) {
+		return due.Sub(now)
+	}
+	r := rankOf(call)
+	ahead := t.aheadLocked(call.Client, r)
+	if !keepsPlace {
+		ahead += t.promises.ahead(call.Client, time.Time{})
+	}
+	wait := t.until(now, float64(ahead)+t.need(call.Background))
+	if r != unhurried {
+		t.promises.make(p, now.Add(wait))
+	}
+	return wait
 }
 
 // line is who waits at a gate.
 type line struct {
 	n     int                      // waiting, all together
+	cost  int                      // turns that they take
 	ring  list.List                // of *lane, the next to be served first
 	lanes map[string]*list.Element // by client
 }
@@ -204,11 +290,12 @@ type lane struct {
 
 type ticket struct {
 	client string
+	cost   int           // turns that it takes with what follows it
 	turn   chan struct{} // closed when it is served
 	served bool
 }
 
-func (l *line) push(client string) *ticket {
+func (l *line) push(client string, cost int) *ticket {
 	el := l.lanes[client]
 	if el == nil {
 		if l.lanes == nil {
@@ -217,10 +304,11 @@ func (l *line) push(client string) *ticket {
 		el = l.ring.PushBack(&lane{client: client})
 		l.lanes[client] = el
 	}
-	t := &ticket{client: client, turn: make(chan struct{})}
+	t := &ticket{client: client, cost: cost, turn: make(chan struct{})}
 	lane := el.Value.(*lane)
 	lane.tickets = append(lane.tickets, t)
 	l.n++
+	l.cost += cost
 	return t
 }
 
@@ -243,28 +331,31 @@ func (l *line) remove(t *ticket) {
 	i := slices.Index(lane.tickets, t)
 	lane.tickets = slices.Delete(lane.tickets, i, i+1)
 	l.n--
+	l.cost -= t.cost
 	if len(lane.tickets) == 0 {
 		l.ring.Remove(el)
 		delete(l.lanes, t.client)
 	}
 }
 
-// ahead is how many of those who wait now go before the next of a client.
+// ahead is how many turns those take who go before the next of a client.
 func (l *line) ahead(client string) int {
 	own := 0
 	if el := l.lanes[client]; el != nil {
 		own = len(el.Value.(*lane).tickets)
 	}
-	n, before := own, true
+	n, before := 0, true
 	for el := l.ring.Front(); el != nil; el = el.Next() {
 		lane := el.Value.(*lane)
+		first := own
 		switch {
 		case lane.client == client:
 			before = false
 		case before:
-			n += min(len(lane.tickets), own+1)
-		default:
-			n += min(len(lane.tickets), own)
+			first++
+		}
+		for _, t := range lane.tickets[:min(len(lane.tickets), first)] {
+			n += t.cost
 		}
 	}
 	return n

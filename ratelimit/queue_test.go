@@ -117,6 +117,135 @@ func TestTheTrueWaitIsTheClientsOwn(t *testing.T) {
 	})
 }
 
+// Sixty clients come at once for what takes two requests each, at one a second.
+// Some have their answer from the first seconds on, at the rate; the others are
+// told when to come again, each later than the one before, and have it then.
+func TestACrowdIsServedAtTheRate(t *testing.T) {
+	const clients = 60
+	for _, burst := range []int{1, 2, 5} {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(Limits{Rate: 1, Burst: burst, Requests: 32, Wait: 10 * time.Second})
+			start := time.Now()
+			ask := func(since time.Time, call Call) error {
+				call.Host, call.Since = "registry", since
+				p, err := l.Acquire(t.Context(), call)
+				if err != nil {
+					return err
+				}
+				time.Sleep(50 * time.Millisecond)
+				p.Release()
+				return nil
+			}
+			type visit struct{ told, served time.Duration }
+			visits := make([]visit, clients)
+			var wg sync.WaitGroup
+			for i := range clients {
+				wg.Go(func() {
+					for try := range 3 {
+						since, client := time.Now(), fmt.Sprint(i)
+						err := ask(since, Call{Client: client, What: client, Class: Check})
+						if err == nil {
+							err = ask(since, Call{Client: client, What: client, Class: Pull, Begun: true})
+						}
+						if took := time.Since(since); took > 13*time.Second {
+							t.Errorf("client %d heard nothing for %v", i, took)
+						}
+						if err == nil {
+							visits[i].served = time.Since(start)
+							return
+						}
+						if oci.CodeOf(err) != oci.TooManyRequests || oci.RetryAfter(err) <= 0 || try > 0 {
+							t.Errorf("client %d, visit %d: %v, retry after %v", i, try, err, oci.RetryAfter(err))
+						}
+						wait := oci.RetryAfter(err).Truncate(time.Second) + time.Second // as it is told
+						visits[i].told = time.Since(start) + wait
+						time.Sleep(wait)
+					}
+				})
+				synctest.Wait()
+			}
+			wg.Wait()
+			for s := time.Second; s < 2*clients*time.Second-10*time.Second; s += time.Second {
+				n := 0
+				for _, v := range visits {
+					if v.served > 0 && v.served <= s+time.Second {
+						n++
+					}
+				}
+				if least := int(s / time.Second / 2 * 9 / 10); n < least {
+					t.Errorf("burst %d: %d are served after %v, want %d", burst, n, s, least)
+				}
+			}
+			slices.SortFunc(visits, func(a, b visit) int { return int(a.served - b.served) })
+			last, told := time.Duration(0), map[time.Duration]int{}
+			for i, v := range visits {
+				if v.told == 0 {
+					continue
+				}
+				if told[v.told]++; told[v.told] > 2 {
+					t.Errorf("%d are told to come at %v", told[v.told], v.told)
+				}
+				if v.told < last {
+					t.Errorf("burst %d: who was told %v has it before who was told %v, at %v", burst, last, v.told, v.served)
+				}
+				if late := v.served - v.told; late > 10*time.Second {
+					t.Errorf("the %dth was told %v and has it at %v", i, v.told, v.served)
+				}
+				last = v.told
+			}
+		})
+	}
+}
+
+// Who asks again before his time is told the same time, and who is new waits
+// behind those whose time it is.
+func TestAPromiseIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Limits{Rate: 1, Burst: 1, Wait: 3 * time.Second})
+		ask := func(client string) error {
+			p, err := l.Acquire(t.Context(), Call{Host: "registry", Client: client, What: client})
+			if err == nil {
+				p.Release()
+			}
+			return err
+		}
+		var wg sync.WaitGroup
+		for i := range 4 { // one goes at once, three wait
+			wg.Go(func() {
+				if err := ask(fmt.Sprint("early", i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		for i := range 10 {
+			for range 3 {
+				wantRefusal(t, ask(fmt.Sprint(i)), oci.TooManyRequests, time.Duration(4+i)*time.Second)
+			}
+		}
+		for i := range 10 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(4+i) * time.Second)
+				if took, err := timed(func() error { return ask(fmt.Sprint(i)) }); err != nil || took > time.Second {
+					t.Errorf("client %d, at its time: %v after %v", i, err, took)
+				}
+			})
+		}
+		time.Sleep(3500 * time.Millisecond)
+		if err := ask("new"); oci.RetryAfter(err) < 10*time.Second {
+			t.Errorf("who is new: %v, retry after %v; want a time after those of the others", err, oci.RetryAfter(err))
+		}
+		wg.Wait()
+	})
+}
+
+// timed tells how long f took.
+func timed(f func() error) (time.Duration, error) {
+	start := time.Now()
+	err := f()
+	return time.Since(start), err
+}
+
 func TestBackgroundWaitsForAllOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Limits{Rate: -1, Requests: 1, Wait: 20 * time.Second}, time.Second)
@@ -170,7 +299,8 @@ func TestLinesSurviveWhoeverLeaves(t *testing.T) {
 			t.Errorf("%d users after all have left", h.users)
 		}
 		for name, g := range map[string]*gate{"turns": h.turns.gate, "requests": h.requests, "transfers": h.transfers} {
-			for _, line := range []*line{&g.front, &g.back} {
+			for i := range g.lines {
+				line := &g.lines[i]
 				if line.n != 0 || line.ring.Len() != 0 || len(line.lanes) != 0 {
 					t.Errorf("%s: %d waiting, %d lanes after all have left", name, line.n, len(line.lanes))
 				}
@@ -206,12 +336,12 @@ func TestAheadIsTrue(t *testing.T) {
 					break
 				}
 			default:
-				tickets[l.push(fmt.Sprint(rng.IntN(4)))] = true
+				tickets[l.push(fmt.Sprint(rng.IntN(4)), 1)] = true
 			}
 		}
 		client := fmt.Sprint(rng.IntN(5))
 		want, before := l.ahead(client), 0
-		mine := l.push(client)
+		mine := l.push(client, 1)
 		for l.pop(); !mine.served; l.pop() {
 			before++
 		}

@@ -39,6 +39,9 @@ func (q *question) outcome() oci.Outcome {
 	return oci.Outcome{Cache: oci.Miss, Checked: time.Now(), Why: q.why, Spent: q.spent}
 }
 
+// begun reports whether a part of what the client asked for was answered.
+func (q *question) begun() bool { return q.ask.Begun || q.spent > 0 }
+
 // failed is the Outcome beside an error.
 func (q *question) failed() oci.Outcome { return oci.Outcome{Cache: oci.Miss, Spent: q.spent} }
 
@@ -85,6 +88,7 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 	}
 	pass, err := s.limiter.Acquire(ctx, ratelimit.Call{
 		Host: r.url.Host, Class: r.class, Account: l.account, Client: q.ask.Client, Transfer: r.transfer, Background: q.ask.Background, Held: q.ask.Held,
+		Since: q.ask.Since, Begun: q.begun(), What: q.repo.Path + r.url.Path,
 	})
 	if err != nil {
 		if ctx.Err() != nil {

@@ -189,7 +189,7 @@ func (s *tokens) find(ctx context.Context, q *question, key tokenKey, d demand, 
 	// The context is not the caller's: others may come to wait as well.
 	ctx, cancel := context.WithTimeout(oci.CarrySpan(ctx, context.Background()), s.life)
 	s.running[r] = cancel
-	ask := oci.Ask{Background: q.ask.Background, Client: q.ask.Client}
+	ask := oci.Ask{Background: q.ask.Background, Client: q.ask.Client, Since: q.ask.Since, Begun: q.begun()}
 	s.wg.Go(func() { s.run(ctx, e, r, d, cred, ask) })
 	return r, nil, true, nil
 }
