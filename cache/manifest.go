@@ -50,40 +50,45 @@ func (c *Cache) Manifest(ctx context.Context, repo oci.Repository, dg oci.Digest
 // heldManifest answers from the disk; ErrNotHeld where the disk does not hold
 // the bytes, or does not know that they belong to repo.
 func (c *Cache) heldManifest(ctx context.Context, repo oci.Repository, dg oci.Digest) (oci.Manifest, oci.Outcome, error) {
-	marker, content, err := c.readMarked(ctx, repo, dg)
+	marker, content, recalled, err := c.readMarked(ctx, repo, dg)
 	if err != nil {
 		return oci.Manifest{}, oci.Outcome{}, err
 	}
-	if marker.State == store.Proven && oci.IsManifestType(marker.MediaType) {
-		desc := oci.Descriptor{MediaType: marker.MediaType, Digest: dg, Size: int64(len(content))}
-		return oci.Manifest{Descriptor: desc, Content: content}, oci.Outcome{Cache: oci.Hit, Why: "held"}, nil
+	m := oci.Manifest{Descriptor: oci.Descriptor{MediaType: marker.MediaType, Digest: dg, Size: int64(len(content))}, Content: content}
+	if marker.State != store.Proven || !oci.IsManifestType(marker.MediaType) {
+		m, err = oci.NewManifest(content, marker.MediaType, dg)
+		if err != nil || !oci.IsManifestType(m.MediaType) {
+			return oci.Manifest{}, oci.Outcome{}, oci.Errorf(oci.ManifestUnknown, "%s in %s is not a manifest", dg, repo)
+		}
 	}
-	m, err := oci.NewManifest(content, marker.MediaType, dg)
-	if err != nil || !oci.IsManifestType(m.MediaType) {
-		return oci.Manifest{}, oci.Outcome{}, oci.Errorf(oci.ManifestUnknown, "%s in %s is not a manifest", dg, repo)
+	if !recalled && !c.prefetch.knows(repo, dg) { // it came before a restart
+		if links, err := oci.ParseLinks(content); err == nil {
+			c.prefetch.remember(repo, dg, links)
+		}
 	}
 	return m, oci.Outcome{Cache: oci.Hit, Why: "held"}, nil
 }
 
-func (c *Cache) readMarked(ctx context.Context, repo oci.Repository, dg oci.Digest) (store.Marker, []byte, error) {
-	marker, content, known := c.disk.Recall(repo, dg)
-	if !known {
-		var err error
+// readMarked reads what is held, and belongs to repo. recalled says that it was
+// read a moment ago, too.
+func (c *Cache) readMarked(ctx context.Context, repo oci.Repository, dg oci.Digest) (marker store.Marker, content []byte, recalled bool, err error) {
+	marker, content, recalled = c.disk.Recall(repo, dg)
+	if !recalled {
 		if marker, err = c.marker(ctx, repo, dg); err != nil {
-			return store.Marker{}, nil, err
+			return store.Marker{}, nil, false, err
 		}
 	}
 	switch {
 	case marker.State == store.Named && c.cfg.Private:
-		return store.Marker{}, nil, store.ErrNotHeld
-	case known:
-		return marker, content, nil
+		return store.Marker{}, nil, false, store.ErrNotHeld
+	case recalled:
+		return marker, content, true, nil
 	}
-	content, err := c.disk.Read(ctx, dg, c.cfg.MaxManifest)
+	content, err = c.disk.Read(ctx, dg, c.cfg.MaxManifest)
 	if err == nil {
 		c.disk.Remember(repo, dg, marker)
 	}
-	return marker, content, err
+	return marker, content, false, err
 }
 
 // confirmFirst says that a HEAD, which no registry counts as a pull, is better
@@ -150,20 +155,31 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 func (c *Cache) keepManifest(repo oci.Repository, m oci.Manifest) {
 	if err := c.disk.PutFrom(m.Digest, m.Content, repo.Host); err != nil {
 		c.cfg.Warn("a manifest could not be kept", repo, err)
+		c.understand(repo, m)
 		return
 	}
 	c.mark(repo, m.Digest, store.Marker{MediaType: m.MediaType, Size: m.Size, State: store.Proven})
 	c.name(repo, m)
 }
 
-// name marks what a manifest of repo lists.
-func (c *Cache) name(repo oci.Repository, m oci.Manifest) {
+// understand remembers what a manifest of repo tells of its layers. It returns
+// nil for one that is not of our kind: it names nothing that we understand.
+func (c *Cache) understand(repo oci.Repository, m oci.Manifest) *oci.Links {
 	links, err := oci.ParseLinks(m.Content)
 	if err != nil {
-		return // not our kind of manifest: it names nothing that we understand
+		return nil
 	}
-	c.prefetch.remember(repo, links)
+	c.prefetch.remember(repo, m.Digest, links)
 	c.foreign.remember(repo, links)
+	return links
+}
+
+// name marks what a manifest of repo lists.
+func (c *Cache) name(repo oci.Repository, m oci.Manifest) {
+	links := c.understand(repo, m)
+	if links == nil {
+		return
+	}
 	named := links.Blobs()
 	for _, child := range links.Manifests {
 		named = append(named, child.Descriptor)

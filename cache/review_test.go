@@ -130,6 +130,14 @@ func TestPrefetchGivesWay(t *testing.T) {
 			}
 		}
 		close(open)
+		synctest.Wait()
+		mustRead(t, c, alpine, oci.Sum(layers[0]), layers[0])
+		synctest.Wait()
+		s.set(func() { s.asked = nil })
+		mustRead(t, c, alpine, oci.Sum(layers[1]), layers[1])
+		if q := s.questions(); len(q) > 0 {
+			t.Errorf("not prefetched once there was room: %q", q)
+		}
 	})
 }
 
