@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
+	"entrepot/cache"
 	"entrepot/internal/ocitest"
 	"entrepot/oci"
 	"entrepot/upstream"
@@ -62,5 +65,30 @@ func TestFaultsPastTheDisk(t *testing.T) {
 			hub.ClearFaults()
 			s.mustPull("alpine", "latest", image)
 		})
+	}
+}
+
+// TestManyPastTheDisk: however many want what cannot be kept, all get it, and
+// they share what transfers there may be.
+func TestManyPastTheDisk(t *testing.T) {
+	const clients = 30
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Rate: 6 << 20}})
+	image := ocitest.RandomImage(4, 6_000_000)
+	hub.Push("library/alpine", "latest", image)
+	s := newStack(t, hub, stackConfig{budget: 4 << 20, cache: cache.Config{MaxBypass: 1}})
+	s.mustPull("alpine", "latest", image)
+	hub.Reset()
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			resp, body, err := s.get(http.MethodGet, "/v2/alpine/blobs/"+image.Blobs[1].Digest.String())
+			if err != nil || resp.StatusCode != http.StatusOK || !bytes.Equal(body, image.Blobs[1].Bytes()) {
+				t.Errorf("%v, %d bytes, %v", resp, len(body), err)
+			}
+		})
+	}
+	all.Wait()
+	if n := hub.Count(ocitest.Match{Role: ocitest.CDN}); n > clients/2 {
+		t.Errorf("%d clients cost %d transfers", clients, n)
 	}
 }

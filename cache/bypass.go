@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"sync"
 	"time"
 
 	"entrepot/oci"
@@ -18,18 +17,11 @@ type given struct {
 	copyBack func(w io.Writer, offset int64) error // the bytes from offset on, as they are on disk
 }
 
-// openBypass streams a blob through without keeping it. The number of such
-// transfers is bounded: each is a copy of its own on the line from upstream.
-// has is nil if the client has nothing yet.
+// openBypass streams a blob through without keeping it, together with others who
+// want it now. has is nil if the client has nothing yet.
 func (b *blob) openBypass(ctx context.Context, offset, length int64, why string, has *given) (oci.Reader, error) {
-	select {
-	case b.c.bypasses <- struct{}{}:
-	default:
-		return nil, oci.Errorf(oci.Unavailable, "%s cannot be kept, and %d transfers that are not kept are running already", b.dg, cap(b.c.bypasses))
-	}
 	r, err := b.startBypass(ctx, offset, length, has)
 	if err != nil {
-		<-b.c.bypasses
 		return nil, err
 	}
 	r.outcome = oci.Outcome{Cache: oci.Bypass, Checked: time.Now(), Why: why}
@@ -37,7 +29,7 @@ func (b *blob) openBypass(ctx context.Context, offset, length int64, why string,
 }
 
 func (b *blob) startBypass(ctx context.Context, offset, length int64, has *given) (*bypassReader, error) {
-	r := &bypassReader{offset: offset, release: sync.OnceFunc(func() { <-b.c.bypasses })}
+	r := &bypassReader{offset: offset}
 	from := offset
 	if length < 0 { // to prove a read to the end, all of it must pass through the hash
 		r.hash, r.dg = b.dg.Hash(), b.dg
@@ -48,7 +40,7 @@ func (b *blob) startBypass(ctx context.Context, offset, length int64, has *given
 		}
 	}
 	var err error
-	if r.src, err = b.resume(ctx, from, length, has != nil || b.failed); err != nil {
+	if r.src, err = b.followPast(ctx, from, length, has != nil || b.failed); err != nil {
 		return nil, err
 	}
 	if err := r.skipTo(from, has); err != nil {
@@ -92,10 +84,9 @@ func (r *bypassReader) discard(n int64, read readerFunc) error {
 // bypassReader passes upstream's bytes on. On a read to the end it gives out the
 // last byte only when all of them make the digest.
 type bypassReader struct {
-	src     *resumer
+	src     *follower
 	offset  int64
 	outcome oci.Outcome
-	release func()
 
 	prove  func() // called when all of it has made the digest
 	dg     oci.Digest
@@ -173,17 +164,13 @@ func (r *bypassReader) readWhole(p []byte) (int, error) {
 	return held + n - 1, nil
 }
 
-func (r *bypassReader) Close() error {
-	r.release()
-	return r.src.Close()
-}
-
+func (r *bypassReader) Close() error  { return r.src.Close() }
 func (r *bypassReader) Offset() int64 { return r.offset }
-func (r *bypassReader) Size() int64   { return r.src.size }
+func (r *bypassReader) Size() int64   { return r.src.size() }
 
 // Outcome counts what it has cost so far.
 func (r *bypassReader) Outcome() oci.Outcome {
 	out := r.outcome
-	out.Spent += r.src.spent
+	out.Spent += r.src.spent()
 	return out
 }

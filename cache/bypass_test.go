@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"entrepot/oci"
 	"entrepot/store"
@@ -122,4 +124,112 @@ func TestPastTheDiskEveryBufferWillDo(t *testing.T) {
 			}
 		}
 	}
+}
+
+// readSlowly reads a blob, of which it takes n bytes each while.
+func readSlowly(ctx context.Context, c *Cache, d oci.Digest, n int, while time.Duration) ([]byte, error) {
+	b, err := c.Blob(ctx, alpine, d, oci.Ask{})
+	if err != nil {
+		return nil, err
+	}
+	r, err := b.Open(ctx, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	got := make([]byte, 0, 5*mib)
+	for p := make([]byte, n); ; time.Sleep(while) {
+		m, err := r.Read(p)
+		got = append(got, p[:m]...)
+		if err != nil {
+			if err == io.EOF {
+				err = nil
+			}
+			return got, err
+		}
+	}
+}
+
+// steady gives out bytes at a rate.
+type steady struct{ r io.Reader }
+
+func (s steady) Read(p []byte) (int, error) {
+	time.Sleep(10 * time.Millisecond)
+	return s.r.Read(p[:min(len(p), 64<<10)])
+}
+
+// TestPastTheDiskReadersShare: who comes together is served by one transfer, and
+// who cannot keep up goes on by himself without holding up the others.
+func TestPastTheDiskReadersShare(t *testing.T) {
+	content := pattern(1, 5*mib)
+	for _, tc := range []struct {
+		name       string
+		most       int
+		fast, slow int
+		transfers  int64
+	}{
+		{"at once", 0, 20, 0, 1},
+		{"more than there are places for", 1, 10, 0, 1},
+		{"two slow among them", 0, 5, 2, 3},
+		{"slow ones, and one place", 1, 5, 2, 3},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				d := s.pushBlob(alpine, content)
+				c := tooSmall(t, s, Config{MaxBypass: tc.most})
+				defer closeCache(t, c)
+				mustRead(t, c, alpine, d, content)
+				s.set(func() {
+					s.moved = 0
+					s.body = func(_ int, c []byte, off int64) io.Reader { return steady{bytes.NewReader(c[off:])} }
+				})
+				var all sync.WaitGroup
+				began := time.Now()
+				for i := range tc.fast + tc.slow {
+					all.Go(func() {
+						n, while, bound := 64<<10, time.Duration(0), 2*time.Second
+						if i >= tc.fast {
+							n, while, bound = 32<<10, 100*time.Millisecond, time.Hour
+						}
+						got, err := readSlowly(t.Context(), c, d, n, while)
+						if err != nil || !bytes.Equal(got, content) {
+							t.Errorf("%d bytes, %v", len(got), err)
+						}
+						if took := time.Since(began); took > bound {
+							t.Errorf("took %v", took)
+						}
+					})
+				}
+				all.Wait()
+				if moved := s.bytesMoved(); moved > tc.transfers*int64(len(content)) {
+					t.Errorf("%d readers cost %.1f transfers, want %d at most", tc.fast+tc.slow, float64(moved)/float64(len(content)), tc.transfers)
+				}
+			})
+		})
+	}
+}
+
+// TestPastTheDiskThereAreSoManyPlaces: who finds none waits for one, and is told
+// when that takes too long.
+func TestPastTheDiskThereAreSoManyPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		one, two := pattern(1, 5*mib), pattern(2, 5*mib)
+		d, other := s.pushBlob(alpine, one), s.pushBlob(alpine, two)
+		c := tooSmall(t, s, Config{MaxBypass: 1})
+		defer closeCache(t, c)
+		b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := b.Open(t.Context(), 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = read(t.Context(), c, alpine, other, 0, -1)
+		wantCode(t, err, oci.Unavailable)
+		time.AfterFunc(placeWait/2, func() { _ = r.Close() })
+		mustRead(t, c, alpine, other, two)
+	})
 }

@@ -109,7 +109,7 @@ type Cache struct {
 	extras    extras
 	prefetch  prefetch
 	foreign   foreignLayers
-	bypasses  chan struct{}
+	relays    relays
 	joined    atomic.Uint64
 }
 
@@ -120,7 +120,7 @@ func New(disk *store.Disk, upstream oci.Source, cfg Config) *Cache {
 		disk:     disk,
 		upstream: upstream,
 		cfg:      cfg,
-		bypasses: make(chan struct{}, cfg.MaxBypass),
+		relays:   relays{most: cfg.MaxBypass, running: make(map[string][]*relay)},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.fills.running = make(map[oci.Digest]*fill)
