@@ -198,6 +198,13 @@ func TestMissedManifestsSayWhy(t *testing.T) {
 	}
 }
 
+func TestFarClientsAreExplained(t *testing.T) {
+	r := results{Workloads: []workloadResult{{Name: farName, Family: "far", Rivals: []rivalResult{{Name: ours, Runs: []measures{{"mbs": 90}}}}}}}
+	if page := report(r, nil); !strings.Contains(page, notes[farName]) {
+		t.Errorf("the page does not say %q:\n%s", notes[farName], page)
+	}
+}
+
 // A run in which we fail, or what we are measured by, is written, and an error.
 func TestFailuresEndARun(t *testing.T) {
 	for name, tc := range map[string]struct {

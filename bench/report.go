@@ -19,6 +19,12 @@ var notMeasured = []string{
 	"Memory of file contents that the kernel caches for a server: it is the kernel's, and the same for all.",
 }
 
+// notes are what the figures of a workload do not tell.
+var notes = map[string]string{
+	farName: "What entrepot takes more is for its bound on what lies unsent in the kernel, 128 KiB, which lets it see that a slow client gets on: " +
+		"it wakes for each 64 KiB or so, others for a megabyte ([decision 8](decisions/0008-near-clients.md)).",
+}
+
 // writeDocs writes performance.md and its pictures.
 func writeDocs(dir string, r results) error {
 	pictures := filepath.Join(dir, "performance")
@@ -111,6 +117,9 @@ func tablesWith(r results, drawn map[string]bool) string {
 			delete(drawn, p) // one picture shows all workloads of its family: once is enough
 		}
 		writeTable(&b, w)
+		if note := notes[w.Name]; note != "" {
+			b.WriteString(note + "\n\n")
+		}
 	}
 	return b.String()
 }
