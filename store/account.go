@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -93,13 +94,16 @@ type account struct {
 	futile  time.Time     // until then nobody need ask for another: the last one got stuck
 	changed chan struct{} // closed when waiting writers should look again
 	poke    chan struct{} // wakes the keeper
+
+	pass   int64         // more than this held: the state should say so
+	passed chan struct{} // tells the keeper
 }
 
 func newAccount(cfg Config) (*account, error) {
 	a := &account{
 		budget: cfg.Budget, headroom: cfg.MinFree, space: cfg.space,
 		shares: make(map[owner]float64), sharing: make(map[owner]string), seed: maphash.MakeSeed(), fills: make(map[oci.Digest]bool), owners: make(map[owner]int64),
-		changed: make(chan struct{}), poke: make(chan struct{}, 1),
+		changed: make(chan struct{}), poke: make(chan struct{}, 1), pass: math.MaxInt64, passed: make(chan struct{}, 1),
 	}
 	if cfg.Budget != 0 && cfg.Budget < minBudget {
 		return nil, fmt.Errorf("a budget of %d bytes holds next to nothing: give it %d or more, or 0 for no cap", cfg.Budget, minBudget)
@@ -182,7 +186,32 @@ func (a *account) take(n int64, reserve bool) error {
 	return a.takeLocked(n, reserve)
 }
 
+// takeForState is take for what the keeper writes: of the headroom it may use
+// all, since there is no other way to know later how much of it we gave back.
+func (a *account) takeForState(n int64) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.overLocked(n, true); err != nil {
+		return err
+	}
+	a.chargeLocked(n)
+	return nil
+}
+
 func (a *account) takeLocked(n int64, reserve bool) error {
+	if err := a.overLocked(n, reserve); err != nil {
+		return err
+	}
+	// What is under way may use half of the headroom before it is cut off.
+	if short := a.shortLocked(); short > 0 && short+n > a.headroom.of(a.total)/2 {
+		return fmt.Errorf("%w: %d bytes are free on the disk", ErrNoRoom, max(0, a.free-a.spent))
+	}
+	a.chargeLocked(n)
+	return nil
+}
+
+// overLocked is an errFull if n bytes more are too many for the budget.
+func (a *account) overLocked(n int64, reserve bool) error {
 	limit := a.limit
 	if reserve {
 		limit += a.budget / 128
@@ -191,16 +220,28 @@ func (a *account) takeLocked(n int64, reserve bool) error {
 		a.pokeLocked()
 		return fmt.Errorf("%w: %d of %d bytes are held", errFull, a.heldLocked(), a.budget)
 	}
-	// What is under way may use half of the headroom before it is cut off.
-	if short := a.shortLocked(); short > 0 && short+n > a.headroom.of(a.total)/2 {
-		return fmt.Errorf("%w: %d bytes are free on the disk", ErrNoRoom, max(0, a.free-a.spent))
-	}
+	return nil
+}
+
+func (a *account) chargeLocked(n int64) {
 	a.writing += n
 	a.spent += n
 	if a.budget > 0 && a.heldLocked() > a.high {
 		a.pokeLocked()
 	}
-	return nil
+	if a.heldLocked() > a.pass {
+		select {
+		case a.passed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// tellAbove has the keeper told once more than n bytes are held.
+func (a *account) tellAbove(n int64) {
+	a.mu.Lock()
+	a.pass = n
+	a.mu.Unlock()
 }
 
 // errFull: the budget is used up until something is evicted.

@@ -407,6 +407,121 @@ func TestHeadroomEvictsOnlyWhatHelps(t *testing.T) {
 	}
 }
 
+// TestHeadroomNeverTakesMoreThanHalf: not bit by bit either, nor over restarts.
+// What comes when there is space again may go by half as well, and so may all
+// that is left a week later.
+func TestHeadroomNeverTakesMoreThanHalf(t *testing.T) {
+	open := func(t *testing.T, dir string, fsys *disk) *Disk {
+		d := openBudget(t, dir, 0, func(cfg *Config) {
+			cfg.space, cfg.MinFree = fsys.space, Headroom{Bytes: 20 << 20}
+		})
+		<-d.counted
+		return d
+	}
+	look := func() {
+		time.Sleep(lookEvery)
+		synctest.Wait()
+	}
+	for _, row := range []struct {
+		name     string
+		restarts bool
+		rounds   int
+		free     func(round int, evicted int64) int64
+	}{
+		{"somebody takes a little again and again", false, 40, func(round int, evicted int64) int64 {
+			return 20<<20 - int64(round)*(300<<10) + evicted
+		}},
+		{"and we are restarted", true, 12, func(round int, evicted int64) int64 {
+			return 20<<20 - int64(round)*(1<<20) + evicted
+		}},
+		{"restarted on a disk that is full", true, 5, func(int, int64) int64 { return 1 << 20 }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fsys, dir := &disk{total: 100 << 20, free: 50 << 20}, t.TempDir()
+				d := open(t, dir, fsys)
+				defer func() { closeDisk(t, d) }()
+				for i := range 40 {
+					put(t, d, i, 100_000, "docker.io", time.Hour)
+				}
+				before, evicted := d.Stats().Held, int64(0)
+				for round := range row.rounds {
+					for range 4 {
+						fsys.set(row.free(round+1, evicted+d.Stats().EvictedBytes))
+						look()
+					}
+					if row.restarts {
+						evicted += d.Stats().EvictedBytes
+						closeDisk(t, d)
+						d = open(t, dir, fsys)
+					}
+				}
+				if left := d.Stats().Held; left < before/2 || left > before*2/3 {
+					t.Fatalf("%d of %d bytes are left, want about half", left, before)
+				}
+				fsys.set(50 << 20)
+				look()
+				for i := range 100 {
+					put(t, d, 100+i, 100_000, "docker.io", time.Hour)
+				}
+				more := d.Stats().Held
+				fsys.set(1 << 20)
+				look()
+				look()
+				if left := d.Stats().Held; left < more/2 || left > more*2/3 {
+					t.Errorf("of what came since, %d of %d bytes are left, want about half", left, more)
+				}
+				fsys.set(50 << 20)
+				time.Sleep(reliefForgets)
+				more = d.Stats().Held
+				fsys.set(1 << 20)
+				look()
+				look()
+				if left := d.Stats().Held; left < more/2 || left > more*2/3 {
+					t.Errorf("a week later, %d of %d bytes are left, want about half", left, more)
+				}
+			})
+		})
+	}
+}
+
+// TestAfterAKillNeverLessIsGuessedThanIsHeld: whatever came since the last clean
+// end, which said it to the byte.
+func TestAfterAKillNeverLessIsGuessedThanIsHeld(t *testing.T) {
+	for _, budget := range []int64{0, 64 << 20} {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			said := func() int64 {
+				b, err := os.ReadFile(filepath.Join(dir, stateDir, stateHeld))
+				if err != nil {
+					t.Fatal(err)
+				}
+				s, err := parseHeldState(b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return s.Held
+			}
+			d := openBudget(t, dir, budget, nil)
+			put(t, d, 1, 1<<20, "docker.io", time.Hour)
+			<-d.counted
+			closeDisk(t, d)
+			if exact, held := said(), du(t, dir); exact > held+64<<10 {
+				t.Errorf("after a clean end it says %d, and %d are held", exact, held)
+			}
+			d = openBudget(t, dir, budget, nil)
+			defer closeDisk(t, d)
+			for i := range 100 { // all within the first five seconds
+				put(t, d, 10+i, 1<<20, "docker.io", time.Hour)
+				synctest.Wait()
+				if guess, held := said(), d.Stats().Held; guess < held || budget > 0 && guess > budget {
+					t.Fatalf("budget %d: a kill now would leave %d bytes, and the state says %d", budget, held, guess)
+				}
+			}
+		})
+	}
+}
+
 func TestSillyBudgetsAreRefused(t *testing.T) {
 	for _, cfg := range []Config{
 		{Budget: 1000},

@@ -176,6 +176,8 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
+	d.saveHeld(false) // what it said may have been exact
+	d.loadRelief()
 	if err := d.unlessBroken(d.sweepFills()); err != nil {
 		return err
 	}

@@ -293,14 +293,16 @@ func TestCopiesThatKeepModeAndTimesAreHashed(t *testing.T) {
 			dir := t.TempDir()
 			row.prepare(t, dir)
 			for life := range 2 {
-				hashed := false
+				var hashed atomic.Bool
 				d := openDisk(t, dir, func(op Op, _ string) error {
-					hashed = hashed || op == OpRead
+					if op == OpRead {
+						hashed.Store(true)
+					}
 					return nil
 				})
 				c, err := d.Open(t.Context(), dg, size)
-				if held := err == nil; held != row.held || hashed != (row.hashed && life == 0) {
-					t.Errorf("life %d: held %v (%v), hashed %v; want %v, %v", life, held, err, hashed, row.held, row.hashed && life == 0)
+				if held := err == nil; held != row.held || hashed.Load() != (row.hashed && life == 0) {
+					t.Errorf("life %d: held %v (%v), hashed %v; want %v, %v", life, held, err, hashed.Load(), row.held, row.hashed && life == 0)
 				}
 				if err == nil {
 					_ = c.Close()

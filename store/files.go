@@ -163,7 +163,7 @@ type written struct {
 	mode  fs.FileMode
 	sync  bool      // it survives a crash of the machine
 	large bool      // it leaves the reserve to records
-	hurry bool      // it does not wait for room; for the keeper, who makes it
+	hurry bool      // it does not wait for room, nor leave any free; for the keeper, who makes it
 	stamp time.Time // its file time; zero for now
 }
 
@@ -177,7 +177,7 @@ func (d *Disk) writeFile(name string, content []byte, how written) error {
 	n := blocks(int64(len(content)))
 	take := d.account.room
 	if how.hurry {
-		take = d.account.take
+		take = func(n int64, _ bool) error { return d.account.takeForState(n) }
 	}
 	err := take(n, !how.large)
 	if err != nil {

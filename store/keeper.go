@@ -30,6 +30,8 @@ func (d *Disk) keep(ctx context.Context) {
 			return
 		case <-d.account.poke:
 			d.sweep(ctx)
+		case <-d.account.passed:
+			d.saveHeld(false)
 		case <-look.C:
 			d.account.look()
 			d.relieve(ctx)
@@ -93,45 +95,5 @@ func (d *Disk) isCounted() bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// relief is how the evicting for the headroom's sake goes on.
-type relief struct {
-	floor int64     // what must stay: half of what was held when it began; 0 when there is no need
-	free  int64     // on the disk, before the last batch
-	freed int64     // by the last batch
-	rest  time.Time // no batch before this: the last one brought no space back
-}
-
-const (
-	reliefBatch = 256 << 20
-	reliefRest  = 10 * time.Minute
-)
-
-// relieve evicts a batch if the headroom is touched, as long as the batches
-// before it brought space back: whoever else fills the disk would otherwise
-// empty us for nothing. It stops where half of what was held is gone.
-func (d *Disk) relieve(ctx context.Context) {
-	short, free, headroom := d.account.short()
-	r := &d.relief
-	if short <= 0 {
-		*r = relief{}
-		return
-	}
-	held := d.account.held()
-	if r.floor == 0 {
-		r.floor = max(1, held/2)
-	}
-	if r.freed > 0 && free-r.free < r.freed/4 {
-		r.rest = time.Now().Add(reliefRest)
-	}
-	r.free, r.freed = free, 0
-	need := min(short+headroom/16, max(reliefBatch, held/32), held-r.floor)
-	if need <= 0 || time.Now().Before(r.rest) {
-		return
-	}
-	if found, err := d.candidates(ctx, d.account.aims(need), nil); err == nil {
-		r.freed = d.evictAll(ctx, found, need, held-r.floor)
 	}
 }

@@ -166,9 +166,13 @@ func TestScrubIsSlowAndGoesOn(t *testing.T) {
 func FuzzState(f *testing.F) {
 	f.Add([]byte(`{"began":"2026-01-02T03:04:05Z","after":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`))
 	f.Add([]byte(`{"held":123}`))
+	f.Add([]byte(`{"floor":123,"short":"2026-01-02T03:04:05Z"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if s, err := parseHeldState(b); err == nil && s.Held < 0 {
 			t.Errorf("%q: %d bytes held", b, s.Held)
+		}
+		if s, err := parseReliefState(b); err == nil && s.Floor < 0 {
+			t.Errorf("%q: %d bytes must stay", b, s.Floor)
 		}
 		s, err := parseScrubState(b)
 		if err != nil {

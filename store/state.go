@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"math"
 	"path"
 )
 
@@ -53,17 +54,22 @@ func (d *Disk) loadHeld() error {
 // written for every blob.
 func slack(held int64) int64 { return max(64<<20, held/32) }
 
-// saveHeld writes the state if it says less than is held, or far too much.
+// saveHeld writes the state if it says little more than is held, or far too much.
 // exact is for the end, when nothing changes any more.
 func (d *Disk) saveHeld(exact bool) {
 	held := d.account.held()
-	say := held + slack(held)
+	margin := slack(held)
+	say, pass := held+margin, held+margin/2
+	if budget := d.account.budget; held < budget && budget <= say {
+		say, pass = budget, math.MaxInt64 // there is never more
+	}
 	switch {
 	case exact:
 		say = held + blocks(1) // the state itself
-	case held < d.saidHeld && d.saidHeld <= held+2*slack(held):
+	case held+margin/2 < d.saidHeld && d.saidHeld <= held+2*margin, d.saidHeld == say:
 		return
 	}
+	d.account.tellAbove(pass) // whether it can be written now or not
 	if d.saveState(stateHeld, heldState{say}) == nil {
 		d.saidHeld = say
 	}
