@@ -190,7 +190,7 @@ func (l *relay) run(ctx context.Context) {
 		length = l.end - l.at
 	}
 	src, err := l.blob.resume(ctx, l.at, length, l.begun)
-	defer src.Close()
+	defer func() { _ = src.Close() }()
 	l.begin(src)
 	left := relayPatience
 	for err == nil {

@@ -412,6 +412,7 @@ func TestHeadroomEvictsOnlyWhatHelps(t *testing.T) {
 // that is left a week later.
 func TestHeadroomNeverTakesMoreThanHalf(t *testing.T) {
 	open := func(t *testing.T, dir string, fsys *disk) *Disk {
+		t.Helper()
 		d := openBudget(t, dir, 0, func(cfg *Config) {
 			cfg.space, cfg.MinFree = fsys.space, Headroom{Bytes: 20 << 20}
 		})

@@ -242,6 +242,7 @@ func TestCopiesThatKeepModeAndTimesAreHashed(t *testing.T) {
 	hinted := hint{owner: ownerOf("docker.io"), uses: 3}
 	copied := func(b []byte, when func(time.Time) time.Time, age time.Duration) func(*testing.T, string) {
 		return func(t *testing.T, dir string) {
+			t.Helper()
 			writeAged(t, blobFile(dir, dg), b, proofMode, 0)
 			at := when(time.Now().Add(-age))
 			if err := os.Chtimes(blobFile(dir, dg), at, at); err != nil {
@@ -251,6 +252,7 @@ func TestCopiesThatKeepModeAndTimesAreHashed(t *testing.T) {
 	}
 	plain := func(t time.Time) time.Time { return t.Truncate(time.Second) }
 	ours := func(t *testing.T, dir string, age time.Duration) {
+		t.Helper()
 		d := openDisk(t, dir, nil)
 		if err := d.PutFrom(dg, good, "docker.io"); err != nil {
 			t.Fatal(err)
@@ -271,10 +273,11 @@ func TestCopiesThatKeepModeAndTimesAreHashed(t *testing.T) {
 		{"rsync -a, a bit wrong", copied(bad, hinted.stamp, time.Hour), false, true},
 		{"rsync -a, right", copied(good, hinted.stamp, time.Hour), true, true},
 		{"rsync -a, by a clock that is ahead", copied(bad, hinted.stamp, -time.Hour), false, true},
-		{"ours", func(t *testing.T, dir string) { ours(t, dir, 0) }, true, false},
-		{"ours, and used", func(t *testing.T, dir string) { ours(t, dir, time.Hour) }, true, false},
-		{"ours, and used by a clock that was ahead", func(t *testing.T, dir string) { ours(t, dir, -time.Hour) }, true, false},
+		{"ours", func(t *testing.T, dir string) { t.Helper(); ours(t, dir, 0) }, true, false},
+		{"ours, and used", func(t *testing.T, dir string) { t.Helper(); ours(t, dir, time.Hour) }, true, false},
+		{"ours, and used by a clock that was ahead", func(t *testing.T, dir string) { t.Helper(); ours(t, dir, -time.Hour) }, true, false},
 		{"filled", func(t *testing.T, dir string) {
+			t.Helper()
 			d := openDisk(t, dir, nil)
 			f, err := d.Fill(dg, busybox)
 			if err != nil {
