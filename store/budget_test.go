@@ -462,7 +462,7 @@ func TestHeadroomNeverTakesMoreThanHalf(t *testing.T) {
 				}
 				fsys.set(50 << 20)
 				look()
-				for i := range 100 {
+				for i := range 50 {
 					put(t, d, 100+i, 100_000, "docker.io", time.Hour)
 				}
 				more := d.Stats().Held
@@ -512,7 +512,7 @@ func TestAfterAKillNeverLessIsGuessedThanIsHeld(t *testing.T) {
 			}
 			d = openBudget(t, dir, budget, nil)
 			defer closeDisk(t, d)
-			for i := range 100 { // all within the first five seconds
+			for i := range 80 { // all within the first five seconds
 				put(t, d, 10+i, 1<<20, "docker.io", time.Hour)
 				synctest.Wait()
 				if guess, held := said(), d.Stats().Held; guess < held || budget > 0 && guess > budget {
