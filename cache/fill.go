@@ -194,6 +194,9 @@ func (f *fill) open(ctx context.Context, offset, length int64) (*fillReader, err
 		return nil, errFillOver
 	}
 	r := &fillReader{FillReader: f.file.Open(ctx, offset, length), fill: f, offset: offset, length: length}
+	if length < 0 && offset > 0 {
+		r.Starved = f.poke // it is given its bytes bit by bit
+	}
 	f.readers = append(f.readers, r)
 	f.whole = f.whole || offset == 0 && length < 0
 	f.orphan = false

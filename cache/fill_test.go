@@ -744,3 +744,55 @@ func TestPrefetchFollowsTheFirstLayer(t *testing.T) {
 		})
 	}
 }
+
+// TestOpenRangesThatAreClosedEarly: who reads a little from somewhere on gets a
+// window, who reads on gets more and more, and who reads to the end has the blob
+// proven.
+func TestOpenRangesThatAreClosedEarly(t *testing.T) {
+	const size, piece = 96 * mib, 256 << 10
+	for _, tc := range []struct {
+		name         string
+		read, stride int64
+		times        int
+		most         int64 // bytes from upstream
+	}{
+		{"isolated pieces", piece, 5 * mib, 15, 15 * window},
+		{"a piece before the end", piece, size - 512<<10, 2, 3 * window},
+		{"a few windows", 6 * mib, 10 * mib, 2, 2 * 9 * mib},
+		{"to the end", size, size - 2*mib, 2, size},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				content := pattern(5, size)
+				d := s.pushBlob(alpine, content)
+				c := newCache(t, s, Config{Prefetch: -1})
+				defer closeCache(t, c)
+				for i := 1; i < tc.times; i++ {
+					offset := int64(i) * tc.stride
+					want := content[offset:min(offset+tc.read, size)]
+					b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					r, err := b.Open(t.Context(), offset, -1)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got := make([]byte, len(want))
+					if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("at %d: %v", offset, err)
+					}
+					synctest.Wait()
+					if err := r.Close(); err != nil {
+						t.Error(err)
+					}
+					synctest.Wait()
+				}
+				if moved := s.bytesMoved(); moved > tc.most {
+					t.Errorf("%d bytes came from upstream, want %d at most", moved, tc.most)
+				}
+			})
+		})
+	}
+}

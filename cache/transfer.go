@@ -215,7 +215,7 @@ func (t *transfer) nextLocked() *stream {
 		if len(t.streams) >= t.c.cfg.Streams+urgent {
 			return nil
 		}
-		if want, ok := r.Wants(); ok {
+		if want, ok := t.wantsLocked(r); ok {
 			if s := t.forReaderLocked(want); s != nil {
 				return s
 			}
@@ -225,7 +225,7 @@ func (t *transfer) nextLocked() *stream {
 		return nil
 	}
 	for _, r := range t.readers {
-		if want, ok := r.Wants(); ok {
+		if want, ok := r.Wants(); ok && !t.probesLocked(r, want) {
 			if s := t.aheadLocked(want); s != nil {
 				return s
 			}
@@ -237,12 +237,29 @@ func (t *transfer) nextLocked() *stream {
 	return nil
 }
 
-// provingLocked reports that a reader waits for the end, whose last byte goes
-// out only when all the others are there to prove it.
+// probesLocked reports that a reader asks for all from somewhere on and may close
+// early, as eager and lazy pullers do: it has not read through a segment yet. Where
+// upstream tells no size, only the end of its answer does.
+func (t *transfer) probesLocked(r *fillReader, want store.Span) bool {
+	return want.End < 0 && !t.whole && want.Start-r.offset < segment && (t.size() >= 0 || !t.answered)
+}
+
+// wantsLocked is what to fetch for a reader that waits: for one that probes, as
+// much again as it has read.
+func (t *transfer) wantsLocked(r *fillReader) (want store.Span, ok bool) {
+	want, ok = r.Wants()
+	if t.probesLocked(r, want) {
+		want.End = want.Start + max(window, want.Start-r.offset)
+	}
+	return want, ok
+}
+
+// provingLocked reports that a reader waits for the end, or will, whose last byte
+// goes out only when all the others are there to prove it.
 func (t *transfer) provingLocked() bool {
 	return slices.ContainsFunc(t.readers, func(r *fillReader) bool {
 		want, ok := r.Wants()
-		return ok && want.End < 0
+		return ok && want.End < 0 && (!t.probesLocked(r, want) || r.AwaitsProof())
 	})
 }
 
@@ -268,9 +285,9 @@ func (t *transfer) forReaderLocked(want store.Span) *stream {
 // aheadLocked starts a stream at the first byte of want that is neither there
 // nor on its way.
 func (t *transfer) aheadLocked(want store.Span) *stream {
-	end := want.End
-	if end < 0 {
-		end = t.endLocked()
+	end := t.endLocked()
+	if want.End >= 0 {
+		end = min(end, want.End)
 	}
 	for at := want.Start; at < end; {
 		gap := t.file.Gap(store.Span{Start: at, End: end})
@@ -540,10 +557,24 @@ func (t *transfer) atEOF(s *stream) error {
 	return nil
 }
 
-// leave takes a reader off.
+// leave takes a reader off. Streams that served it alone go on for a window, no
+// further: whoever comes next may read on there.
 func (f *fill) leave(r *fillReader) {
 	f.mu.Lock()
 	f.readers = slices.DeleteFunc(f.readers, func(o *fillReader) bool { return o == r })
+	for _, s := range f.streams {
+		if !f.whole && !f.isWantedLocked(s) {
+			s.end = min(s.end, s.at+window)
+		}
+	}
 	f.mu.Unlock()
 	f.poke()
+}
+
+// isWantedLocked reports that a reader is to read what a stream still brings.
+func (f *fill) isWantedLocked(s *stream) bool {
+	return slices.ContainsFunc(f.readers, func(r *fillReader) bool {
+		want, ok := r.Wants()
+		return ok && want.Start < s.end && (want.End < 0 || want.End > s.at)
+	})
 }

@@ -25,6 +25,10 @@ type FillReader struct {
 	round int          // of the fill, whose bytes it got; guarded by the fill's lock
 	got   atomic.Bool  // it gave out bytes
 	own   *os.File     // a descriptor with an offset of its own, for WriteTo
+
+	// Starved is called each time that r begins to wait for a byte, if it is not
+	// nil. It must not block.
+	Starved func()
 }
 
 // Open reads length bytes from offset, or to the end if length is negative;
@@ -59,6 +63,16 @@ func (r *FillReader) Wants() (want Span, ok bool) {
 	return Span{r.pos.Load(), r.end}, !cut
 }
 
+// AwaitsProof reports that r's next byte is there, and goes out only when the whole
+// is proven.
+func (r *FillReader) AwaitsProof() bool {
+	f, pos := r.fill, r.pos.Load()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	reach := f.landed.Reach(pos)
+	return r.end < 0 && !f.proven && f.size >= 0 && reach > pos && f.unprovenLimitLocked(reach) <= pos
+}
+
 // cutLocked says that r gave out bytes that were found wrong.
 func (r *FillReader) cutLocked() bool { return r.round != r.fill.round && r.got.Load() }
 
@@ -82,6 +96,9 @@ func (r *FillReader) available() (int64, error) {
 		}
 		changed := f.changedLocked()
 		f.mu.Unlock()
+		if r.Starved != nil {
+			r.Starved()
+		}
 		select {
 		case <-changed:
 		case <-r.done:
