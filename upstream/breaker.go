@@ -32,6 +32,11 @@ const (
 	unwantedFor     = time.Hour
 	unwantedPartFor = time.Minute
 	idleProbeWait   = 15 * time.Minute
+	// A host whose trouble is 5xx is tried again at most once in trialWait by a
+	// request for what did not fail in suspectFor. No trial is longer than maxTrial.
+	trialWait  = time.Second
+	suspectFor = time.Hour
+	maxTrial   = 30 * time.Second
 	// maxBreakers bounds what is remembered: redirects name hosts.
 	maxBreakers = 256
 	// maxWishes bounds the URLs that a breaker's probes take in turn.
@@ -71,7 +76,9 @@ type Breaker struct {
 // it is the host that fails.
 //
 // An open breaker fails every request at once, the one that finds it time for a
-// probe included: nobody waits for a black hole twice. A probe repeats what was
+// probe included: nobody waits for a black hole twice. Where a host's trouble is
+// 5xx, nobody waits: it may be that of some of its parts alone, so one request at
+// a time for what is not known to fail goes out, as a trial. A probe repeats what was
 // refused, as a HEAD without credentials, so that it costs no quota: what is not
 // known to fail first, then one after the other. Whatever it is answered with,
 // but a 5xx, closes the breaker.
@@ -129,6 +136,8 @@ type breaker struct {
 	failures int
 	part     scope // of the last failure that counted, if it was a 5xx
 	err      error
+	outcome  outcome       // the last failure, while open
+	trial    time.Time     // from when on one is allowed, while open; zero: at once
 	answered time.Time     // the last time that it was well
 	failed   time.Time     // the last time that it was not
 	took     time.Duration // by the last failure
@@ -169,23 +178,60 @@ const (
 	silent                  // no answer in all the time it had
 )
 
-// admit fails at once with Unavailable, and a truthful RetryAfter, where t does
+// check fails at once with Unavailable, and a truthful RetryAfter, where t does
 // not answer.
+func (b *breakers) check(t target) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.checkLocked(t)
+}
+
+// admit is check for a request that is sent next, of which note will tell.
 func (b *breakers) admit(t target) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, p := range slices.Backward(t.scopes()) { // the parts of a host that is down want no probe
-		if br := b.known[p]; br != nil && br.open {
-			return b.refuseLocked(br, t)
-		}
+	if err := b.checkLocked(t); err != nil {
+		return err
+	}
+	if br := b.known[scope{host: t.url.Host}]; br != nil && br.open {
+		br.trial = time.Now().Add(maxTrial)
 	}
 	return nil
+}
+
+func (b *breakers) checkLocked(t target) error {
+	for _, p := range slices.Backward(t.scopes()) { // the parts of a host that is down want no probe
+		br := b.known[p]
+		if br == nil || !br.open || p.isHost() && b.mayTryLocked(br, t) {
+			continue
+		}
+		return b.refuseLocked(br, t)
+	}
+	return nil
+}
+
+// mayTryLocked reports whether a request may find out if more than parts of an
+// open host fail.
+func (b *breakers) mayTryLocked(host *breaker, t target) bool {
+	now := time.Now()
+	if host.outcome != erred || now.Before(host.trial) {
+		return false
+	}
+	return !slices.ContainsFunc(t.scopes(), func(p scope) bool {
+		br := b.known[p]
+		return br != nil && !p.isHost() && (br.open || p.path != "" && br.failures > 0 && now.Sub(br.failed) < suspectFor)
+	})
 }
 
 func (b *breakers) refuseLocked(br *breaker, t target) error {
 	now := time.Now()
 	br.wish(t.url)
 	br.refused++
+	for _, p := range t.scopes() {
+		if part := b.known[p]; part != nil {
+			part.wanted = now
+		}
+	}
 	if !br.probing && br.next.Sub(now) > br.scope.mostWait() && br.next.After(br.rests) { // it was idle
 		b.probeInLocked(br, max(minProbeWait, br.rests.Sub(now)))
 	}
@@ -204,10 +250,14 @@ func (b *breakers) refuseLocked(br *breaker, t target) error {
 // note tells what came of a request that began at a time; retry is how long the
 // host asked to be left alone.
 func (b *breakers) note(t target, began time.Time, o outcome, retry time.Duration, err error) {
+	b.mu.Lock()
+	if br := b.known[scope{host: t.url.Host}]; br != nil && br.open { // it was a trial
+		br.trial = time.Now().Add(trialWait)
+	}
 	if o == unsaid {
+		b.mu.Unlock()
 		return
 	}
-	b.mu.Lock()
 	down, changed := b.noteLocked(t, began, o, retry, err)
 	b.mu.Unlock()
 	if changed {
@@ -241,7 +291,7 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 			br.failed, br.err, br.took = now, err, now.Sub(began)
 			br.wish(t.url)
 			if br.failures >= tripAfter {
-				br.open, br.since, br.refused = true, now, 0
+				br.open, br.since, br.refused, br.outcome, br.trial = true, now, 0, o, time.Time{}
 				b.scheduleLocked(br, retry)
 				down, changed = err, p.isHost()
 			}
@@ -256,7 +306,8 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 // part is what failed of it, if it was not all.
 func (br *breaker) counts(began time.Time, o outcome, part scope) bool {
 	switch {
-	case br.open: // an answer to a request from before
+	case br.open: // an answer to a request from before, or to a trial
+		br.outcome = o
 		return false
 	case o == silent && !br.answered.After(began):
 		br.failures = max(br.failures+1, tripAfter)
@@ -409,7 +460,7 @@ func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err
 	}
 	if o != unsaid {
 		br.failures++
-		br.err, br.took = err, time.Since(br.next)
+		br.outcome, br.err, br.took = o, err, time.Since(br.next)
 	}
 	b.scheduleLocked(br, retry)
 	return false

@@ -633,11 +633,12 @@ func TestSeveralBrokenOnesAreAHost(t *testing.T) {
 		if s := stateOf(t, c, hub.URL()); s.State != BreakerOpen {
 			t.Fatalf("%+v after three repositories failed", s)
 		}
-		err := ask("library/alpine")
-		wantCode(t, err, oci.Unavailable)
-		time.Sleep(oci.RetryAfter(err))
+		wantCode(t, ask("library/a"), oci.Unavailable)
 		if err := ask("library/alpine"); err != nil {
-			t.Errorf("what is well, after the time that it was told: %v", err)
+			t.Errorf("what is well: %v", err)
+		}
+		if s := stateOf(t, c, hub.URL()); s.State != BreakerClosed {
+			t.Fatalf("%+v after a repository answered", s)
 		}
 		refused := 0
 		for range 300 { // and stays open for it, once each is known by itself
@@ -667,6 +668,81 @@ func TestSeveralBrokenOnesAreAHost(t *testing.T) {
 		if s := stateOf(t, c, hub.CDNURL()); s.State != BreakerOpen {
 			t.Errorf("%+v after several blobs failed", s)
 		}
+	})
+}
+
+// However many repositories answer 5xx, and whatever the rhythm, those that are
+// well are had, each of them for the first time.
+func TestBrokenRepositoriesRefuseNoOther(t *testing.T) {
+	for _, tt := range []struct {
+		broken        int
+		every, others time.Duration
+	}{
+		{2, 90 * time.Second, 5 * time.Minute},
+		{2, 30 * time.Second, 67 * time.Second},
+		{3, 5 * time.Second, 7 * time.Second},
+		{6, time.Second, 3 * time.Second},
+		{10, time.Second, 20 * time.Second},
+	} {
+		t.Run(fmt.Sprint(tt), func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub := w.t, w.hub
+				c := w.connect()
+				ask := func(path string) error {
+					_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: path}, "latest", oci.Ask{})
+					return err
+				}
+				const n = 50
+				image := ocitest.RandomImage(1, 100)
+				for i := range n {
+					hub.Push(fmt.Sprint("library/well", i), "latest", image)
+				}
+				var asking sync.WaitGroup
+				for i := range tt.broken {
+					path := fmt.Sprint("library/broken", i)
+					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.Answer(500)})
+					asking.Go(func() {
+						time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+						for start := time.Now(); time.Since(start) < n*tt.others; time.Sleep(tt.every) {
+							_ = ask(path)
+						}
+					})
+				}
+				refused := 0
+				for i := range n {
+					time.Sleep(tt.others)
+					if ask(fmt.Sprint("library/well", i)) != nil {
+						refused++
+					}
+				}
+				asking.Wait()
+				if refused > 3 {
+					t.Errorf("%d of %d were refused", refused, n)
+				}
+			})
+		})
+	}
+}
+
+// While all of a host answers 5xx, what was not asked for before costs a request
+// a second at most, however many want it at once, and its end is found at once.
+func TestAnOutageOfEverythingIsTriedNowAndThen(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(503)})
+		const seconds, each = 100, 20
+		for i := range seconds * each {
+			_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: fmt.Sprint("library/r", i)}, "latest", oci.Ask{})
+			wantCode(t, err, oci.Unavailable)
+			time.Sleep(time.Second / each)
+		}
+		if n := len(hub.Requests()); n < seconds/2 || n > seconds+20 {
+			t.Errorf("%d requests in %d s", n, seconds)
+		}
+		down.Remove()
+		time.Sleep(trialWait)
+		mustResolve(t, c)
 	})
 }
 

@@ -83,7 +83,7 @@ func (a *answer) close() {
 // follows and repeats nothing. Errors: as Source says, beside context.Canceled.
 func (s *site) send(ctx context.Context, q *question, r request, l login) (*answer, error) {
 	at := target{r.url, q.repo.Path, r.class == ratelimit.Redirect}
-	if err := s.breakers.admit(at); err != nil {
+	if err := s.breakers.check(at); err != nil {
 		return nil, err
 	}
 	pass, err := s.limiter.Acquire(ctx, ratelimit.Call{
