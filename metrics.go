@@ -242,7 +242,7 @@ func (m *metrics) watchUpstreams(l *ledger.Ledger, breakers func() []upstream.Br
 			return values
 		}})
 	}
-	help := "Hosts of an upstream that are not asked, since they do not answer."
+	help := "Hosts of an upstream, and single repositories and paths, that are not asked, since they do not answer."
 	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("breakers_open", help), func() map[string]float64 {
 		values := map[string]float64{}
 		for _, b := range breakers() {

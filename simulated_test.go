@@ -412,7 +412,7 @@ func (s *simulation) getPatiently(uri string) {
 // Who is told when to come again is told the truth at any time, from memory.
 func TestRetryAfterIsWhatIsLeft(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ status, seconds int }{{429, 600}, {503, 600}, {429, 6 * 3600}, {503, 6 * 3600}} {
+	for _, tt := range []struct{ status, seconds int }{{429, 600}, {503, 600}, {429, 6 * 3600}} {
 		t.Run(fmt.Sprint(tt), func(t *testing.T) {
 			t.Parallel()
 			effect := ocitest.RetryLater(tt.status, strconv.Itoa(tt.seconds))
@@ -421,16 +421,21 @@ func TestRetryAfterIsWhatIsLeft(t *testing.T) {
 				s.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: effect})
 				for left := tt.seconds; left > 0; left -= tt.seconds / 6 {
 					for i := range 2 {
-						if r := s.ask(http.MethodGet, tagged(i)); r.header.Get("Retry-After") != strconv.Itoa(left) {
+						r := s.ask(http.MethodGet, tagged(i))
+						after, _ := strconv.Atoi(r.header.Get("Retry-After"))
+						if after < left || after > left+1 { // a probe is given a moment to be answered
 							t.Errorf("%d of %d s before the end: %d, come again in %q: %s", left, tt.seconds, r.status, r.header.Get("Retry-After"), r.body)
 						}
 					}
+					if n := s.hub.Count(ocitest.Match{Role: ocitest.Registry}); n > 2 {
+						t.Errorf("%d requests: %q", n, s.hub.Lines())
+					}
+					if left == tt.seconds/6 {
+						s.hub.ClearFaults()
+					}
 					time.Sleep(time.Duration(tt.seconds/6) * time.Second)
 				}
-				if n := s.hub.Count(ocitest.Match{Role: ocitest.Registry}); n > 2 {
-					t.Errorf("%d requests: %q", n, s.hub.Lines())
-				}
-				s.hub.ClearFaults()
+				time.Sleep(time.Second)
 				for i := range 2 {
 					s.mustGet(tagged(i))
 				}

@@ -30,6 +30,7 @@ type Status struct {
 type Breaker struct {
 	Upstream string    `json:"upstream"`
 	Host     string    `json:"host"`
+	Part     string    `json:"part,omitempty"`     // empty: all of it; else what of it is not asked by itself
 	State    string    `json:"state"`              // closed: it is asked; open, probing: it is not
 	Since    time.Time `json:"since,omitzero"`     // when that began
 	Failures int       `json:"failures,omitempty"` // in a row
@@ -137,7 +138,7 @@ func newStatus(api *API, hours, top int) Status {
 func (l *Live) breakers() []Breaker {
 	all := []Breaker{}
 	for _, b := range l.Upstreams.Breakers() {
-		one := Breaker{b.Upstream, b.Host, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next, b.Paused}
+		one := Breaker{b.Upstream, b.Host, b.Part, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next, b.Paused}
 		if b.Err != nil {
 			one.Error = oci.Causes(b.Err)
 		}

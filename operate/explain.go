@@ -97,7 +97,7 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 	}
 	for _, b := range x.Hosts {
 		if !isWell(b, time.Now()) {
-			facts.add("upstream now", b.Host+" "+plainText(troubleOf(b, time.Now())))
+			facts.add("upstream now", nameOf(b)+" "+plainText(troubleOf(b, time.Now())))
 		}
 	}
 	for _, q := range x.Quotas {

@@ -207,7 +207,7 @@ func (p *picture) hosts(s admin.Status) {
 	}
 	p.heading("HOSTS", hostsWeight, ink{bold, "HOSTS  "}, ink{colour, fmt.Sprintf("%d of %d in trouble", len(troubled), len(s.Breakers))})
 	for _, b := range troubled {
-		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, b.Host) + "  "}}, troubleOf(b, s.Now)...)...)
+		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, nameOf(b)) + "  "}}, troubleOf(b, s.Now)...)...)
 		if b.Error != "" {
 			why := strings.TrimPrefix(strings.TrimPrefix(b.Error, "unavailable: "), b.Host+": ")
 			p.under(ink{dim, "    " + b.Upstream + ": " + why})
@@ -218,6 +218,14 @@ func (p *picture) hosts(s admin.Status) {
 	}
 }
 
+// nameOf names a host, or what of it has trouble of its own.
+func nameOf(b admin.Breaker) string {
+	if b.Part == "" {
+		return b.Host
+	}
+	return b.Host + " " + b.Part
+}
+
 // isWell reports whether nothing keeps us from asking a host.
 func isWell(b admin.Breaker, now time.Time) bool {
 	return b.State == "closed" && b.Failures == 0 && !b.Paused.After(now)
@@ -225,7 +233,7 @@ func isWell(b admin.Breaker, now time.Time) bool {
 
 // troubleOf says how a host fares that is not well.
 func troubleOf(b admin.Breaker, now time.Time) []ink {
-	if b.State == "closed" && b.Failures == 0 {
+	if b.State == "closed" && b.Paused.After(now) {
 		return []ink{{yellow, "limits us"}, {plain, " for " + spanText(b.Paused.Sub(now))}}
 	}
 	if b.State == "closed" {

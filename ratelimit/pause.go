@@ -65,7 +65,8 @@ func (p *Pass) pauseLocked(now time.Time) *obstacle {
 // is JSON with the code TOOMANYREQUESTS (or, to a HEAD, shows nothing left): it
 // concerns the account and the class that was refused, since HEADs and blobs are
 // not counted. Its 429 for abuse is plain text with a Retry-After, and concerns
-// the host, as does a 503 with a Retry-After.
+// the host. A 503 with a Retry-After is the word of what was asked for, so it
+// pauses nothing here: what it returns is for the breakers.
 func (p *Pass) answeredLocked(status int, header http.Header, body []byte, now time.Time) time.Duration {
 	quota, told := ReadQuota(header, now)
 	p.noteQuotaLocked(status, quota, told, now)
@@ -84,9 +85,11 @@ func (p *Pass) answeredLocked(status int, header http.Header, body []byte, now t
 		return p.budget.refuse(wait, now)
 	case isQuota && wait > 0:
 		class.extend(now.Add(wait), refusal.Code)
+	case status == http.StatusServiceUnavailable:
+		return wait
 	case wait > 0:
 		p.host.all.extend(now.Add(wait), refusal.Code)
-	case status == http.StatusTooManyRequests:
+	default:
 		class.back(now, maxBackoff, refusal.Code)
 	}
 	return max(p.host.all.left(now), class.left(now))

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -57,6 +58,7 @@ const (
 type Breaker struct {
 	Upstream string
 	Host     string // with its port, if the URL has one
+	Part     string // empty: all of it; else the path or repository that is not asked by itself
 	State    BreakerState
 	Since    time.Time // when the outage began; zero while closed
 	Failures int       // in a row; of probes too
@@ -269,7 +271,7 @@ func (b *breakers) note(t target, began time.Time, o outcome, retry time.Duratio
 func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.Duration, err error) (down error, changed bool) {
 	now := time.Now()
 	var part scope
-	for _, p := range t.scopes() {
+	for i, p := range t.scopes() {
 		if !p.isHost() && o != erred { // it concerns a part in that it ends its trouble at most
 			if br := b.known[p]; br != nil && o == answered {
 				b.forgetLocked(br)
@@ -290,6 +292,9 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 		case br.counts(began, o, part):
 			br.failed, br.err, br.took = now, err, now.Sub(began)
 			br.wish(t.url)
+			if i == 0 && o == erred && retry > 0 { // it is busy, and says for how long
+				br.failures = max(br.failures, tripAfter)
+			}
 			if br.failures >= tripAfter {
 				br.open, br.since, br.refused, br.outcome, br.trial = true, now, 0, o, time.Time{}
 				b.scheduleLocked(br, retry)
@@ -376,6 +381,7 @@ func (br *breaker) closeLocked(now time.Time) {
 // scheduleLocked sets when the next probe goes out.
 func (b *breakers) scheduleLocked(br *breaker, retry time.Duration) {
 	now := time.Now()
+	retry = min(retry, idleProbeWait)
 	br.rests = now.Add(retry)
 	most := br.scope.mostWait()
 	br.backoff = min(max(minProbeWait, 2*br.backoff), most)
@@ -474,17 +480,30 @@ func (b *breakers) isOpen(host string) bool {
 	return br != nil && br.open
 }
 
-// state lists the hosts in some trouble, and these, by host.
+// forget has all that is open probed at once, whatever it asked for.
+func (b *breakers) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, br := range b.known {
+		if br.open && !br.probing && !b.ended {
+			br.rests = time.Time{}
+			b.probeInLocked(br, 0)
+		}
+	}
+}
+
+// state lists the hosts in some trouble, and these, by host, each before those of
+// its parts that are not asked.
 func (b *breakers) state(upstream string, always ...string) []Breaker {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var all []Breaker
 	for p, br := range b.known {
 		host := p.host
-		if !p.isHost() || br.failures == 0 && !slices.Contains(always, host) {
+		if p.isHost() && br.failures == 0 && !slices.Contains(always, host) || !p.isHost() && !br.open {
 			continue
 		}
-		s := Breaker{Upstream: upstream, Host: host, State: BreakerClosed, Failures: br.failures, Err: br.err}
+		s := Breaker{Upstream: upstream, Host: host, Part: cmp.Or(p.path, p.repo), State: BreakerClosed, Failures: br.failures, Err: br.err}
 		if br.open {
 			s.State, s.Since, s.Refused, s.Next = BreakerOpen, br.since, br.refused, br.next
 		}
@@ -498,7 +517,9 @@ func (b *breakers) state(upstream string, always ...string) []Breaker {
 			all = append(all, Breaker{Upstream: upstream, Host: host, State: BreakerClosed})
 		}
 	}
-	slices.SortFunc(all, func(x, y Breaker) int { return strings.Compare(x.Host, y.Host) })
+	slices.SortFunc(all, func(x, y Breaker) int {
+		return cmp.Or(strings.Compare(x.Host, y.Host), strings.Compare(x.Part, y.Part))
+	})
 	return all
 }
 

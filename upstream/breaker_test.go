@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -573,6 +574,63 @@ func TestWhatIsBrokenByItselfTakesNothingElseAway(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A repository that is busy, and says for how long, is left alone for that, or for
+// as long as we bear it; whatever else its host has is not, and an operator can
+// have it asked at once.
+func TestWhatIsBusyTakesNothingElseAway(t *testing.T) {
+	for _, says := range []struct {
+		text string
+		want time.Duration
+	}{{"30", 30 * time.Second}, {"600", 10 * time.Minute}, {"86400", idleProbeWait}} {
+		simulate(t, open, func(w *world) {
+			t, hub := w.t, w.hub
+			c := w.connect()
+			ask := func(path string) error {
+				_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: path}, "latest", oci.Ask{})
+				return err
+			}
+			busy := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/busy"}, Effect: ocitest.RetryLater(503, says.text)})
+			wantCode(t, ask("library/busy"), oci.Unavailable)
+			mustResolve(t, c)
+			if all := c.Breakers(); !slices.ContainsFunc(all, func(b Breaker) bool { return b.Part != "" && b.State == BreakerOpen && b.Err != nil }) {
+				t.Errorf("%s: nobody sees it in %+v", says.text, all)
+			}
+			hub.Reset()
+			for range 10 {
+				if after := oci.RetryAfter(ask("library/busy")); after > says.want+probeGrace || after < says.want-2*time.Second {
+					t.Errorf("%s: retry after %v, want %v", says.text, after, says.want)
+				}
+				mustResolve(t, c)
+				time.Sleep(100 * time.Millisecond)
+			}
+			if n := hub.Count(ocitest.Match{Repo: "library/busy"}); n != 0 {
+				t.Errorf("%s: it was asked %d times meanwhile", says.text, n)
+			}
+			busy.Remove()
+			c.Forget()
+			synctest.Wait()
+			if err := ask("library/busy"); oci.CodeOf(err) == oci.Unavailable {
+				t.Errorf("%s: refused although all refusals were forgotten: %v", says.text, err)
+			}
+		})
+	}
+}
+
+// A pause that a host asked for, however absurd, ends when refusals are forgotten.
+func TestForgettingEndsPauses(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		abuse := hub.Inject(&ocitest.Fault{Effect: ocitest.RetryLater(429, "86400")})
+		wantCode(t, resolve(t, c), oci.TooManyRequests)
+		abuse.Remove()
+		time.Sleep(time.Hour)
+		wantCode(t, resolve(t, c), oci.TooManyRequests)
+		c.Forget()
+		mustResolve(t, c)
+	})
 }
 
 // While a host is down its probes are for its parts too, which are looked at again

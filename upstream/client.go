@@ -112,7 +112,9 @@ func (c *Client) Breakers() []Breaker {
 			shown = append(shown, s.endpoint.Host)
 		}
 		for _, b := range s.breakers.state(c.cfg.Name, shown...) {
-			b.Paused = pauses[b.Host]
+			if b.Part == "" {
+				b.Paused = pauses[b.Host]
+			}
 			all = append(all, b)
 		}
 	}

@@ -260,6 +260,9 @@ func (s *site) refusal(a *answer, unknown oci.Code) *oci.Error {
 		}
 	case oci.TooManyRequests, oci.Unavailable:
 		e.RetryAfter = max(e.RetryAfter, a.paused)
+		if e.Code == oci.Unavailable { // by then it is probed
+			e.RetryAfter = min(e.RetryAfter, idleProbeWait)
+		}
 	case oci.NameInvalid:
 		e.Code = oci.NameUnknown
 	case oci.BlobUnknown, oci.ManifestUnknown: // which of them is ours to say

@@ -75,6 +75,8 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 func (s *site) forget() {
 	s.accounts.forget()
 	s.tokens.forget()
+	s.limiter.Forget()
+	s.breakers.forget()
 }
 
 func (s *site) close() {
