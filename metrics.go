@@ -91,7 +91,7 @@ func newMetrics(b build, upstreams []string) *metrics {
 		m.diskTrouble.WithLabelValues(reason)
 	}
 	m.refused = m.counter("policy_refused_total", "Requests that a rule of the policy refused, or would have refused in a dry run.", "rule", "mode")
-	m.loginsFailed = m.plainCounter("logins_failed_total", "Passwords and tokens of clients that were not believed.")
+	m.loginsFailed = m.plainCounter("logins_failed_total", "Passwords and tokens of clients that were tried and not believed; what is told 429, or was refused a moment ago, is not tried.")
 	m.tracesLost = m.plainCounter("trace_exports_failed_total", "Batches of spans that the collector of traces did not take, or not all of.")
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels tell the build."}, []string{"version", "revision", "goversion"})
 	info.WithLabelValues(b.Version, b.Revision, b.Go).Set(1)

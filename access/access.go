@@ -73,6 +73,7 @@ type Gate struct {
 	checks    singleflight.Group
 	slots     chan struct{} // bounds how many passwords are compared at once
 	failures  failures
+	forgeries failures // bounds what is told of forged tokens, and refuses nobody
 }
 
 // New reads the files. Its errors name the place in them.
@@ -210,14 +211,14 @@ func (g *Gate) admitToken(r *http.Request, k key, text string) (*Session, error)
 	return s, nil
 }
 
-// forged is the answer to a token that claims to be ours and is not: it counts like
-// a wrong password. One that is ours is read first, since that costs next to
-// nothing, so who forges some does not shut out whoever shares the address.
+// forged is the answer to a token that claims to be ours and is not. It is a failed
+// login, of which as much is told as of wrong passwords; but it keeps nobody out:
+// guessing at signatures leads nowhere, and honest clients come with tokens of an
+// earlier key, for which they have to hear 401 to fetch another one.
 func (g *Gate) forged(r *http.Request, err error) error {
-	if wait := g.failures.take(addressOf(r), time.Now()); wait > 0 {
-		return tooManyFailed(wait)
+	if g.forgeries.take(addressOf(r), time.Now()) == 0 {
+		g.report(r, "", err)
 	}
-	g.report(r, "", err)
 	return err
 }
 

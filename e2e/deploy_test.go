@@ -101,6 +101,9 @@ func TestSystemdUnit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if text := string(unit); strings.Contains(text, "\nType=notify\n") && !strings.Contains(text, "\nTimeoutStartSec=infinity\n") {
+		t.Error("a start that waits for the data directory is ended by systemd's own bound")
+	}
 	path := filepath.Join(root, "entrepot.service")
 	write(t, path, strings.ReplaceAll(string(unit), "/usr/local/bin/entrepot", entrepotBin))
 	dropIn, err := os.ReadFile("../deploy/systemd/secure.conf")
