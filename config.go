@@ -63,7 +63,7 @@ type Config struct {
 	PolicyDryRun      Switch           `env:"ENTREPOT_POLICY_DRY_RUN" envDefault:"false" doc:"The policy refuses nothing: what it would refuse is logged and counted"`
 	TagTTL            Lifetime         `env:"ENTREPOT_TAG_TTL" envDefault:"5m" doc:"How long a checked tag is served without asking its upstream again; never: it is not asked again"`
 	TagTTLRules       []TagTTLConfig   `envPrefix:"ENTREPOT_TAG_TTL_"`
-	NegativeTTL       Duration         `env:"ENTREPOT_NEGATIVE_TTL" envDefault:"30s" doc:"How long an upstream's 404, and its 401 or 403 to one credential, is repeated without asking it again"`
+	NegativeTTL       Duration         `env:"ENTREPOT_NEGATIVE_TTL" envDefault:"30s" doc:"How long an upstream's 404, and its 401 or 403 to one credential, is repeated without asking it again; a token service is spared longer: for what it has refused it is asked again after a minute, later after ten at most, or at once by entrepot refresh"`
 	RefreshFrom       Networks         `env:"ENTREPOT_REFRESH_FROM" envDefault:"127.0.0.0/8,::1/128" empty:"nobody" doc:"Networks of the clients whose Cache-Control: no-cache has a tag checked now; not what a proxy forwarded, and not who has no name where there are users"`
 	ForeignHosts      ForeignHosts     `env:"ENTREPOT_FOREIGN_HOSTS" doc:"Hosts that layers may be fetched from which a manifest places elsewhere by its urls, as those of old Windows images: mcr.microsoft.com,go.microsoft.com"`
 	QuotaReserve      Portion          `env:"ENTREPOT_QUOTA_RESERVE" envDefault:"10%" doc:"The last part of an upstream's quota, which is kept for clients who wait for what is not held: warming, and checks of tags that cost a pull, leave it alone"`
