@@ -579,6 +579,14 @@ func TestWhatUpstreamHasDeleted(t *testing.T) {
 		{"a wall answers 403", ocitest.Habits{}, nil, func(h *ocitest.Hub) {
 			h.Inject(&ocitest.Fault{Match: ocitest.Match{Kind: ocitest.Manifest}, Effect: ocitest.HTML(403)})
 		}, false, 0},
+		{"something before it answers 404", ocitest.Habits{}, nil, func(h *ocitest.Hub) {
+			h.Inject(&ocitest.Fault{Match: ocitest.Match{Kind: ocitest.Manifest}, Effect: ocitest.HTML(404)})
+		}, false, 0},
+		{"it believes no token any more", ocitest.Habits{}, nil, func(h *ocitest.Hub) {
+			h.Inject(&ocitest.Fault{Match: ocitest.Match{Kind: ocitest.Manifest}, Effect: ocitest.Effect{Do: "answer", Status: 401, Body: "{}", Header: http.Header{
+				"Www-Authenticate": {`Bearer realm="` + h.TokenURL() + `/token",service="registry.docker.io",scope="repository:library/app:pull",error="invalid_token"`},
+			}}})
+		}, false, 0},
 	} {
 		for _, keep := range []bool{true, false} {
 			settings := append([]string{"ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_UPSTREAM_0_KEEP_DELETED=" + strconv.FormatBool(keep)}, row.login...)

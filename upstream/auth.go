@@ -60,8 +60,14 @@ func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, e
 			return nil, err
 		}
 	}
-	a.hidden = a.status == http.StatusUnauthorized && l.full
+	a.hidden = a.status == http.StatusUnauthorized && l.full && !refusesToken(a.header)
 	return a, nil
+}
+
+// refusesToken reports a challenge to the token itself (RFC 6750, section 3.1), which
+// tells nothing about what was asked for.
+func refusesToken(h http.Header) bool {
+	return slices.ContainsFunc(parseChallenges(h), func(c challenge) bool { return c.params["error"] == "invalid_token" })
 }
 
 // mayGoWithout reports whether it is worth asking without a token, since the

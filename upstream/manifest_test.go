@@ -144,7 +144,7 @@ func TestBadManifests(t *testing.T) {
 		{"302 to nowhere", status(302, ""), oci.BadUpstream},
 		{"404", status(404, `{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`), oci.ManifestUnknown},
 		{"404 of the name", status(404, `{"errors":[{"code":"NAME_UNKNOWN"}]}`), oci.NameUnknown},
-		{"404 in HTML", status(404, `<html>`), oci.ManifestUnknown},
+		{"404 in HTML", status(404, `<html>`), oci.BadUpstream},
 		{"401 without a challenge", status(401, ""), oci.Denied},
 		{"403", status(403, `{"errors":[{"code":"DENIED"}]}`), oci.Denied},
 		{"429 in HTML", status(429, `<html>`), oci.TooManyRequests},

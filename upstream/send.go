@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"strings"
@@ -243,6 +244,12 @@ func (s *site) checkEncoding(a *answer) error {
 	return oci.Errorf(oci.BadUpstream, "%s sent content encoded as %.20q although identity was asked for", a.url.Host, encoding)
 }
 
+// isPage reports an answer of something before a registry, which is for people.
+func isPage(h http.Header) bool {
+	kind, _, _ := mime.ParseMediaType(h.Get("Content-Type"))
+	return kind == "text/html"
+}
+
 // refusal is the error that an answer stands for; unknown is what a 404 means.
 // What we asked was well formed: an upstream that says otherwise means that
 // there can be no such name, or makes no sense.
@@ -266,7 +273,9 @@ func (s *site) refusal(a *answer, unknown oci.Code) *oci.Error {
 	case oci.NameInvalid:
 		e.Code = oci.NameUnknown
 	case oci.BlobUnknown, oci.ManifestUnknown: // which of them is ours to say
-		e.Code = unknown
+		if e.Code = unknown; unknown == oci.ManifestUnknown && isPage(a.header) {
+			e.Code, e.Detail = oci.BadUpstream, fmt.Sprintf("%s answers %d with a web page, as no registry does", a.url.Host, a.status)
+		}
 	case oci.DigestInvalid, oci.ManifestInvalid, oci.PageInvalid:
 		e.Code = oci.BadUpstream
 	}
