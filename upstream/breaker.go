@@ -16,7 +16,7 @@ import (
 
 const (
 	// tripAfter is how many failures in a row open a breaker. One request that
-	// got no answer in all the time it had counts for as many.
+	// took all the time it had in vain counts for as many.
 	tripAfter = 3
 	// An open breaker probes its host after a second, then after twice as long
 	// each time.
@@ -34,7 +34,8 @@ const (
 	unwantedPartFor = time.Minute
 	idleProbeWait   = 15 * time.Minute
 	// A host whose trouble is 5xx is tried again at most once in trialWait by a
-	// request for what did not fail in suspectFor. No trial is longer than maxTrial.
+	// request for what is not known to fail: what did, for as long as somebody
+	// wants it, and suspectFor. No trial is longer than maxTrial.
 	trialWait  = time.Second
 	suspectFor = time.Hour
 	maxTrial   = 30 * time.Second
@@ -74,8 +75,10 @@ type Breaker struct {
 //
 // A 5xx is first of all the word of what was asked for. It counts against a
 // repository, or a host, only if the last failure there was of another part of
-// it, so that one that is broken takes nothing else away. Where no answer comes,
-// it is the host that fails.
+// it, so that one that is broken takes nothing else away. Where no connection
+// comes about, it is the host that fails. Where one does, and then no answer, the
+// host is in doubt unless it has answered others meanwhile: its breaker is open
+// until a probe of something else, which goes out at once, tells which of them it is.
 //
 // An open breaker fails every request at once, the one that finds it time for a
 // probe included: nobody waits for a black hole twice. Where a host's trouble is
@@ -139,6 +142,8 @@ type breaker struct {
 	part     scope // of the last failure that counted, if it was a 5xx
 	err      error
 	outcome  outcome       // the last failure, while open
+	doubt    bool          // it is open until a probe tells whether it is well
+	well     target        // the last that was answered
 	trial    time.Time     // from when on one is allowed, while open; zero: at once
 	answered time.Time     // the last time that it was well
 	failed   time.Time     // the last time that it was not
@@ -177,7 +182,8 @@ const (
 	answered                // anything but a 5xx, a refusal included
 	failed                  // refused, reset, nonsense
 	erred                   // 5xx
-	silent                  // no answer in all the time it had
+	silent                  // no connection in all the time it had
+	hung                    // a connection, and no answer in all the time it had
 )
 
 // check fails at once with Unavailable, and a truthful RetryAfter, where t does
@@ -221,7 +227,7 @@ func (b *breakers) mayTryLocked(host *breaker, t target) bool {
 	}
 	return !slices.ContainsFunc(t.scopes(), func(p scope) bool {
 		br := b.known[p]
-		return br != nil && !p.isHost() && (br.open || p.path != "" && br.failures > 0 && now.Sub(br.failed) < suspectFor)
+		return br != nil && !p.isHost() && (br.open || p.path != "" && br.failures > 0 && now.Sub(br.wanted) < suspectFor)
 	})
 }
 
@@ -272,7 +278,7 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 	now := time.Now()
 	var part scope
 	for i, p := range t.scopes() {
-		if !p.isHost() && o != erred { // it concerns a part in that it ends its trouble at most
+		if !p.isHost() && o != erred && o != hung { // it concerns a part in that it ends its trouble at most
 			if br := b.known[p]; br != nil && o == answered {
 				b.forgetLocked(br)
 			}
@@ -282,20 +288,23 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 		br.own = br.own || !t.led
 		switch {
 		case o == answered:
-			wasOpen := br.open
+			wasOpen, wasDoubt := br.open, br.doubt
 			br.closeLocked(now)
 			if wasOpen {
 				b.uncoverLocked(p)
-				changed = p.isHost()
+				changed = !wasDoubt
 			}
-			br.backoff = 0
+			br.backoff, br.well = 0, t
 		case br.counts(began, o, part):
 			br.failed, br.err, br.took = now, err, now.Sub(began)
 			br.wish(t.url)
 			if i == 0 && o == erred && retry > 0 { // it is busy, and says for how long
 				br.failures = max(br.failures, tripAfter)
 			}
-			if br.failures >= tripAfter {
+			switch {
+			case o == hung && p.isHost():
+				b.doubtLocked(br, t)
+			case br.failures >= tripAfter:
 				br.open, br.since, br.refused, br.outcome, br.trial = true, now, 0, o, time.Time{}
 				b.scheduleLocked(br, retry)
 				down, changed = err, p.isHost()
@@ -309,12 +318,18 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 // counts adds a failure, unless it says no more than the last one did: requests
 // that fail together, as those that share a connection do, are one failure.
 // part is what failed of it, if it was not all.
+//
+// What hangs trips by itself at once, and has a host doubted.
 func (br *breaker) counts(began time.Time, o outcome, part scope) bool {
 	switch {
 	case br.open: // an answer to a request from before, or to a trial
-		br.outcome = o
+		if o != hung { // which a probe will tell
+			br.outcome = o
+		}
 		return false
-	case o == silent && !br.answered.After(began):
+	case o == hung && br.scope.isHost() && br.answered.After(began):
+		return false
+	case o == hung && (br.scope.isHost() || br.scope.path != ""), o == silent && !br.answered.After(began):
 		br.failures = max(br.failures+1, tripAfter)
 	case br.failed.After(began), br.failures > 0 && part != (scope{}) && br.part == part:
 		return false
@@ -323,6 +338,33 @@ func (br *breaker) counts(began time.Time, o outcome, part scope) bool {
 	}
 	br.part = part
 	return true
+}
+
+// doubtLocked keeps requests from a host, one of which hangs, while a probe finds
+// out whether it answers anything else: what it answered last, if that is of
+// another repository, or where a redirect leads another path, or else its root.
+func (b *breakers) doubtLocked(br *breaker, t target) {
+	other := br.well
+	same := other.repo == t.repo
+	if t.led && other.url != nil {
+		same = other.url.Path == t.url.Path
+	}
+	if same || other.url == nil {
+		other.url = &url.URL{Scheme: t.url.Scheme, Host: t.url.Host, Path: "/v2/"}
+	}
+	br.open, br.doubt, br.since, br.refused, br.outcome = true, true, time.Now(), 0, hung
+	br.wishes = []*url.URL{other.url, t.url}
+	b.probeInLocked(br, 0)
+}
+
+// confirmLocked has it that a host in doubt is down: what hung was no part alone.
+func (b *breakers) confirmLocked(host *breaker) {
+	host.doubt = false
+	for p, br := range b.known {
+		if br.open && br.outcome == hung && host.scope.covers(p) {
+			b.forgetLocked(br)
+		}
+	}
 }
 
 // atLocked finds or makes a breaker. Of too many it forgets one that is closed,
@@ -374,7 +416,7 @@ func (br *breaker) closeLocked(now time.Time) {
 	if br.timer != nil {
 		br.timer.Stop()
 	}
-	br.open, br.probing, br.failures, br.part, br.err, br.wishes = false, false, 0, scope{}, nil, nil
+	br.open, br.probing, br.doubt, br.failures, br.part, br.err, br.wishes = false, false, false, 0, scope{}, nil, nil
 	br.answered = now
 }
 
@@ -419,7 +461,9 @@ func (b *breakers) probe(br *breaker) {
 	}
 	br.probing, br.next = true, now
 	u := br.wishes[0]
-	br.wishes = append(br.wishes[1:], u)
+	if !br.doubt { // which only something else resolves
+		br.wishes = append(br.wishes[1:], u)
+	}
 	b.probes.Add(1)
 	b.mu.Unlock()
 	defer b.probes.Done()
@@ -427,9 +471,14 @@ func (b *breakers) probe(br *breaker) {
 	o, retry, err := b.ask(u)
 
 	b.mu.Lock()
+	wasDoubt := br.doubt
 	up := b.probedLocked(br, o, retry, err)
+	confirmed := wasDoubt && !br.doubt && br.open
 	b.mu.Unlock()
-	if up && br.scope.isHost() {
+	switch {
+	case confirmed:
+		b.report(br.scope.host, err)
+	case up && br.scope.isHost() && !wasDoubt:
 		b.report(br.scope.host, nil)
 	}
 }
@@ -467,6 +516,9 @@ func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err
 	if o != unsaid {
 		br.failures++
 		br.outcome, br.err, br.took = o, err, time.Since(br.next)
+		if br.doubt {
+			b.confirmLocked(br)
+		}
 	}
 	b.scheduleLocked(br, retry)
 	return false

@@ -294,6 +294,7 @@ func TestEachHostHasItsOwnBreaker(t *testing.T) {
 			}
 		}
 		mustResolve(t, c)
+		time.Sleep(c.cfg.Timeouts.headers()) // the CDN is silent about all else, too
 		states := c.Breakers()
 		if len(states) != 2 || stateOf(t, c, hub.CDNURL()).State == BreakerClosed || stateOf(t, c, hub.URL()).State != BreakerClosed {
 			t.Errorf("%+v", states)
@@ -374,6 +375,10 @@ func TestOneProbeAtATime(t *testing.T) {
 		}
 		hang.Release()
 		synctest.Wait()
+		if s := stateOf(t, c, hub.URL()); s.State != BreakerClosed {
+			t.Errorf("%+v after the probe was answered", s)
+		}
+		time.Sleep(minProbeWait + probeGrace) // what hung is probed by itself
 		mustResolve(t, c)
 	})
 }
@@ -729,18 +734,23 @@ func TestSeveralBrokenOnesAreAHost(t *testing.T) {
 	})
 }
 
-// However many repositories answer 5xx, and whatever the rhythm, those that are
-// well are had, each of them for the first time.
+// However many repositories answer 5xx, or hang, and whatever the rhythm, those
+// that are well are had, each of them for the first time.
 func TestBrokenRepositoriesRefuseNoOther(t *testing.T) {
 	for _, tt := range []struct {
+		effect        string
 		broken        int
 		every, others time.Duration
 	}{
-		{2, 90 * time.Second, 5 * time.Minute},
-		{2, 30 * time.Second, 67 * time.Second},
-		{3, 5 * time.Second, 7 * time.Second},
-		{6, time.Second, 3 * time.Second},
-		{10, time.Second, 20 * time.Second},
+		{"500", 2, 90 * time.Second, 5 * time.Minute},
+		{"500", 2, 30 * time.Second, 67 * time.Second},
+		{"500", 3, 5 * time.Second, 7 * time.Second},
+		{"500", 6, time.Second, 3 * time.Second},
+		{"500", 10, time.Second, 20 * time.Second},
+		{"hang", 1, 30 * time.Second, 67 * time.Second},
+		{"hang", 1, 5 * time.Minute, 301 * time.Second},
+		{"hang", 2, 90 * time.Second, 20 * time.Minute},
+		{"hang", 6, 5 * time.Second, 67 * time.Second},
 	} {
 		t.Run(fmt.Sprint(tt), func(t *testing.T) {
 			simulate(t, open, func(w *world) {
@@ -755,10 +765,11 @@ func TestBrokenRepositoriesRefuseNoOther(t *testing.T) {
 				for i := range n {
 					hub.Push(fmt.Sprint("library/well", i), "latest", image)
 				}
+				effect := map[string]ocitest.Effect{"500": ocitest.Answer(500), "hang": ocitest.Hang()}[tt.effect]
 				var asking sync.WaitGroup
 				for i := range tt.broken {
 					path := fmt.Sprint("library/broken", i)
-					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.Answer(500)})
+					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: effect})
 					asking.Go(func() {
 						time.Sleep(time.Duration(i) * 100 * time.Millisecond)
 						for start := time.Now(); time.Since(start) < n*tt.others; time.Sleep(tt.every) {
@@ -778,6 +789,44 @@ func TestBrokenRepositoriesRefuseNoOther(t *testing.T) {
 					t.Errorf("%d of %d were refused", refused, n)
 				}
 			})
+		})
+	}
+}
+
+// A host one of whose repositories hangs is asked for something else before it
+// counts as down, and nobody is told if it answers that.
+func TestADoubtedHostIsAskedForSomethingElse(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		simulate(t, open, func(w *world) {
+			t, hub := w.t, w.hub
+			var rec recorder
+			c := w.connect(rec.attach)
+			if known {
+				mustResolve(t, c)
+			}
+			time.Sleep(time.Minute)
+			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/slow"}, Effect: ocitest.Hang()})
+			hub.Reset()
+			slow := func() error {
+				_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: "library/slow"}, "latest", oci.Ask{})
+				return err
+			}
+			wantCode(t, slow(), oci.Timeout)
+			synctest.Wait()
+			mustResolve(t, c)
+			if took, err := timed(slow); oci.CodeOf(err) != oci.Unavailable || took != 0 {
+				t.Errorf("what hangs, again: %v after %v, want Unavailable at once", err, took)
+			}
+			if got := rec.troubles(); len(got) > 0 {
+				t.Errorf("warnings %v", got)
+			}
+			other := "/v2/"
+			if known {
+				other = "/v2/library/alpine/manifests/latest"
+			}
+			if r := hub.Requests()[1]; r.Method != http.MethodHead || r.URI != other {
+				t.Errorf("the probe is %s, want HEAD %s", r, other)
+			}
 		})
 	}
 }

@@ -20,6 +20,11 @@ var (
 	errStalled   = errors.New("the answer stalled")
 )
 
+// hungError is for a request that was taken, and not answered in time.
+type hungError struct{ error }
+
+func (e *hungError) Unwrap() error { return e.error }
+
 // failure turns what a connection failed of into an error that clients may
 // read. ctx is the caller's, cause what one of our timers left behind. No URL
 // gets into it: a signed one is a credential.

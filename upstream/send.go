@@ -8,9 +8,11 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"entrepot/oci"
@@ -128,11 +130,16 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, pa
 	_, span := oci.BeginSpan(ctx, "upstream request", "entrepot.upstream", call.Upstream, "server.address", call.Host,
 		"http.request.method", call.Method, "entrepot.kind", string(call.Kind), "entrepot.repository", call.Repository)
 	start := time.Now()
-	resp, err := s.transports.roundTrip(s.newRequest(ctx, r, l.header), r.transfer) //nolint:bodyclose // newBody takes it over
+	var connected atomic.Bool
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	resp, err := s.transports.roundTrip(s.newRequest(traced, r, l.header), r.transfer) //nolint:bodyclose // newBody takes it over
 	overdue.Stop()
 	call.Duration = time.Since(start)
 	if err != nil {
 		err = failure(caller, r.url.Host, err, context.Cause(ctx))
+		if connected.Load() && oci.CodeOf(err) == oci.Timeout {
+			err = &hungError{err}
+		}
 		call.Err = err
 		oci.EndSpan(span, err)
 		s.cfg.Observe(call)
@@ -201,9 +208,12 @@ func (a *answer) trouble() error {
 // leaves, even because of a deadline of its own, says nothing.
 func failureOutcome(ctx context.Context, err error) outcome {
 	_, refused := errors.AsType[*refusedAddress](err)
+	_, hangs := errors.AsType[*hungError](err)
 	switch {
 	case ctx.Err() != nil, refused, errors.Is(err, errProxy):
 		return unsaid
+	case hangs:
+		return hung
 	case oci.CodeOf(err) == oci.Timeout:
 		return silent
 	}
