@@ -3,11 +3,8 @@ package cache
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
-	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -235,73 +232,4 @@ func TestPastTheDiskThereAreSoManyPlaces(t *testing.T) {
 		time.AfterFunc(placeWait/2, func() { _ = r.Close() })
 		mustRead(t, c, alpine, other, two)
 	})
-}
-
-// TestFillsThatDoNotFitTogetherAreFetchedOnce: what is on disk of a fill that
-// found no room is given out before the rest goes past the disk, so that all its
-// readers go on from the same byte.
-func TestFillsThatDoNotFitTogetherAreFetchedOnce(t *testing.T) {
-	const blobs, readers, size = 6, 4, 3 * mib
-	s := newSource()
-	s.body = func(_ int, c []byte, off int64) io.Reader { return steady{bytes.NewReader(c[off:])} }
-	contents := make(map[oci.Digest][]byte)
-	for i := range blobs {
-		content := pattern(i+1, size)
-		contents[s.pushBlob(alpine, content)] = content
-	}
-	c := openCacheOf(t, store.Config{Dir: t.TempDir(), Budget: 8 * mib}, s, Config{})
-	var all sync.WaitGroup
-	for d, content := range contents {
-		for range readers {
-			all.Go(func() {
-				if got, err := readSlowly(t.Context(), c, d, 64<<10, 0); err != nil || !bytes.Equal(got, content) {
-					t.Errorf("%d bytes, %v", len(got), err)
-				}
-			})
-		}
-	}
-	all.Wait()
-	if moved := s.bytesMoved(); moved > blobs*size*150/100 {
-		t.Errorf("%.2f times the bytes were moved", float64(moved)/(blobs*size))
-	}
-}
-
-// TestWhatIsOnDiskIsNotFetchedAgain: a reader that was slow when its fill found
-// no more room takes what is there before it goes past the disk.
-func TestWhatIsOnDiskIsNotFetchedAgain(t *testing.T) {
-	for _, length := range []int64{-1, 4 * mib} {
-		synctest.Test(t, func(t *testing.T) {
-			s := newSource()
-			content := pattern(1, 5*mib)
-			d := s.pushBlob(alpine, content)
-			var written atomic.Int64
-			c := openCacheOf(t, store.Config{Dir: t.TempDir(), Faults: func(op store.Op, name string) error {
-				if op == store.OpWrite && filepath.Dir(filepath.Dir(name)) == "fills" && written.Add(1) > 8 {
-					return errors.New("no space left on device")
-				}
-				return nil
-			}}, s, Config{})
-			defer closeCache(t, c)
-			b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			r, err := b.Open(t.Context(), 0, length)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer r.Close()
-			synctest.Wait()
-			want := content
-			if length >= 0 {
-				want = content[:length]
-			}
-			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, want) {
-				t.Errorf("%d of %d bytes, %v", len(got), len(want), err)
-			}
-			if moved := s.bytesMoved(); moved > int64(len(content))*110/100 {
-				t.Errorf("%d bytes moved for %d", moved, len(want))
-			}
-		})
-	}
 }

@@ -107,24 +107,12 @@ func (r *FillReader) available() (int64, error) {
 	}
 }
 
-// availableLocked returns 0 and no error while the next byte is not there. Of a
-// fill that has failed it gives what is there, until another works on the file:
-// who goes on past the disk then needs less, and all do so from the same byte.
+// availableLocked returns 0 and no error while the next byte is not there.
 func (r *FillReader) availableLocked() (int64, error) {
-	f := r.fill
-	if f.err != nil && f.disk.inUse.lastFill(f.digest) != f.number {
+	f, pos := r.fill, r.pos.Load()
+	if f.err != nil {
 		return 0, f.err
 	}
-	n, err := r.landedLocked()
-	if n == 0 && err == nil {
-		err = f.err
-	}
-	return n, err
-}
-
-// landedLocked is availableLocked of a fill that goes on.
-func (r *FillReader) landedLocked() (int64, error) {
-	f, pos := r.fill, r.pos.Load()
 	if r.cutLocked() {
 		return 0, fmt.Errorf("fill %s: %w", f.digest, ErrMismatch)
 	}
