@@ -241,7 +241,7 @@ func (b *breakers) refuseLocked(br *breaker, t target) error {
 		}
 	}
 	if !br.probing && br.next.Sub(now) > br.scope.mostWait() && br.next.After(br.rests) { // it was idle
-		b.probeInLocked(br, max(minProbeWait, br.rests.Sub(now)))
+		b.probeSoonLocked(br)
 	}
 	wait := br.next.Sub(now) + probeGrace
 	if br.probing {
@@ -442,6 +442,12 @@ func (b *breakers) probeInLocked(br *breaker, wait time.Duration) {
 	br.timer = time.AfterFunc(wait, func() { b.probe(br) })
 }
 
+// probeSoonLocked is the next probe of what has become worth one, but not while it
+// asked for rest.
+func (b *breakers) probeSoonLocked(br *breaker) {
+	b.probeInLocked(br, max(minProbeWait, time.Until(br.rests)))
+}
+
 // probe finds out whether what a breaker is for answers again.
 func (b *breakers) probe(br *breaker) {
 	b.mu.Lock()
@@ -498,7 +504,7 @@ func (b *breakers) isCoveredLocked(part scope) bool {
 func (b *breakers) uncoverLocked(whole scope) {
 	for p, br := range b.known {
 		if br.open && !br.probing && whole.covers(p) {
-			b.probeInLocked(br, minProbeWait)
+			b.probeSoonLocked(br)
 		}
 	}
 }

@@ -592,10 +592,7 @@ func TestWhatIsBusyTakesNothingElseAway(t *testing.T) {
 		simulate(t, open, func(w *world) {
 			t, hub := w.t, w.hub
 			c := w.connect()
-			ask := func(path string) error {
-				_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: path}, "latest", oci.Ask{})
-				return err
-			}
+			ask := func(path string) error { return resolveAt(t, c, path) }
 			busy := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/busy"}, Effect: ocitest.RetryLater(503, says.text)})
 			wantCode(t, ask("library/busy"), oci.Unavailable)
 			mustResolve(t, c)
@@ -621,6 +618,33 @@ func TestWhatIsBusyTakesNothingElseAway(t *testing.T) {
 			}
 		})
 	}
+}
+
+// That its host was down and is up again is no reason to disturb what is busy.
+func TestWhatIsBusyRestsThroughAnOutage(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		busy := ocitest.Match{Repo: "library/busy"}
+		hub.Inject(&ocitest.Fault{Match: busy, Effect: ocitest.RetryLater(503, "600")})
+		wantCode(t, resolveAt(t, c, "library/busy"), oci.Unavailable)
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()})
+		for range tripAfter {
+			_ = resolve(t, c)
+		}
+		if s := stateOf(t, c, hub.URL()); s.State != BreakerOpen {
+			t.Fatalf("%+v, want an outage", s)
+		}
+		down.Remove()
+		hub.Reset()
+		time.Sleep(20 * time.Second)
+		mustResolve(t, c)
+		time.Sleep(20 * time.Second)
+		wantCode(t, resolveAt(t, c, "library/busy"), oci.Unavailable)
+		if n := hub.Count(busy); n != 0 {
+			t.Errorf("it was asked %d times while it rests", n)
+		}
+	})
 }
 
 // A pause that a host asked for, however absurd, ends when refusals are forgotten.
@@ -682,10 +706,7 @@ func TestSeveralBrokenOnesAreAHost(t *testing.T) {
 	simulate(t, open, func(w *world) {
 		t, hub := w.t, w.hub
 		c := w.connect()
-		ask := func(path string) error {
-			_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: path}, "latest", oci.Ask{})
-			return err
-		}
+		ask := func(path string) error { return resolveAt(t, c, path) }
 		var broken []*ocitest.Fault
 		for _, path := range []string{"library/a", "library/b", "library/c"} {
 			broken = append(broken, hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.Answer(500)}))
@@ -756,10 +777,7 @@ func TestBrokenRepositoriesRefuseNoOther(t *testing.T) {
 			simulate(t, open, func(w *world) {
 				t, hub := w.t, w.hub
 				c := w.connect()
-				ask := func(path string) error {
-					_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: path}, "latest", oci.Ask{})
-					return err
-				}
+				ask := func(path string) error { return resolveAt(t, c, path) }
 				const n = 50
 				image := ocitest.RandomImage(1, 100)
 				for i := range n {

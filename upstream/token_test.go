@@ -37,7 +37,13 @@ func newHub(t *testing.T, ck *clock, habits ocitest.Habits) *ocitest.Hub {
 
 func resolve(t *testing.T, c *Client) error {
 	t.Helper()
-	_, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
+	return resolveAt(t, c, alpine.Path)
+}
+
+// resolveAt asks for another repository's latest.
+func resolveAt(t *testing.T, c *Client, path string) error {
+	t.Helper()
+	_, _, err := c.Resolve(t.Context(), oci.Repository{Host: alpine.Host, Path: path}, "latest", oci.Ask{})
 	return err
 }
 
@@ -397,10 +403,7 @@ func TestAGoodPasswordSurvivesMissingRepositories(t *testing.T) {
 			hub.Private("library/alpine", "me")
 			hub.Private("library/forbidden", "somebody")
 			c := connectAt(t, hub.URL(), ck.now, func(cfg *Config) { cfg.Credentials = Password("me", "secret") })
-			ask := func(path string) error {
-				_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: path}, "latest", oci.Ask{})
-				return err
-			}
+			ask := func(path string) error { return resolveAt(t, c, path) }
 			mustResolve(t, c)
 			hub.Reset()
 			wantCode(t, ask("library/forbidden"), oci.Denied)
