@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net/url"
 	"slices"
 	"strings"
@@ -18,31 +17,8 @@ const (
 	// tripAfter is how many failures in a row open a breaker. One request that
 	// took all the time it had in vain counts for as many.
 	tripAfter = 3
-	// An open breaker probes its host after a second, then after twice as long
-	// each time.
-	minProbeWait = time.Second
-	maxProbeWait = 30 * time.Second
-	// maxPartWait is that for a part of a host, of which there may be many.
-	maxPartWait = time.Minute
-	// probeGrace is what a probe is given before its result is asked for.
-	probeGrace = 500 * time.Millisecond
-	// A host that nobody has asked for in unwantedFor is probed once in
-	// idleProbeWait alone, until somebody does. It is forgotten, unless it is one
-	// of the upstream's own: however quiet it was, nobody waits for that once
-	// more. What fails by itself is forgotten sooner: to ask it costs little.
-	unwantedFor     = time.Hour
-	unwantedPartFor = time.Minute
-	idleProbeWait   = 15 * time.Minute
-	// A host whose trouble is 5xx is tried again at most once in trialWait by a
-	// request for what is not known to fail: what did, for as long as somebody
-	// wants it, and suspectFor. No trial is longer than maxTrial.
-	trialWait  = time.Second
-	suspectFor = time.Hour
-	maxTrial   = 30 * time.Second
 	// maxBreakers bounds what is remembered: redirects name hosts.
 	maxBreakers = 256
-	// maxWishes bounds the URLs that a breaker's probes take in turn.
-	maxWishes = 8
 )
 
 // BreakerState is what becomes of requests to a host.
@@ -103,14 +79,6 @@ type scope struct{ host, repo, path string }
 
 func (p scope) isHost() bool { return p.repo == "" && p.path == "" }
 
-// mostWait is the longest time between two probes of what is asked for.
-func (p scope) mostWait() time.Duration {
-	if p.isHost() {
-		return maxProbeWait
-	}
-	return maxPartWait
-}
-
 // covers reports that q is a part of p.
 func (p scope) covers(q scope) bool {
 	return p != q && p.host == q.host && p.path == "" && (p.repo == "" || p.repo == q.repo)
@@ -156,16 +124,6 @@ type breaker struct {
 	next     time.Time
 	rests    time.Time   // until when it asked not to be probed
 	timer    *time.Timer // of the next probe
-}
-
-// wish notes what is wanted: before what was probed already, if it is new.
-func (br *breaker) wish(u *url.URL) {
-	br.wanted = time.Now()
-	if i := slices.IndexFunc(br.wishes, func(w *url.URL) bool { return w.Path == u.Path }); i >= 0 {
-		br.wishes[i] = u // whose signature is good for longer
-		return
-	}
-	br.wishes = slices.Insert(br.wishes[:min(len(br.wishes), maxWishes-1)], 0, u)
 }
 
 func newBreakers(ask func(context.Context, *url.URL) (outcome, time.Duration, error), report func(string, error)) *breakers {
@@ -216,19 +174,6 @@ func (b *breakers) checkLocked(t target) error {
 		return b.refuseLocked(br, t)
 	}
 	return nil
-}
-
-// mayTryLocked reports whether a request may find out if more than parts of an
-// open host fail.
-func (b *breakers) mayTryLocked(host *breaker, t target) bool {
-	now := time.Now()
-	if host.outcome != erred || now.Before(host.trial) {
-		return false
-	}
-	return !slices.ContainsFunc(t.scopes(), func(p scope) bool {
-		br := b.known[p]
-		return br != nil && !p.isHost() && (br.open || p.path != "" && br.failures > 0 && now.Sub(br.wanted) < suspectFor)
-	})
 }
 
 func (b *breakers) refuseLocked(br *breaker, t target) error {
@@ -340,33 +285,6 @@ func (br *breaker) counts(began time.Time, o outcome, part scope) bool {
 	return true
 }
 
-// doubtLocked keeps requests from a host, one of which hangs, while a probe finds
-// out whether it answers anything else: what it answered last, if that is of
-// another repository, or where a redirect leads another path, or else its root.
-func (b *breakers) doubtLocked(br *breaker, t target) {
-	other := br.well
-	same := other.repo == t.repo
-	if t.led && other.url != nil {
-		same = other.url.Path == t.url.Path
-	}
-	if same || other.url == nil {
-		other.url = &url.URL{Scheme: t.url.Scheme, Host: t.url.Host, Path: "/v2/"}
-	}
-	br.open, br.doubt, br.since, br.refused, br.outcome = true, true, time.Now(), 0, hung
-	br.wishes = []*url.URL{other.url, t.url}
-	b.probeInLocked(br, 0)
-}
-
-// confirmLocked has it that a host in doubt is down: what hung was no part alone.
-func (b *breakers) confirmLocked(host *breaker) {
-	host.doubt = false
-	for p, br := range b.known {
-		if br.open && br.outcome == hung && host.scope.covers(p) {
-			b.forgetLocked(br)
-		}
-	}
-}
-
 // atLocked finds or makes a breaker. Of too many it forgets one that is closed,
 // or else the one that nobody has wanted for longest.
 func (b *breakers) atLocked(p scope) *breaker {
@@ -402,14 +320,6 @@ func (b *breakers) forgetLocked(br *breaker) {
 	delete(b.known, br.scope)
 }
 
-// isForgotten reports whether nobody has wanted it for too long.
-func (br *breaker) isForgotten(now time.Time) bool {
-	if br.scope.isHost() {
-		return !br.own && now.Sub(br.wanted) > unwantedFor
-	}
-	return now.Sub(br.wanted) > unwantedPartFor
-}
-
 // closeLocked lets requests through. The backoff stays until one of them is
 // answered: a host that is well for probes alone opens it for longer.
 func (br *breaker) closeLocked(now time.Time) {
@@ -420,134 +330,12 @@ func (br *breaker) closeLocked(now time.Time) {
 	br.answered = now
 }
 
-// scheduleLocked sets when the next probe goes out.
-func (b *breakers) scheduleLocked(br *breaker, retry time.Duration) {
-	now := time.Now()
-	retry = min(retry, idleProbeWait)
-	br.rests = now.Add(retry)
-	most := br.scope.mostWait()
-	br.backoff = min(max(minProbeWait, 2*br.backoff), most)
-	wait := min(br.backoff+rand.N(br.backoff/4), most)
-	if now.Sub(br.wanted) > unwantedFor {
-		wait = idleProbeWait
-	}
-	b.probeInLocked(br, max(retry, wait))
-}
-
-func (b *breakers) probeInLocked(br *breaker, wait time.Duration) {
-	if br.timer != nil {
-		br.timer.Stop()
-	}
-	br.next = time.Now().Add(wait)
-	br.timer = time.AfterFunc(wait, func() { b.probe(br) })
-}
-
-// probeSoonLocked is the next probe of what has become worth one, but not while it
-// asked for rest.
-func (b *breakers) probeSoonLocked(br *breaker) {
-	b.probeInLocked(br, max(minProbeWait, time.Until(br.rests)))
-}
-
-// probe finds out whether what a breaker is for answers again.
-func (b *breakers) probe(br *breaker) {
-	b.mu.Lock()
-	now := time.Now()
-	switch {
-	case b.ended, !br.open, br.probing, b.known[br.scope] != br:
-		b.mu.Unlock()
-		return
-	case br.isForgotten(now):
-		b.forgetLocked(br)
-		b.mu.Unlock()
-		return
-	case b.isCoveredLocked(br.scope):
-		b.probeInLocked(br, maxPartWait)
-		b.mu.Unlock()
-		return
-	}
-	br.probing, br.next = true, now
-	u := br.wishes[0]
-	if !br.doubt { // which only something else resolves
-		br.wishes = append(br.wishes[1:], u)
-	}
-	b.probes.Add(1)
-	b.mu.Unlock()
-	defer b.probes.Done()
-
-	o, retry, err := b.ask(u)
-
-	b.mu.Lock()
-	wasDoubt := br.doubt
-	up := b.probedLocked(br, o, retry, err)
-	confirmed := wasDoubt && !br.doubt && br.open
-	b.mu.Unlock()
-	switch {
-	case confirmed:
-		b.report(br.scope.host, err)
-	case up && br.scope.isHost() && !wasDoubt:
-		b.report(br.scope.host, nil)
-	}
-}
-
-// isCoveredLocked reports a part of what is open: the probes of that find out for
-// both.
-func (b *breakers) isCoveredLocked(part scope) bool {
-	for p, br := range b.known {
-		if br.open && p.covers(part) {
-			return true
-		}
-	}
-	return false
-}
-
-// uncoverLocked has the parts of what is open no more probed soon.
-func (b *breakers) uncoverLocked(whole scope) {
-	for p, br := range b.known {
-		if br.open && !br.probing && whole.covers(p) {
-			b.probeSoonLocked(br)
-		}
-	}
-}
-
-func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err error) (up bool) {
-	if b.ended || !br.probing || b.known[br.scope] != br {
-		return false // a late answer to an earlier request has closed it
-	}
-	br.probing = false
-	if o == answered {
-		br.closeLocked(time.Now())
-		b.uncoverLocked(br.scope)
-		return true
-	}
-	if o != unsaid {
-		br.failures++
-		br.outcome, br.err, br.took = o, err, time.Since(br.next)
-		if br.doubt {
-			b.confirmLocked(br)
-		}
-	}
-	b.scheduleLocked(br, retry)
-	return false
-}
-
 // isOpen reports whether requests to a host fail at once.
 func (b *breakers) isOpen(host string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	br := b.known[scope{host: host}]
 	return br != nil && br.open
-}
-
-// forget has all that is open probed at once, whatever it asked for.
-func (b *breakers) forget() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, br := range b.known {
-		if br.open && !br.probing && !b.ended {
-			br.rests = time.Time{}
-			b.probeInLocked(br, 0)
-		}
-	}
 }
 
 // state lists the hosts in some trouble, and these, by host, each before those of

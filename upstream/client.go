@@ -6,7 +6,7 @@
 // does by itself is what a registry needs to be asked at all: it gets tokens and
 // answers one 401 (auth.go), follows redirects (redirect.go) and resolves one
 // that has expired (blob.go). Every request leaves through send.go, unless a
-// breaker keeps it (breaker.go).
+// breaker keeps it (breaker.go; probe.go has it asked again).
 //
 // It holds no content and knows nothing of the cache above it.
 package upstream

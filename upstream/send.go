@@ -171,22 +171,6 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, pa
 	return a, nil
 }
 
-// probe asks a host by a HEAD without credentials whether it is well. retry is
-// how long it is not to be asked again.
-func (s *site) probe(ctx context.Context, u *url.URL) (o outcome, retry time.Duration, err error) {
-	q := &question{ask: oci.Ask{Background: true}}
-	pass, err := s.limiter.Acquire(ctx, ratelimit.Call{Host: u.Host, Class: ratelimit.Check, Background: true})
-	if err != nil {
-		return unsaid, oci.RetryAfter(err), err
-	}
-	a, err := s.transmit(ctx, q, request{kind: ProbeKind, method: http.MethodHead, url: u}, login{}, pass)
-	if err != nil {
-		return failureOutcome(ctx, err), 0, err
-	}
-	a.paused = pass.Answered(a.status, a.header, a.start)
-	return a.outcome(), a.paused, a.trouble()
-}
-
 // outcome is what an answer tells of its host: that it is well, unless it says
 // otherwise itself. A refusal to do what it does not implement is an answer.
 func (a *answer) outcome() outcome {

@@ -1,0 +1,329 @@
+package upstream
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"entrepot/internal/ocitest"
+	"entrepot/oci"
+)
+
+// Probes cost no quota, and wait longer each time up to a bound.
+func TestProbes(t *testing.T) {
+	simulate(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth, PullLimit: 100}}, func(w *world) {
+		t, hub := w.t, w.hub
+		image := ocitest.RandomImage(1, 100)
+		c := w.connect()
+		inject(ocitest.Reset())(hub)
+		get := func() error {
+			_, _, err := c.Manifest(t.Context(), alpine, image.Digest, oci.Ask{})
+			return err
+		}
+		for range tripAfter {
+			wantCode(t, get(), oci.Unavailable)
+		}
+		for want := minProbeWait; want < 2*maxProbeWait; want *= 2 {
+			s := stateOf(t, c, hub.URL())
+			wait := time.Until(s.Next)
+			if want := min(want, maxProbeWait); s.State != BreakerOpen || wait < want || wait > min(want+want/4, maxProbeWait) {
+				t.Errorf("the next probe is in %v, want %v and a quarter at most; %+v", wait, want, s)
+			}
+			wantCode(t, get(), oci.Unavailable)
+			time.Sleep(wait)
+			synctest.Wait()
+		}
+		if s := stateOf(t, c, hub.URL()); s.Refused != 6 || s.Since.IsZero() || s.Err == nil || s.Failures != tripAfter+6 {
+			t.Errorf("%+v", s)
+		}
+		for _, r := range hub.Requests()[tripAfter:] {
+			if r.Method != http.MethodHead || r.Counted {
+				t.Errorf("a probe is %s, counted %v", r, r.Counted)
+			}
+		}
+	})
+}
+
+// A probe that is held up leaves others out, and the RetryAfter of those tells
+// when it will have ended.
+func TestOneProbeAtATime(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		hang := hub.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+		wantCode(t, resolve(t, c), oci.Timeout)
+		time.Sleep(2 * time.Second)
+		if s := stateOf(t, c, hub.URL()); s.State != BreakerProbing {
+			t.Fatalf("%+v, want a probe", s)
+		}
+		hub.Reset()
+		for range 100 {
+			err := resolve(t, c)
+			wantCode(t, err, oci.Unavailable)
+			if after := oci.RetryAfter(err); after < 7*time.Second || after > 10*time.Second {
+				t.Fatalf("retry after %v, want what is left of the 10 s that the last one took", after)
+			}
+		}
+		if n := len(hub.Requests()); n != 0 {
+			t.Errorf("%d requests beside the probe", n)
+		}
+		hang.Release()
+		synctest.Wait()
+		if s := stateOf(t, c, hub.URL()); s.State != BreakerClosed {
+			t.Errorf("%+v after the probe was answered", s)
+		}
+		time.Sleep(minProbeWait + probeGrace) // what hung is probed by itself
+		mustResolve(t, c)
+	})
+}
+
+// A host that is well for probes and fails all else is asked ever less.
+func TestAHostThatIsWellForProbesAlone(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Method: http.MethodGet}, Effect: ocitest.Answer(503)})
+		for range 600 {
+			_, _, err := c.Tags(t.Context(), alpine, oci.Page{N: -1}, oci.Ask{})
+			wantCode(t, err, oci.Unavailable)
+			time.Sleep(time.Second)
+		}
+		if n := len(hub.Requests()); n > 120 {
+			t.Errorf("%d requests in ten minutes", n)
+		}
+	})
+}
+
+func TestARetryAfterHoldsForProbes(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect(func(cfg *Config) { cfg.Limits.Wait = time.Nanosecond })
+		hub.Inject(&ocitest.Fault{Effect: ocitest.RetryLater(503, "120")})
+		_ = resolve(t, c)
+		hub.Reset()
+		for range 119 {
+			wantCode(t, resolve(t, c), oci.Unavailable)
+			time.Sleep(time.Second)
+		}
+		saw(t, hub)
+	})
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500), Times: tripAfter})
+		hub.Inject(&ocitest.Fault{Effect: ocitest.RetryLater(503, "120")})
+		for range tripAfter {
+			wantCode(t, resolve(t, c), oci.Unavailable)
+		}
+		time.Sleep(2 * time.Second) // a probe is told to wait
+		hub.Reset()
+		err := resolve(t, c)
+		if after := oci.RetryAfter(err); after < 110*time.Second || after > 121*time.Second {
+			t.Errorf("retry after %v, want what the host said", after)
+		}
+		time.Sleep(110 * time.Second)
+		saw(t, hub)
+	})
+}
+
+// However long nobody asks, the first who does again waits for no black hole:
+// its host is known to be one, by a probe now and then. That it is well again is
+// found out as soon as anybody asks. A host that we were led to is forgotten.
+func TestAnOutageOutlivesAQuietDay(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		inject(ocitest.Hang())(hub)
+		wantCode(t, resolve(t, c), oci.Timeout)
+		for range 3 {
+			time.Sleep(24 * time.Hour)
+			if took, err := timed(func() error { return resolve(t, c) }); took != 0 || oci.CodeOf(err) != oci.Unavailable {
+				t.Errorf("after a quiet day: %v after %v, want Unavailable at once", err, took)
+			}
+		}
+		// Half a minute's for the hour after each question, and then four an hour.
+		if n := len(hub.Requests()); n > 3*(24*4+130) {
+			t.Errorf("%d requests in three days", n)
+		}
+		time.Sleep(3 * time.Hour)
+		hub.ClearFaults()
+		err := resolve(t, c)
+		if err != nil && oci.RetryAfter(err) > 20*time.Second {
+			t.Errorf("after a quiet hour it is tried again in %v", oci.RetryAfter(err))
+		}
+		time.Sleep(oci.RetryAfter(err))
+		mustResolve(t, c)
+	})
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, hub := w.t, w.hub
+		blob := ocitest.Blob(1, 1000)
+		hub.PushBlob("library/alpine", blob)
+		c := w.connect()
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Hang()})
+		_, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1)
+		wantCode(t, err, oci.Timeout)
+		time.Sleep(unwantedFor + 2*idleProbeWait)
+		hub.Reset()
+		time.Sleep(unwantedFor)
+		saw(t, hub)
+		if s := stateOf(t, c, hub.CDNURL()); s.State != BreakerClosed {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// That its host was down and is up again is no reason to disturb what is busy.
+func TestWhatIsBusyRestsThroughAnOutage(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		busy := ocitest.Match{Repo: "library/busy"}
+		hub.Inject(&ocitest.Fault{Match: busy, Effect: ocitest.RetryLater(503, "600")})
+		wantCode(t, resolveAt(t, c, "library/busy"), oci.Unavailable)
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()})
+		for range tripAfter {
+			_ = resolve(t, c)
+		}
+		if s := stateOf(t, c, hub.URL()); s.State != BreakerOpen {
+			t.Fatalf("%+v, want an outage", s)
+		}
+		down.Remove()
+		hub.Reset()
+		time.Sleep(20 * time.Second)
+		mustResolve(t, c)
+		time.Sleep(20 * time.Second)
+		wantCode(t, resolveAt(t, c, "library/busy"), oci.Unavailable)
+		if n := hub.Count(busy); n != 0 {
+			t.Errorf("it was asked %d times while it rests", n)
+		}
+	})
+}
+
+// A pause that a host asked for, however absurd, ends when refusals are forgotten.
+func TestForgettingEndsPauses(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		abuse := hub.Inject(&ocitest.Fault{Effect: ocitest.RetryLater(429, "86400")})
+		wantCode(t, resolve(t, c), oci.TooManyRequests)
+		abuse.Remove()
+		time.Sleep(time.Hour)
+		wantCode(t, resolve(t, c), oci.TooManyRequests)
+		c.Forget()
+		mustResolve(t, c)
+	})
+}
+
+// While a host is down its probes are for its parts too, which are looked at again
+// as soon as it is up.
+func TestPartsOfWhatIsDownAreNotProbed(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(503)})
+		repo := oci.Repository{Host: "docker.io", Path: "library/alpine"}
+		ask := func(i int) error {
+			at := repo
+			at.Path += strconv.Itoa(i % 10)
+			_, _, err := c.Resolve(t.Context(), at, "latest", oci.Ask{})
+			return err
+		}
+		for i := range 10 { // each of them is known to fail, and the host as well
+			for range tripAfter {
+				wantCode(t, ask(i), oci.Unavailable)
+			}
+		}
+		hub.Reset()
+		for i := range 3600 {
+			wantCode(t, ask(i), oci.Unavailable)
+			time.Sleep(time.Second)
+		}
+		if n := len(hub.Requests()); n > 2*60+10 {
+			t.Errorf("%d requests in an hour, want those of one probe at a time", n)
+		}
+		down.Remove()
+		time.Sleep(maxProbeWait + 2*minProbeWait)
+		synctest.Wait()
+		for i := range 10 {
+			if err := ask(i); oci.CodeOf(err) == oci.Unavailable {
+				t.Errorf("it is up, but %v", err)
+			}
+		}
+	})
+}
+
+// A host one of whose repositories hangs is asked for something else before it
+// counts as down, and nobody is told if it answers that.
+func TestADoubtedHostIsAskedForSomethingElse(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		simulate(t, open, func(w *world) {
+			t, hub := w.t, w.hub
+			var rec recorder
+			c := w.connect(rec.attach)
+			if known {
+				mustResolve(t, c)
+			}
+			time.Sleep(time.Minute)
+			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/slow"}, Effect: ocitest.Hang()})
+			hub.Reset()
+			slow := func() error {
+				_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: "library/slow"}, "latest", oci.Ask{})
+				return err
+			}
+			wantCode(t, slow(), oci.Timeout)
+			synctest.Wait()
+			mustResolve(t, c)
+			if took, err := timed(slow); oci.CodeOf(err) != oci.Unavailable || took != 0 {
+				t.Errorf("what hangs, again: %v after %v, want Unavailable at once", err, took)
+			}
+			if got := rec.troubles(); len(got) > 0 {
+				t.Errorf("warnings %v", got)
+			}
+			other := "/v2/"
+			if known {
+				other = "/v2/library/alpine/manifests/latest"
+			}
+			if r := hub.Requests()[1]; r.Method != http.MethodHead || r.URI != other {
+				t.Errorf("the probe is %s, want HEAD %s", r, other)
+			}
+		})
+	}
+}
+
+// While all of a host answers 5xx, what was not asked for before costs a request
+// a second at most, however many want it at once, and its end is found at once.
+func TestAnOutageOfEverythingIsTriedNowAndThen(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(503)})
+		const seconds, each = 100, 20
+		for i := range seconds * each {
+			_, _, err := c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: fmt.Sprint("library/r", i)}, "latest", oci.Ask{})
+			wantCode(t, err, oci.Unavailable)
+			time.Sleep(time.Second / each)
+		}
+		if n := len(hub.Requests()); n < seconds/2 || n > seconds+20 {
+			t.Errorf("%d requests in %d s", n, seconds)
+		}
+		down.Remove()
+		time.Sleep(trialWait)
+		mustResolve(t, c)
+	})
+}
+
+func TestCloseEndsAProbe(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		inject(ocitest.Hang())(hub)
+		wantCode(t, resolve(t, c), oci.Timeout)
+		time.Sleep(2 * time.Second)
+		if took, _ := timed(func() error { c.Close(); return nil }); took != 0 {
+			t.Errorf("Close took %v", took)
+		}
+	})
+}
