@@ -330,6 +330,42 @@ func TestTenThousandPullsInAnOutageCostAHandfulOfRequests(t *testing.T) {
 	}
 }
 
+// One tag whose check hangs, at a hub that answers all others: one client waits
+// for it, and none after him for as long as that lasts, whatever he asks for.
+func TestATagWhoseCheckHangsIsWaitedForOnce(t *testing.T) {
+	t.Parallel()
+	simulated(t, ocitest.Habits{}, nil, func(s *simulation) {
+		s.push(2)
+		s.mustGet(tagged(0))
+		s.mustGet(tagged(1))
+		time.Sleep(time.Hour)
+		hang := s.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Method: http.MethodHead, Reference: "0"}, Effect: ocitest.Hang()})
+		slow := 0
+		for range 1200 {
+			for i := range 2 {
+				r := s.mustGet(tagged(i))
+				if i == 0 && r.mark != "stale" {
+					t.Fatalf("it is a %s, want stale: %s", r.mark, r.header.Get("Warning"))
+				}
+				if r.after > 0 {
+					slow++
+				}
+			}
+			time.Sleep(3 * time.Second)
+		}
+		if slow != 1 {
+			t.Errorf("%d pulls had to wait, want the first alone", slow)
+		}
+		hang.Remove()
+		time.Sleep(time.Minute)
+		s.mustGet(tagged(0))
+		time.Sleep(time.Second)
+		if r := s.mustGet(tagged(0)); r.mark != "hit" {
+			t.Errorf("once it is answered again: %s", r.mark)
+		}
+	})
+}
+
 // Whoever forces checks does not have a wrong password tried more often.
 func TestAWrongPasswordForAnHourCostsFewTokens(t *testing.T) {
 	t.Parallel()

@@ -188,9 +188,11 @@ func (c *Cache) decide(ctx context.Context, repo oci.Repository, key func() stri
 	if r.Serve != Ask && r.Serve != Confirm {
 		return r, nil
 	}
-	_, failed := c.refusal(ctx, repo, key())
+	asked := key()
+	facts.Mute = c.mutes.is(repo.Host, asked)
+	_, failed := c.refusal(ctx, repo, asked)
 	if failed == nil {
-		return r, nil
+		return c.ladder(repo.Host).Climb(facts), nil
 	}
 	facts.Said, facts.Remembered = saidBy(failed), true
 	r = c.ladder(repo.Host).Climb(facts)

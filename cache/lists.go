@@ -24,7 +24,7 @@ type listQuestion[T any] struct {
 // share the answer. Beside a list that is held stands why upstream did not give
 // its own: none, if upstream may not be asked. first says that this call asked.
 func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestion[T]) (list T, rung Rung, first bool, err error) {
-	q.facts.Forced, q.facts.Background, q.facts.Mute = q.ask.Refresh, q.ask.Background, c.mutes.is(q.repo.Host)
+	q.facts.Forced, q.facts.Background = q.ask.Refresh, q.ask.Background
 	rung, err = c.decide(ctx, q.repo, func() string { return q.key }, q.facts)
 	if rung.Serve != Ask {
 		return list, rung, false, err
@@ -32,7 +32,9 @@ func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestio
 	wait, cancel := waitFor(ctx, rung.Wait)
 	defer cancel()
 	list, first, err = do(wait, c, fs, q.key, q.ask, questionBound, func(ctx context.Context) (T, error) {
+		c.mutes.asked(q.key)
 		list, err := q.work(ctx)
+		c.mutes.ended(q.key, err == nil || !saidBy(err).isSilence())
 		if err != nil {
 			c.noteFailure(ctx, q.repo, q.key, q.facts, err)
 		}
@@ -45,6 +47,9 @@ func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestio
 	switch {
 	case errors.Is(err, errCheckSlow):
 		facts.Said = Slow
+		if rung.Wait > 0 {
+			c.mutes.gaveUp(q.key)
+		}
 	case err != nil:
 		facts.Said, facts.Retry = saidBy(err), oci.RetryAfter(err)
 	default:

@@ -5,43 +5,83 @@ import (
 	"time"
 )
 
-// mutes knows which upstreams leave a check without an answer. One client has
-// waited for that long enough; nobody else does, whatever held tag they ask for,
-// until upstream has said something, or the check has failed, from where on its
-// breaker knows.
+// maxMutes bounds the questions that mutes knows.
+const maxMutes = 4096
+
+// mutes knows what is left without an answer, so that one client alone waits for
+// it in vain. That is an upstream of which nothing is heard any more: nobody waits
+// then, whatever held tag they ask for, until it has said something, or the check
+// has failed, from where on its breaker knows. And it is a single question that
+// hangs at an upstream that answers others: nobody waits for that one until it was
+// answered itself.
 type mutes struct {
-	mu    sync.Mutex       // guards hosts
-	hosts map[string]*mute // the upstreams, which are a closed set
+	mu        sync.Mutex       // guards what follows
+	hosts     map[string]*mute // the upstreams, which are a closed set
+	questions map[string]bool  // on their way, or overdue: whether they are
 }
 
-// mute is what is known of one.
+// mute is what is known of one upstream.
 type mute struct {
 	answered time.Time // last
 	overdue  bool      // a check is, and nothing was answered since somebody waits for it
 }
 
-func (m *mutes) is(host string) bool {
+// is reports whether a question to an upstream is not to be waited for.
+func (m *mutes) is(host, key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h := m.hosts[host]
-	return h != nil && h.overdue
+	return h != nil && h.overdue || m.questions[key]
 }
 
-// gaveUp notes that somebody waited in vain since a time.
-func (m *mutes) gaveUp(host string, since time.Time) {
+// asked notes that a question is on its way.
+func (m *mutes) asked(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, known := m.questions[key]; known {
+		return
+	}
+	if m.questions == nil || len(m.questions) >= maxMutes {
+		m.questions = map[string]bool{} // forgetting costs one more wait each
+	}
+	m.questions[key] = false
+}
+
+// gaveUp notes that somebody waited for a question in vain, unless it was answered
+// meanwhile.
+func (m *mutes) gaveUp(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, known := m.questions[key]; known {
+		m.questions[key] = true
+	}
+}
+
+// ended notes that a question has. One that was overdue stays so until it gets an
+// answer.
+func (m *mutes) ended(key string, answered bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if answered || !m.questions[key] {
+		delete(m.questions, key)
+	}
+}
+
+// hostGaveUp notes that somebody waited in vain since a time.
+func (m *mutes) hostGaveUp(host string, since time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h := m.ofLocked(host)
 	h.overdue = h.overdue || !h.answered.After(since)
 }
 
-// ended notes that a check has.
-func (m *mutes) ended(host string, err error) {
+// hostEnded notes that a check has, and whether it was answered.
+func (m *mutes) hostEnded(host string, answered bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h := m.ofLocked(host)
 	h.overdue = false
-	if err == nil || !saidBy(err).isSilence() {
+	if answered {
 		h.answered = time.Now()
 	}
 }

@@ -59,8 +59,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 // tagFacts is what an answer to q depends on, as long as nobody was asked.
 func (c *Cache) tagFacts(q *tagQuestion, rec *store.Tag, held bool) Case {
 	facts := Case{
-		Kind: TagKind, TTL: c.cfg.ttlOf(q.repo, q.tag), Mute: c.mutes.is(q.repo.Host),
-		Forced: q.ask.Refresh, Background: q.ask.Background,
+		Kind: TagKind, TTL: c.cfg.ttlOf(q.repo, q.tag), Forced: q.ask.Refresh, Background: q.ask.Background,
 	}
 	if held {
 		facts.Held, facts.Age = Whole, time.Since(rec.Checked)
@@ -101,8 +100,9 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patie
 	if ctx.Err() != nil {
 		return oci.Resolved{}, oci.Outcome{Spent: found.spent}, err
 	}
-	if errors.Is(err, errCheckSlow) {
-		c.mutes.gaveUp(q.repo.Host, began)
+	if patience > 0 && errors.Is(err, errCheckSlow) {
+		c.mutes.hostGaveUp(q.repo.Host, began)
+		c.mutes.gaveUp(q.key())
 	}
 	answered := facts // of which the check behind has its own
 	answered.Said, answered.Retry = q.said(found.desc.Digest, err), oci.RetryAfter(err)
@@ -194,9 +194,12 @@ func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolutio
 	ask := q.ask
 	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
 	ask.Held = q.rec != nil
+	c.mutes.asked(q.key())
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
-	if err == nil || !ask.Background { // which may have failed to get its turn
-		c.mutes.ended(q.repo.Host, err)
+	answered := err == nil || !ask.Background && !saidBy(err).isSilence() // a question in the background may have failed to get its turn
+	c.mutes.ended(q.key(), answered)
+	if answered || !ask.Background {
+		c.mutes.hostEnded(q.repo.Host, answered)
 	}
 	c.heard(q.repo.Host, err)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,9 @@ type source struct {
 	noRanges bool   // every body starts at 0
 	noSize   bool   // bodies do not tell the blob's size, and HEAD does not either
 	delay    time.Duration
+	hangs    string // questions that hold this are left without an answer until time is up
+	hanging  int    // of them, now
+	most     int    // of them, at once
 	noAPI    bool
 	noAPIFor string // the repository that has none
 	spent    error  // every GET of a manifest fails with it
@@ -52,9 +56,17 @@ func newSource() *source {
 
 func (s *source) note(format string, args ...any) error {
 	s.mu.Lock()
-	s.asked = append(s.asked, fmt.Sprintf(format, args...))
+	question := fmt.Sprintf(format, args...)
+	s.asked = append(s.asked, question)
 	err, delay := s.down, s.delay
+	hangs := s.hangs != "" && strings.Contains(question, s.hangs)
 	s.mu.Unlock()
+	if hangs {
+		s.set(func() { s.hanging++; s.most = max(s.most, s.hanging) })
+		time.Sleep(20 * time.Second)
+		s.set(func() { s.hanging-- })
+		return &oci.Error{Code: oci.Timeout}
+	}
 	if delay > 0 {
 		time.Sleep(delay)
 	}

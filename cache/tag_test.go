@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -265,6 +266,104 @@ func TestOnlyTheFirstWaitsForAMuteUpstream(t *testing.T) {
 		time.Sleep(time.Hour)
 		resolve("a", oci.Hit, time.Second)
 	})
+}
+
+// TestOnlyTheFirstWaitsForAQuestionThatHangs: at an upstream that answers all
+// others, as long as it hangs, and however often it is asked again meanwhile.
+func TestOnlyTheFirstWaitsForAQuestionThatHangs(t *testing.T) {
+	subject := oci.Sum([]byte("subject"))
+	resolve := func(tag string) func(*Cache) (oci.Outcome, error) {
+		return func(c *Cache) (oci.Outcome, error) {
+			_, out, err := c.Resolve(context.Background(), alpine, tag, oci.Ask{Manifest: true})
+			return out, err
+		}
+	}
+	for _, tc := range []struct {
+		hangs string
+		ask   func(*Cache) (oci.Outcome, error)
+		after oci.CacheStatus // once it does not hang any more
+	}{
+		{"HEAD library/alpine hung", resolve("hung"), oci.Hit},
+		{"tags", func(c *Cache) (oci.Outcome, error) {
+			_, out, err := c.Tags(context.Background(), alpine, oci.Page{N: -1}, oci.Ask{})
+			return out, err
+		}, oci.Miss},
+		{"referrers", func(c *Cache) (oci.Outcome, error) {
+			_, out, err := c.Referrers(context.Background(), alpine, subject, "", oci.Ask{})
+			return out, err
+		}, oci.Miss},
+	} {
+		t.Run(tc.hangs, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				s.pushImage(alpine, "hung", pattern(1, 10))
+				s.pushImage(alpine, "well", pattern(2, 10))
+				c := newCache(t, s, Config{TTL: time.Minute})
+				defer closeCache(t, c)
+				well, wait := resolve("well"), 2*time.Second
+				for _, ask := range []func(*Cache) (oci.Outcome, error){well, resolve("hung"), tc.ask} {
+					if _, err := ask(c); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s.set(func() { s.hangs, s.asked = tc.hangs, nil })
+				for i := range 120 {
+					time.Sleep(time.Minute)
+					for _, again := range []time.Duration{0, time.Second, 0, 25 * time.Second, 0} {
+						time.Sleep(again)
+						began := time.Now()
+						out, err := tc.ask(c)
+						if waited := time.Since(began); err != nil || out.Cache != oci.Stale || waited != wait {
+							t.Fatalf("minute %d: %s after %v, %v, want stale after %v", i, out.Cache, waited, err, wait)
+						}
+						wait = 0
+					}
+					if out, err := well(c); err != nil || out.Cache != oci.Hit {
+						t.Fatalf("minute %d: another tag is a %s: %v", i, out.Cache, err)
+					}
+				}
+				hung := 0
+				for _, q := range s.questions() {
+					if strings.Contains(q, tc.hangs) {
+						hung++
+					}
+				}
+				if hung < 120 || s.most > 1 {
+					t.Errorf("in two hours it was asked %d times, %d at once, want now and then, one by one", hung, s.most)
+				}
+				time.Sleep(time.Minute)
+				s.set(func() { s.hangs, s.delay = "", time.Second })
+				if out, err := tc.ask(c); err != nil || out.Cache != oci.Stale {
+					t.Errorf("the first after it: %s %v, want stale", out.Cache, err)
+				}
+				time.Sleep(time.Minute)
+				if out, err := tc.ask(c); err != nil || out.Cache != tc.after {
+					t.Errorf("once it was answered: %s %v, want %s, which is waited for", out.Cache, err, tc.after)
+				}
+			})
+		})
+	}
+}
+
+// What is remembered of questions that hang is bounded, and nothing of those that
+// were answered.
+func TestFewQuestionsAreKnownToHang(t *testing.T) {
+	var m mutes
+	for i := range 3 * maxMutes {
+		answered, hung := strconv.Itoa(i), "hung "+strconv.Itoa(i)
+		for _, key := range []string{answered, hung} {
+			m.asked(key)
+			m.gaveUp(key)
+			m.ended(key, key == answered)
+			m.gaveUp(answered) // too late: it was answered
+		}
+		if !m.is("docker.io", hung) || m.is("docker.io", answered) {
+			t.Fatalf("question %d: hung %v, answered %v", i, m.is("docker.io", hung), m.is("docker.io", answered))
+		}
+	}
+	if n := len(m.questions); n > maxMutes {
+		t.Errorf("%d questions are known", n)
+	}
 }
 
 func TestOfflineServesWhatIsHeldAndSaysWhatIsNot(t *testing.T) {
