@@ -41,14 +41,19 @@ const operatorConnections Bound = 500
 type server struct {
 	name string // "registry", for messages
 	http *http.Server
+	tls  bool               // as it was set up: net/http gives a plain server a TLSConfig, too
 	cut  context.CancelFunc // ends the context of every request, as far as somebody waits on it
 	work sync.WaitGroup     // accepting, and each connection until its last handler is done
 	all  crowd
 
+	// first has the connections over TLS, by net.Conn, and of each the *time.Timer
+	// until when its first request may come; nil where that bounds itself. Requests
+	// look here, so they take no lock that they share.
+	first sync.Map
+
 	mu      sync.Mutex // guards what follows
 	streams int        // handlers of HTTP/2, which may outlive their connection
 	idle    chan struct{}
-	first   map[net.Conn]*time.Timer // over TLS: until when a connection's first request may come; nil where that bounds itself
 }
 
 // listen takes an address. variable is its setting, for the error.
@@ -85,9 +90,9 @@ func startOperators(name string, l net.Listener, h http.Handler, logger zerolog.
 
 func newServer(name string, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger) *server {
 	ctx, cut := context.WithCancel(context.Background())
-	s := &server{name: name, cut: cut, all: crowd{most: int64(most)}, first: map[net.Conn]*time.Timer{}}
+	s := &server{name: name, tls: secure != nil, cut: cut, all: crowd{most: int64(most)}}
 	h = endsAfterChunks(s.all.guard(h))
-	if secure != nil {
+	if s.tls {
 		h = s.counted(h)
 	}
 	s.http = &http.Server{
@@ -107,7 +112,7 @@ func newServer(name string, h http.Handler, secure *tls.Config, most Bound, logg
 
 func (s *server) start(l net.Listener, failed func(error)) {
 	serve := func() error { return s.http.Serve(l) }
-	if s.http.TLSConfig != nil {
+	if s.tls {
 		serve = func() error { return s.http.ServeTLS(l, "", "") }
 	}
 	s.work.Go(func() {
@@ -128,7 +133,7 @@ func (s *server) count(conn net.Conn, state http.ConnState) {
 		s.all.leave()
 		s.work.Done()
 	}
-	if s.http.TLSConfig != nil {
+	if s.tls {
 		s.boundFirst(conn, state)
 	}
 }
@@ -139,21 +144,20 @@ func (s *server) count(conn net.Conn, state http.ConnState) {
 // headers are all there. Later headers have the time that it may be idle, which is
 // no more than a connection of HTTP/1.1 has between two requests.
 func (s *server) boundFirst(conn net.Conn, state http.ConnState) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	timer, known := s.first[conn]
+	bound, known := s.first.Load(conn)
+	timer, _ := bound.(*time.Timer)
 	switch {
 	case state == http.StateIdle && !known:
 		if secure, ok := conn.(*tls.Conn); ok && secure.ConnectionState().NegotiatedProtocol == "h2" {
 			timer = time.AfterFunc(readHeaderTimeout, func() { _ = conn.Close() })
 		}
-		s.first[conn] = timer
+		s.first.Store(conn, timer)
 		return
 	case timer != nil:
 		timer.Stop()
 	}
 	if state == http.StateClosed {
-		delete(s.first, conn)
+		s.first.Delete(conn)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"entrepot/internal/ocitest"
 
 	"github.com/rs/zerolog"
 )
@@ -60,6 +63,41 @@ func newClient(t *testing.T) *http.Client {
 	transport := new(http.Transport)
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
+}
+
+// TestRequestsTakeNoLockOfTheirServer, so that many connections do not wait for one
+// another; and of a plain server, nothing is kept of a connection.
+func TestRequestsTakeNoLockOfTheirServer(t *testing.T) {
+	ca := ocitest.NewCA()
+	for name, secure := range map[string]*tls.Config{"plain": nil, "over TLS": {Certificates: []tls.Certificate{ca.Certificate("127.0.0.1")}}} {
+		t.Run(name, func(t *testing.T) {
+			l, err := listen(t.Context(), "ENTREPOT_LISTEN", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := startServer("registry", l, unseen("healthz", healthz), secure, 0, zerolog.Nop(), func(err error) { t.Error(err) })
+			defer s.stop(t.Context(), time.Second)
+			client := newClient(t)
+			client.Timeout = 10 * time.Second // nothing waits for anything
+			url := "http://" + l.Addr().String()
+			if secure != nil {
+				client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: ca.Pool(), ServerName: "127.0.0.1"}
+				url = "https://" + l.Addr().String()
+			}
+			s.mu.Lock()
+			for range 3 {
+				if status, _, _ := get(t, client, url); status != http.StatusOK { // with keep-alive
+					t.Error(status)
+				}
+			}
+			s.mu.Unlock()
+			kept := 0
+			s.first.Range(func(any, any) bool { kept++; return true })
+			if secure == nil && kept != 0 {
+				t.Errorf("%d connections are kept account of", kept)
+			}
+		})
+	}
 }
 
 func TestStopLetsRunningAnswersFinish(t *testing.T) {
