@@ -50,11 +50,12 @@ type Breaker struct {
 // answers 5xx by itself: a path, or a repository.
 //
 // A 5xx is first of all the word of what was asked for. It counts against a
-// repository, or a host, only if the last failure there was of another part of
-// it, so that one that is broken takes nothing else away. Where no connection
-// comes about, it is the host that fails. Where one does, and then no answer, the
-// host is in doubt unless it has answered others meanwhile: its breaker is open
-// until a probe of something else, which goes out at once, tells which of them it is.
+// repository, or a host, only if no part of it that is known to fail gave it, so
+// that what is broken takes nothing else away, however often it is asked for. Where
+// no connection comes about, it is the host that fails. Where one does, and then no
+// answer, the host is in doubt unless it has answered others meanwhile: its breaker
+// is open until a probe of something else, which goes out at once, tells which of
+// them it is.
 //
 // An open breaker fails every request at once, the one that finds it time for a
 // probe included: nobody waits for a black hole twice. Where a host's trouble is
@@ -101,28 +102,31 @@ func (t target) scopes() []scope {
 	return []scope{{host.host, t.repo, t.url.Path}, {host.host, t.repo, ""}, host}
 }
 
+// path is the narrowest of them.
+func (t target) path() scope { return t.scopes()[0] }
+
 type breaker struct {
 	scope    scope
 	own      bool // no redirect led to it
 	open     bool
 	probing  bool
 	failures int
-	part     scope // of the last failure that counted, if it was a 5xx
 	err      error
 	outcome  outcome       // the last failure, while open
 	doubt    bool          // it is open until a probe tells whether it is well
 	well     target        // the last that was answered
 	trial    time.Time     // from when on one is allowed, while open; zero: at once
+	tried    time.Time     // when the trials that there were would all have had their time
 	answered time.Time     // the last time that it was well
 	failed   time.Time     // the last time that it was not
 	took     time.Duration // by the last failure
 	since    time.Time
 	refused  int
-	wanted   time.Time  // by the last request that was refused, or that failed
-	wishes   []*url.URL // to be probed, the next one first
+	wanted   time.Time // by the last request that was refused, or that failed
+	wishes   []target  // to be probed, the next one first
 	backoff  time.Duration
 	next     time.Time
-	rests    time.Time   // until when it asked not to be probed
+	rests    time.Time   // of a path: until when it asked not to be probed
 	timer    *time.Timer // of the next probe
 }
 
@@ -178,19 +182,19 @@ func (b *breakers) checkLocked(t target) error {
 
 func (b *breakers) refuseLocked(br *breaker, t target) error {
 	now := time.Now()
-	br.wish(t.url)
+	br.wish(t)
 	br.refused++
-	for _, p := range t.scopes() {
-		if part := b.known[p]; part != nil {
-			part.wanted = now
-		}
-	}
-	if !br.probing && br.next.Sub(now) > br.scope.mostWait() && br.next.After(br.rests) { // it was idle
+	if !br.probing && br.next.Sub(now) > br.scope.mostWait() { // it was idle
 		b.probeSoonLocked(br)
 	}
 	wait := br.next.Sub(now) + probeGrace
 	if br.probing {
 		wait = max(probeGrace, br.took-now.Sub(br.next))
+	}
+	for _, p := range t.scopes() {
+		if part := b.known[p]; part != nil {
+			part.wanted, wait = now, max(wait, part.rests.Sub(now)+probeGrace)
+		}
 	}
 	return &oci.Error{
 		Code:       oci.Unavailable,
@@ -205,7 +209,7 @@ func (b *breakers) refuseLocked(br *breaker, t target) error {
 func (b *breakers) note(t target, began time.Time, o outcome, retry time.Duration, err error) {
 	b.mu.Lock()
 	if br := b.known[scope{host: t.url.Host}]; br != nil && br.open { // it was a trial
-		br.trial = time.Now().Add(trialWait)
+		br.triedLocked()
 	}
 	if o == unsaid {
 		b.mu.Unlock()
@@ -221,8 +225,8 @@ func (b *breakers) note(t target, began time.Time, o outcome, retry time.Duratio
 // noteLocked reports whether the host's breaker has opened, or closed.
 func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.Duration, err error) (down error, changed bool) {
 	now := time.Now()
-	var part scope
-	for i, p := range t.scopes() {
+	known := false // that a part fails in this way, which is no news of the whole
+	for _, p := range t.scopes() {
 		if !p.isHost() && o != erred && o != hung { // it concerns a part in that it ends its trouble at most
 			if br := b.known[p]; br != nil && o == answered {
 				b.forgetLocked(br)
@@ -231,6 +235,7 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 		}
 		br := b.atLocked(p)
 		br.own = br.own || !t.led
+		failing := br.isFailing(now) && (o != hung || br.outcome == hung)
 		switch {
 		case o == answered:
 			wasOpen, wasDoubt := br.open, br.doubt
@@ -240,32 +245,37 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 				changed = !wasDoubt
 			}
 			br.backoff, br.well = 0, t
-		case br.counts(began, o, part):
+		case !known && br.counts(began, o):
 			br.failed, br.err, br.took = now, err, now.Sub(began)
-			br.wish(t.url)
-			if i == 0 && o == erred && retry > 0 { // it is busy, and says for how long
-				br.failures = max(br.failures, tripAfter)
+			br.wish(t)
+			if p.path != "" && o == erred && retry > 0 { // it is busy, and says for how long
+				br.failures, br.rests = max(br.failures, tripAfter), now.Add(min(retry, idleProbeWait))
 			}
 			switch {
 			case o == hung && p.isHost():
 				b.doubtLocked(br, t)
 			case br.failures >= tripAfter:
-				br.open, br.since, br.refused, br.outcome, br.trial = true, now, 0, o, time.Time{}
-				b.scheduleLocked(br, retry)
+				br.open, br.since, br.refused, br.outcome, br.trial, br.tried = true, now, 0, o, time.Time{}, time.Time{}
+				b.scheduleLocked(br)
 				down, changed = err, p.isHost()
 			}
 		}
-		part = p
+		known = known || failing
 	}
 	return down, changed
 }
 
+// isFailing reports that it did when it was last wanted, and nothing was answered
+// since.
+func (br *breaker) isFailing(now time.Time) bool {
+	return br.open || br.failures > 0 && now.Sub(br.wanted) < suspectFor
+}
+
 // counts adds a failure, unless it says no more than the last one did: requests
 // that fail together, as those that share a connection do, are one failure.
-// part is what failed of it, if it was not all.
 //
 // What hangs trips by itself at once, and has a host doubted.
-func (br *breaker) counts(began time.Time, o outcome, part scope) bool {
+func (br *breaker) counts(began time.Time, o outcome) bool {
 	switch {
 	case br.open: // an answer to a request from before, or to a trial
 		if o != hung { // which a probe will tell
@@ -276,12 +286,11 @@ func (br *breaker) counts(began time.Time, o outcome, part scope) bool {
 		return false
 	case o == hung && (br.scope.isHost() || br.scope.path != ""), o == silent && !br.answered.After(began):
 		br.failures = max(br.failures+1, tripAfter)
-	case br.failed.After(began), br.failures > 0 && part != (scope{}) && br.part == part:
+	case br.failed.After(began):
 		return false
 	default:
 		br.failures++
 	}
-	br.part = part
 	return true
 }
 
@@ -307,7 +316,7 @@ func (b *breakers) atLocked(p scope) *breaker {
 
 // last is when it was last of use to anybody.
 func (br *breaker) last() time.Time {
-	if br.open {
+	if br.open || br.wanted.After(br.answered) {
 		return br.wanted
 	}
 	return br.answered
@@ -326,7 +335,7 @@ func (br *breaker) closeLocked(now time.Time) {
 	if br.timer != nil {
 		br.timer.Stop()
 	}
-	br.open, br.probing, br.doubt, br.failures, br.part, br.err, br.wishes = false, false, false, 0, scope{}, nil, nil
+	br.open, br.probing, br.doubt, br.failures, br.err, br.wishes = false, false, false, 0, nil, nil
 	br.answered = now
 }
 

@@ -511,56 +511,71 @@ func TestSeveralBrokenOnesAreAHost(t *testing.T) {
 	})
 }
 
-// However many repositories answer 5xx, or hang, and whatever the rhythm, those
-// that are well are had, each of them for the first time.
+// However many repositories answer 5xx, or hang, and whatever the rhythm, for an
+// hour or so, those that are well are had, each of them for the first time, and
+// nobody is told of an outage again and again.
 func TestBrokenRepositoriesRefuseNoOther(t *testing.T) {
 	for _, tt := range []struct {
 		effect        string
 		broken        int
 		every, others time.Duration
+		auth          ocitest.Auth // if it is wanted, a probe is no proof
 	}{
-		{"500", 2, 90 * time.Second, 5 * time.Minute},
-		{"500", 2, 30 * time.Second, 67 * time.Second},
-		{"500", 3, 5 * time.Second, 7 * time.Second},
-		{"500", 6, time.Second, 3 * time.Second},
-		{"500", 10, time.Second, 20 * time.Second},
-		{"hang", 1, 30 * time.Second, 67 * time.Second},
-		{"hang", 1, 5 * time.Minute, 301 * time.Second},
-		{"hang", 2, 90 * time.Second, 20 * time.Minute},
-		{"hang", 6, 5 * time.Second, 67 * time.Second},
+		{"500", 2, 90 * time.Second, 5 * time.Minute, ocitest.NoAuth},
+		{"500", 2, 30 * time.Second, 67 * time.Second, ocitest.NoAuth},
+		{"500", 3, 5 * time.Second, 7 * time.Second, ocitest.NoAuth},
+		{"500", 6, time.Second, 3 * time.Second, ocitest.TokenAuth},
+		{"500", 6, 3 * time.Minute, 67 * time.Second, ocitest.TokenAuth},
+		{"500", 6, 20 * time.Minute, 5 * time.Minute, ocitest.TokenAuth},
+		{"500", 10, time.Second, 20 * time.Second, ocitest.NoAuth},
+		{"busy", 6, 30 * time.Second, 67 * time.Second, ocitest.TokenAuth},
+		{"busy", 10, 5 * time.Minute, 301 * time.Second, ocitest.NoAuth},
+		{"hang", 1, 30 * time.Second, 67 * time.Second, ocitest.NoAuth},
+		{"hang", 1, 5 * time.Minute, 301 * time.Second, ocitest.TokenAuth},
+		{"hang", 2, 90 * time.Second, 20 * time.Minute, ocitest.NoAuth},
+		{"hang", 6, 5 * time.Second, 67 * time.Second, ocitest.TokenAuth},
 	} {
 		t.Run(fmt.Sprint(tt), func(t *testing.T) {
-			simulate(t, open, func(w *world) {
+			simulate(t, ocitest.Config{Habits: ocitest.Habits{Auth: tt.auth}}, func(w *world) {
 				t, hub := w.t, w.hub
-				c := w.connect()
-				ask := func(path string) error { return resolveAt(t, c, path) }
-				const n = 50
+				var rec recorder
+				c := w.connect(rec.attach)
+				ask := func(path, tag string) error {
+					_, _, err := c.Resolve(t.Context(), oci.Repository{Host: alpine.Host, Path: path}, tag, oci.Ask{})
+					return err
+				}
+				n := min(max(50, int(time.Hour/tt.others)), 300)
 				image := ocitest.RandomImage(1, 100)
 				for i := range n {
 					hub.Push(fmt.Sprint("library/well", i), "latest", image)
 				}
-				effect := map[string]ocitest.Effect{"500": ocitest.Answer(500), "hang": ocitest.Hang()}[tt.effect]
+				effect := map[string]ocitest.Effect{"500": ocitest.Answer(500), "busy": ocitest.RetryLater(503, "600"), "hang": ocitest.Hang()}[tt.effect]
 				var asking sync.WaitGroup
 				for i := range tt.broken {
 					path := fmt.Sprint("library/broken", i)
-					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: effect})
+					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Repo: path}, Effect: effect})
 					asking.Go(func() {
 						time.Sleep(time.Duration(i) * 100 * time.Millisecond)
-						for start := time.Now(); time.Since(start) < n*tt.others; time.Sleep(tt.every) {
-							_ = ask(path)
+						start := time.Now()
+						for k := 0; time.Since(start) < time.Duration(n)*tt.others; k++ {
+							_ = ask(path, fmt.Sprint("tag", k%3))
+							time.Sleep(tt.every)
 						}
 					})
 				}
 				refused := 0
 				for i := range n {
 					time.Sleep(tt.others)
-					if ask(fmt.Sprint("library/well", i)) != nil {
+					if ask(fmt.Sprint("library/well", i), "latest") != nil {
 						refused++
 					}
 				}
 				asking.Wait()
-				if refused > 3 {
+				if refused > 0 {
 					t.Errorf("%d of %d were refused", refused, n)
+				}
+				if told := rec.troubles(); len(told) > 4 {
+					t.Errorf("an operator is told of %v", told)
 				}
 			})
 		})
@@ -592,6 +607,38 @@ func TestBreakersAreBounded(t *testing.T) {
 		}
 		if n := len(b.known); n > maxBreakers {
 			t.Errorf("%d hosts are remembered, want at most %d", n, maxBreakers)
+		}
+	})
+}
+
+// Of too many, what is not asked just now is kept before what is, however long ago
+// it was wanted, and what was wanted last before what was not.
+func TestWhatIsOpenIsForgottenLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakers(func(context.Context, *url.URL) (outcome, time.Duration, error) { return erred, 0, errStalled }, func(string, error) {})
+		defer b.close()
+		at := func(repo, path string) target {
+			return target{url: &url.URL{Scheme: "https", Host: "own.example", Path: path}, repo: repo}
+		}
+		fail := func(at target, times int) {
+			for range times {
+				b.note(at, time.Now(), erred, 0, errStalled)
+				time.Sleep(time.Millisecond)
+			}
+		}
+		fail(at("broken", "/broken"), tripAfter)
+		fail(at("suspect", "/early"), 1)
+		for i := range maxBreakers {
+			fail(at("suspect", fmt.Sprint("/", i)), 1)
+		}
+		if n := len(b.known); n > maxBreakers {
+			t.Errorf("%d are remembered, want at most %d", n, maxBreakers)
+		}
+		if b.check(at("broken", "/broken")) == nil {
+			t.Error("what is open was forgotten before what is not")
+		}
+		if b.known[at("suspect", "/early").path()] != nil || b.known[at("suspect", fmt.Sprint("/", maxBreakers-1)).path()] == nil {
+			t.Error("what failed last was forgotten before what failed first")
 		}
 	})
 }

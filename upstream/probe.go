@@ -27,16 +27,18 @@ const (
 	// A host that nobody has asked for in unwantedFor is probed once in
 	// idleProbeWait alone, until somebody does. It is forgotten, unless it is one
 	// of the upstream's own: however quiet it was, nobody waits for that once
-	// more. What fails by itself is forgotten sooner: to ask it costs little.
+	// more. What fails by itself is not probed for nobody: to ask it costs little.
 	unwantedFor     = time.Hour
 	unwantedPartFor = time.Minute
 	idleProbeWait   = 15 * time.Minute
-	// A host whose trouble is 5xx is tried again at most once in trialWait by a
-	// request for what is not known to fail: what did, for as long as somebody
-	// wants it, and suspectFor. No trial is longer than maxTrial.
-	trialWait  = time.Second
-	suspectFor = time.Hour
-	maxTrial   = 30 * time.Second
+	// A host whose trouble is 5xx is tried again by one request at a time, for what
+	// is not known to fail: what did, and was not answered since, for as long as
+	// somebody wants it, and suspectFor. There are firstTrials at once, and then one
+	// in trialWait; none is longer than maxTrial.
+	trialWait   = time.Second
+	firstTrials = 8
+	suspectFor  = time.Hour
+	maxTrial    = 30 * time.Second
 	// maxWishes bounds the URLs that a breaker's probes take in turn.
 	maxWishes = 8
 )
@@ -50,13 +52,45 @@ func (p scope) mostWait() time.Duration {
 }
 
 // wish notes what is wanted: before what was probed already, if it is new.
-func (br *breaker) wish(u *url.URL) {
+func (br *breaker) wish(t target) {
 	br.wanted = time.Now()
-	if i := slices.IndexFunc(br.wishes, func(w *url.URL) bool { return w.Path == u.Path }); i >= 0 {
-		br.wishes[i] = u // whose signature is good for longer
+	if i := slices.IndexFunc(br.wishes, func(w target) bool { return w.path() == t.path() }); i >= 0 {
+		br.wishes[i] = t // whose signature is good for longer
 		return
 	}
-	br.wishes = slices.Insert(br.wishes[:min(len(br.wishes), maxWishes-1)], 0, u)
+	br.wishes = slices.Insert(br.wishes[:min(len(br.wishes), maxWishes-1)], 0, t)
+}
+
+// restLocked is when the first of what a breaker's probes are for may be asked: what
+// asked for rest is left alone, whatever becomes of the rest of its host.
+func (b *breakers) restLocked(br *breaker) time.Time {
+	var first time.Time
+	for i, w := range br.wishes {
+		if rests := b.restsLocked(w); i == 0 || rests.Before(first) {
+			first = rests
+		}
+	}
+	return first
+}
+
+func (b *breakers) restsLocked(t target) time.Time {
+	if br := b.known[t.path()]; br != nil {
+		return br.rests
+	}
+	return time.Time{}
+}
+
+// nextLocked is what to probe now: what was not for longest, unless it rests.
+func (b *breakers) nextLocked(br *breaker) (t target, ok bool) {
+	i := slices.IndexFunc(br.wishes, func(w target) bool { return !b.restsLocked(w).After(time.Now()) })
+	if i < 0 {
+		return target{}, false
+	}
+	t = br.wishes[i]
+	if !br.doubt { // which only something else resolves
+		br.wishes = append(slices.Delete(br.wishes, i, i+1), t)
+	}
+	return t, true
 }
 
 // mayTryLocked reports whether a request may find out if more than parts of an
@@ -66,10 +100,27 @@ func (b *breakers) mayTryLocked(host *breaker, t target) bool {
 	if host.outcome != erred || now.Before(host.trial) {
 		return false
 	}
-	return !slices.ContainsFunc(t.scopes(), func(p scope) bool {
+	for _, p := range t.scopes() {
 		br := b.known[p]
-		return br != nil && !p.isHost() && (br.open || p.path != "" && br.failures > 0 && now.Sub(br.wanted) < suspectFor)
-	})
+		switch {
+		case br == nil, p.isHost(), !br.isFailing(now):
+		case br.open, p.path != "":
+			return false
+		case host.tried.After(now.Add(-firstTrials * trialWait)): // other parts of it failed: the rest goes first
+			return false
+		}
+	}
+	return true
+}
+
+// triedLocked ends a trial.
+func (br *breaker) triedLocked() {
+	early := time.Now().Add(-firstTrials * trialWait)
+	if br.tried.Before(early) {
+		br.tried = early
+	}
+	br.tried = br.tried.Add(trialWait)
+	br.trial = br.tried
 }
 
 // doubtLocked keeps requests from a host, one of which hangs, while a probe finds
@@ -85,7 +136,7 @@ func (b *breakers) doubtLocked(br *breaker, t target) {
 		other.url = &url.URL{Scheme: t.url.Scheme, Host: t.url.Host, Path: "/v2/"}
 	}
 	br.open, br.doubt, br.since, br.refused, br.outcome = true, true, time.Now(), 0, hung
-	br.wishes = []*url.URL{other.url, t.url}
+	br.wishes = []target{other, t}
 	b.probeInLocked(br, 0)
 }
 
@@ -99,26 +150,30 @@ func (b *breakers) confirmLocked(host *breaker) {
 	}
 }
 
-// isForgotten reports whether nobody has wanted it for too long.
-func (br *breaker) isForgotten(now time.Time) bool {
+// isUnwanted reports that nobody has asked for it for too long.
+func (br *breaker) isUnwanted(now time.Time) bool {
 	if br.scope.isHost() {
 		return !br.own && now.Sub(br.wanted) > unwantedFor
 	}
 	return now.Sub(br.wanted) > unwantedPartFor
 }
 
+// standDownLocked has a part asked by whoever wants it next, whose failure opens it
+// again. It is known to fail until something that was asked for is answered: a probe,
+// which goes out without credentials, is no proof of that.
+func (br *breaker) standDownLocked() {
+	br.open, br.failures = false, tripAfter-1
+}
+
 // scheduleLocked sets when the next probe goes out.
-func (b *breakers) scheduleLocked(br *breaker, retry time.Duration) {
-	now := time.Now()
-	retry = min(retry, idleProbeWait)
-	br.rests = now.Add(retry)
+func (b *breakers) scheduleLocked(br *breaker) {
 	most := br.scope.mostWait()
 	br.backoff = min(max(minProbeWait, 2*br.backoff), most)
 	wait := min(br.backoff+rand.N(br.backoff/4), most)
-	if now.Sub(br.wanted) > unwantedFor {
+	if time.Since(br.wanted) > unwantedFor {
 		wait = idleProbeWait
 	}
-	b.probeInLocked(br, max(retry, wait))
+	b.probeInLocked(br, max(wait, time.Until(b.restLocked(br))))
 }
 
 func (b *breakers) probeInLocked(br *breaker, wait time.Duration) {
@@ -132,7 +187,7 @@ func (b *breakers) probeInLocked(br *breaker, wait time.Duration) {
 // probeSoonLocked is the next probe of what has become worth one, but not while it
 // asked for rest.
 func (b *breakers) probeSoonLocked(br *breaker) {
-	b.probeInLocked(br, max(minProbeWait, time.Until(br.rests)))
+	b.probeInLocked(br, max(minProbeWait, time.Until(b.restLocked(br))))
 }
 
 // probe finds out whether what a breaker is for answers again.
@@ -143,8 +198,12 @@ func (b *breakers) probe(br *breaker) {
 	case b.ended, !br.open, br.probing, b.known[br.scope] != br:
 		b.mu.Unlock()
 		return
-	case br.isForgotten(now):
-		b.forgetLocked(br)
+	case br.isUnwanted(now):
+		if br.scope.isHost() {
+			b.forgetLocked(br)
+		} else {
+			br.standDownLocked()
+		}
 		b.mu.Unlock()
 		return
 	case b.isCoveredLocked(br.scope):
@@ -152,20 +211,25 @@ func (b *breakers) probe(br *breaker) {
 		b.mu.Unlock()
 		return
 	}
-	br.probing, br.next = true, now
-	u := br.wishes[0]
-	if !br.doubt { // which only something else resolves
-		br.wishes = append(br.wishes[1:], u)
+	t, ok := b.nextLocked(br)
+	if !ok {
+		b.probeSoonLocked(br)
+		b.mu.Unlock()
+		return
 	}
+	br.probing, br.next = true, now
 	b.probes.Add(1)
 	b.mu.Unlock()
 	defer b.probes.Done()
 
-	o, retry, err := b.ask(u)
+	o, retry, err := b.ask(t.url)
 
 	b.mu.Lock()
+	if retry > 0 {
+		b.atLocked(t.path()).rests = time.Now().Add(min(retry, idleProbeWait))
+	}
 	wasDoubt := br.doubt
-	up := b.probedLocked(br, o, retry, err)
+	up := b.probedLocked(br, o, err)
 	confirmed := wasDoubt && !br.doubt && br.open
 	b.mu.Unlock()
 	switch {
@@ -196,13 +260,17 @@ func (b *breakers) uncoverLocked(whole scope) {
 	}
 }
 
-func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err error) (up bool) {
+func (b *breakers) probedLocked(br *breaker, o outcome, err error) (up bool) {
 	if b.ended || !br.probing || b.known[br.scope] != br {
 		return false // a late answer to an earlier request has closed it
 	}
 	br.probing = false
 	if o == answered {
-		br.closeLocked(time.Now())
+		if br.scope.isHost() {
+			br.closeLocked(time.Now())
+		} else {
+			br.standDownLocked()
+		}
 		b.uncoverLocked(br.scope)
 		return true
 	}
@@ -213,7 +281,7 @@ func (b *breakers) probedLocked(br *breaker, o outcome, retry time.Duration, err
 			b.confirmLocked(br)
 		}
 	}
-	b.scheduleLocked(br, retry)
+	b.scheduleLocked(br)
 	return false
 }
 

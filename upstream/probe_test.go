@@ -202,6 +202,54 @@ func TestWhatIsBusyRestsThroughAnOutage(t *testing.T) {
 	})
 }
 
+// What asked for rest gets it while its host is down, too, and does not keep its host
+// down for that long: whatever else is wanted of it is probed.
+func TestWhatIsBusyKeepsNoHostDown(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		paths := []string{"library/a", "library/b", "library/c"}
+		for _, path := range paths {
+			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.RetryLater(503, "600")})
+		}
+		for _, path := range paths {
+			wantCode(t, resolveAt(t, c, path), oci.Unavailable)
+		}
+		reset := hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()}) // a trial tells that it is not its parts alone
+		wantCode(t, resolve(t, c), oci.Unavailable)
+		reset.Remove()
+		if s := stateOf(t, c, hub.URL()); s.State != BreakerOpen {
+			t.Fatalf("%+v, want an outage", s)
+		}
+		hub.Reset()
+		for range 60 {
+			for _, path := range paths {
+				err := resolveAt(t, c, path)
+				if after := oci.RetryAfter(err); oci.CodeOf(err) != oci.Unavailable || after < 9*time.Minute {
+					t.Fatalf("%s: %v, retry after %v", path, err, after)
+				}
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		saw(t, hub)
+		err := resolve(t, c)
+		time.Sleep(oci.RetryAfter(err))
+		mustResolve(t, c)
+		for _, path := range paths {
+			if n := hub.Count(ocitest.Match{Repo: path}); n > 0 {
+				t.Errorf("%s was asked %d times while it rests", path, n)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		hub.ClearFaults()
+		for _, path := range paths {
+			if err := resolveAt(t, c, path); oci.CodeOf(err) == oci.Unavailable {
+				t.Errorf("%s after its rest: %v", path, err)
+			}
+		}
+	})
+}
+
 // A pause that a host asked for, however absurd, ends when refusals are forgotten.
 func TestForgettingEndsPauses(t *testing.T) {
 	simulate(t, open, func(w *world) {
@@ -252,6 +300,71 @@ func TestPartsOfWhatIsDownAreNotProbed(t *testing.T) {
 				t.Errorf("it is up, but %v", err)
 			}
 		}
+	})
+}
+
+// What failed by itself is looked at again as soon as its host is up.
+func TestPartsAreProbedOnceTheirHostIsUp(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		hub.Push("library/broken", "latest", ocitest.RandomImage(2, 100))
+		broken := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/broken"}, Effect: ocitest.Answer(500)})
+		for range tripAfter {
+			wantCode(t, resolveAt(t, c, "library/broken"), oci.Unavailable)
+		}
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()})
+		for range tripAfter {
+			wantCode(t, resolve(t, c), oci.Unavailable)
+		}
+		time.Sleep(20 * time.Second) // by when its own probe was left to those of its host
+		broken.Remove()
+		down.Remove()
+		for stateOf(t, c, hub.URL()).State != BreakerClosed {
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(minProbeWait + 100*time.Millisecond)
+		if err := resolveAt(t, c, "library/broken"); err != nil {
+			t.Errorf("a second after its host: %v", err)
+		}
+	})
+}
+
+// What failed by itself, and nobody wants any more, is not probed. Whoever wants it
+// again asks for it, and one failure has it refused again; one answer ends all that.
+func TestWhatNobodyWantsIsNotProbed(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		hub.Push("library/broken", "latest", ocitest.RandomImage(2, 100))
+		match := ocitest.Match{Repo: "library/broken"}
+		broken := hub.Inject(&ocitest.Fault{Match: match, Effect: ocitest.Answer(500)})
+		ask := func(n int) {
+			t.Helper()
+			hub.Reset()
+			for range 10 {
+				wantCode(t, resolveAt(t, c, "library/broken"), oci.Unavailable)
+			}
+			if got := hub.Count(match); got != n {
+				t.Errorf("ten questions cost %d requests, want %d", got, n)
+			}
+		}
+		ask(tripAfter)
+		time.Sleep(3 * unwantedPartFor)
+		if n := hub.Count(match); n > 10 {
+			t.Errorf("%d requests for what was last wanted three minutes ago", n)
+		}
+		hub.Reset()
+		time.Sleep(30 * time.Minute)
+		saw(t, hub)
+		ask(1)
+		broken.Remove()
+		time.Sleep(3 * unwantedPartFor)
+		if err := resolveAt(t, c, "library/broken"); err != nil {
+			t.Fatal(err)
+		}
+		hub.Inject(&ocitest.Fault{Match: match, Effect: ocitest.Answer(500)})
+		ask(tripAfter)
 	})
 }
 
