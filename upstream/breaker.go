@@ -255,7 +255,7 @@ func (b *breakers) noteLocked(t target, began time.Time, o outcome, retry time.D
 			case o == hung && p.isHost():
 				b.doubtLocked(br, t)
 			case br.failures >= tripAfter:
-				br.open, br.since, br.refused, br.outcome, br.trial, br.tried = true, now, 0, o, time.Time{}, time.Time{}
+				br.open, br.since, br.refused, br.outcome, br.trial = true, now, 0, o, time.Time{}
 				b.scheduleLocked(br)
 				down, changed = err, p.isHost()
 			}

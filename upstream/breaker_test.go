@@ -626,21 +626,80 @@ func TestWhatIsOpenIsForgottenLast(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 		}
-		fail(at("broken", "/broken"), tripAfter)
+		const broken, last = maxBreakers / 4, 3*maxBreakers - 1
+		for i := range broken {
+			fail(at("broken", fmt.Sprint("/broken", i)), tripAfter)
+		}
 		fail(at("suspect", "/early"), 1)
-		for i := range maxBreakers {
+		for i := range last + 1 {
 			fail(at("suspect", fmt.Sprint("/", i)), 1)
 		}
 		if n := len(b.known); n > maxBreakers {
 			t.Errorf("%d are remembered, want at most %d", n, maxBreakers)
 		}
-		if b.check(at("broken", "/broken")) == nil {
-			t.Error("what is open was forgotten before what is not")
+		for i := range broken {
+			if b.known[at("broken", fmt.Sprint("/broken", i)).path()] == nil {
+				t.Fatal("what is open was forgotten before what is not")
+			}
 		}
-		if b.known[at("suspect", "/early").path()] != nil || b.known[at("suspect", fmt.Sprint("/", maxBreakers-1)).path()] == nil {
+		if b.known[at("suspect", "/early").path()] != nil || b.known[at("suspect", fmt.Sprint("/", last)).path()] == nil {
 			t.Error("what failed last was forgotten before what failed first")
 		}
 	})
+}
+
+// What counts against a host is news of it, and no more than one word for what fails
+// together.
+func TestWhatCountsAgainstAHost(t *testing.T) {
+	const ago = 10 * time.Second // when what takes its time began
+	type step struct {
+		path    string // the repository's first part is its name
+		outcome outcome
+		took    time.Duration
+		wait    time.Duration // before
+	}
+	for _, tt := range []struct {
+		name  string
+		steps []step
+		open  bool
+	}{
+		{"two repositories", []step{{path: "a"}, {path: "b"}}, false},
+		{"three", []step{{path: "a"}, {path: "b"}, {path: "c"}}, true},
+		{"one of them twice", []step{{path: "a"}, {path: "b"}, {path: "a"}}, false},
+		{"other parts of them", []step{{path: "a"}, {path: "b"}, {path: "a/2"}, {path: "b/2"}, {path: "a/3"}}, false},
+		{"one was answered between", []step{{path: "a"}, {path: "b"}, {path: "d", outcome: answered}, {path: "c"}, {path: "a"}, {path: "b"}}, false},
+		{"they were answered themselves", []step{{path: "a"}, {path: "b"}, {path: "a", outcome: answered}, {path: "b", outcome: answered}, {path: "a"}, {path: "b"}, {path: "c"}}, true},
+		{"one of them long ago", []step{{path: "a"}, {path: "d", outcome: answered}, {path: "b", wait: suspectFor + time.Minute}, {path: "c"}, {path: "a"}}, true},
+		{"three at once", []step{{path: "a", took: ago}, {path: "b", took: ago}, {path: "c", took: ago}}, false},
+		{"no connection", []step{{path: "a", outcome: silent, took: ago}}, true},
+		{"no connection, beside an answer", []step{{path: "b", outcome: answered, wait: ago}, {path: "a", outcome: silent, took: 2 * ago}}, false},
+		{"no answer", []step{{path: "a", outcome: hung, took: ago}}, true},
+		{"no answer, beside one", []step{{path: "b", outcome: answered, wait: ago}, {path: "a", outcome: hung, took: 2 * ago}}, false},
+		{"no answer of what is known to give none", []step{{path: "a", outcome: hung, took: ago}, {path: "b", outcome: answered}, {path: "a", outcome: hung}}, false},
+		{"no answer of what was answered with 500", []step{{path: "a"}, {path: "a", outcome: hung, wait: ago}}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBreakers(func(ctx context.Context, _ *url.URL) (outcome, time.Duration, error) {
+					<-ctx.Done()
+					return unsaid, 0, ctx.Err()
+				}, func(string, error) {})
+				defer b.close()
+				for _, s := range tt.steps {
+					time.Sleep(s.wait + time.Millisecond)
+					repo, _, _ := strings.Cut(s.path, "/")
+					o := s.outcome
+					if o == unsaid {
+						o = erred
+					}
+					b.note(target{url: &url.URL{Scheme: "https", Host: "a.example", Path: "/" + s.path}, repo: repo}, time.Now().Add(-s.took), o, 0, errStalled)
+				}
+				if got := b.isOpen("a.example"); got != tt.open {
+					t.Errorf("open: %v, want %v", got, tt.open)
+				}
+			})
+		})
+	}
 }
 
 // What clients read of an outage names the host and what is wrong, no more.

@@ -3,6 +3,7 @@ package upstream
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -233,6 +234,9 @@ func TestWhatIsBusyKeepsNoHostDown(t *testing.T) {
 		}
 		saw(t, hub)
 		err := resolve(t, c)
+		if after := oci.RetryAfter(resolveAt(t, c, paths[0])); after < 9*time.Minute {
+			t.Errorf("what is busy is to come again in %v, with its host", after)
+		}
 		time.Sleep(oci.RetryAfter(err))
 		mustResolve(t, c)
 		for _, path := range paths {
@@ -292,6 +296,9 @@ func TestPartsOfWhatIsDownAreNotProbed(t *testing.T) {
 		if n := len(hub.Requests()); n > 2*60+10 {
 			t.Errorf("%d requests in an hour, want those of one probe at a time", n)
 		}
+		if all := c.Breakers(); !slices.ContainsFunc(all, func(b Breaker) bool { return b.Part != "" }) {
+			t.Errorf("what fails by itself, and is wanted, is not remembered: %+v", all)
+		}
 		down.Remove()
 		time.Sleep(maxProbeWait + 2*minProbeWait)
 		synctest.Wait()
@@ -326,6 +333,88 @@ func TestPartsAreProbedOnceTheirHostIsUp(t *testing.T) {
 		time.Sleep(minProbeWait + 100*time.Millisecond)
 		if err := resolveAt(t, c, "library/broken"); err != nil {
 			t.Errorf("a second after its host: %v", err)
+		}
+	})
+	simulate(t, open, func(w *world) { // which a trial finds
+		t, hub := w.t, w.hub
+		c := w.connect()
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500)})
+		for range tripAfter {
+			wantCode(t, resolve(t, c), oci.Unavailable)
+		}
+		for i := range tripAfter - 1 {
+			wantCode(t, resolveAt(t, c, fmt.Sprint("library/other", i)), oci.Unavailable)
+		}
+		time.Sleep(20 * time.Second)
+		wantCode(t, resolve(t, c), oci.Unavailable)
+		down.Remove()
+		if err := resolveAt(t, c, "library/new"); oci.CodeOf(err) == oci.Unavailable {
+			t.Fatal(err)
+		}
+		time.Sleep(minProbeWait + 100*time.Millisecond)
+		mustResolve(t, c)
+	})
+}
+
+// A trial that finds more trouble than 5xx is the last one until a probe was answered,
+// but for one that hangs, as a single repository may.
+func TestATrialTellsWhetherThereAreMore(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		for i := range tripAfter {
+			path := fmt.Sprint("library/broken", i)
+			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.Answer(500)})
+			wantCode(t, resolveAt(t, c, path), oci.Unavailable)
+		}
+		slow := ocitest.Match{Repo: "library/slow"}
+		hub.Inject(&ocitest.Fault{Match: slow, Effect: ocitest.Hang()})
+		wantCode(t, resolveAt(t, c, "library/slow"), oci.Timeout)
+		if s := stateOf(t, c, hub.URL()); s.State == BreakerClosed {
+			t.Fatalf("%+v, want an outage", s)
+		}
+		mustResolve(t, c)
+	})
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500)})
+		for i := range tripAfter {
+			wantCode(t, resolveAt(t, c, fmt.Sprint("library/broken", i)), oci.Unavailable)
+		}
+		down.Remove()
+		inject(ocitest.Reset())(hub)
+		hub.Reset()
+		for i := range 50 {
+			_ = resolveAt(t, c, fmt.Sprint("library/other", i))
+		}
+		if n := len(hub.Requests()); n > 2 {
+			t.Errorf("%d requests, want a trial", n)
+		}
+	})
+}
+
+// How long a host was down before is no matter once it has answered.
+func TestAnAnswerEndsTheBackoff(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		outage := func() time.Duration {
+			t.Helper()
+			down := hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()})
+			defer down.Remove()
+			for range tripAfter {
+				wantCode(t, resolve(t, c), oci.Unavailable)
+			}
+			next := time.Until(stateOf(t, c, hub.URL()).Next)
+			time.Sleep(10 * time.Minute)
+			return next
+		}
+		outage()
+		time.Sleep(maxProbeWait)
+		mustResolve(t, c)
+		if next := outage(); next > 2*minProbeWait {
+			t.Errorf("the first probe of a new outage is in %v", next)
 		}
 	})
 }
