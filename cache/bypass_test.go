@@ -4,7 +4,11 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"os"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -232,4 +236,111 @@ func TestPastTheDiskThereAreSoManyPlaces(t *testing.T) {
 		time.AfterFunc(placeWait/2, func() { _ = r.Close() })
 		mustRead(t, c, alpine, other, two)
 	})
+}
+
+// TestPastTheDiskThoughAnotherFillHasBegun: what readers of a fill that failed have
+// got is proven with the rest, whatever the next fill of the blob does meanwhile.
+func TestPastTheDiskThoughAnotherFillHasBegun(t *testing.T) {
+	elsewhere := oci.Repository{Host: "ghcr.io", Path: "library/alpine"}
+	for _, row := range []struct {
+		name     string
+		size     int
+		offset   int64
+		refused  store.Op // what the disk refuses, beside writing, while the first fill ends
+		noRecord bool     // the record is deleted before the next fill
+		next     oci.Repository
+		wrong    bool // the first fill's bytes are, as the next one's are not
+	}{
+		{name: "not worth a record", size: 3 * mib, next: alpine},
+		{name: "on record", size: 5 * mib, next: alpine},
+		{name: "an open range", size: 5 * mib, offset: 2 * mib, next: alpine},
+		{name: "record deleted", size: 5 * mib, noRecord: true, next: alpine},
+		{name: "no record could be made", size: 5 * mib, refused: store.OpSync, next: alpine},
+		{name: "from another upstream", size: 5 * mib, next: elsewhere},
+		{name: "wrong", size: 5 * mib, noRecord: true, next: alpine, wrong: true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, dir := newSource(), t.TempDir()
+				content := pattern(1, row.size)
+				d := s.pushBlob(alpine, content)
+				s.pushBlob(elsewhere, content)
+				var full atomic.Bool
+				c := openCacheOf(t, store.Config{Dir: dir, Faults: func(op store.Op, name string) error {
+					if full.Load() && filepath.Dir(name) == "fills/sha256" && filepath.Ext(name) == "" && (op == store.OpWrite || op == row.refused) {
+						return syscall.ENOSPC
+					}
+					return nil
+				}}, s, Config{})
+				defer closeCache(t, c)
+
+				more, again := make(chan struct{}), make(chan struct{})
+				s.body = func(_ int, b []byte, off int64) io.Reader {
+					first := bytes.Clone(b[off : off+mib])
+					if row.wrong {
+						first[1] ^= 1
+					}
+					return io.MultiReader(bytes.NewReader(first), after(more), bytes.NewReader(b[off+mib:]))
+				}
+				one, got := mustOpen(t, c, alpine, d, row.offset), make([]byte, mib)
+				defer one.Close()
+				if _, err := io.ReadFull(one, got); err != nil {
+					t.Fatal(err)
+				}
+				full.Store(true)
+				close(more)
+				awaitNoFills(c)
+				full.Store(false)
+				c.Forget()
+				if row.noRecord {
+					if err := os.Remove(filepath.Join(dir, "fills", "sha256", d.Hex()+".spans")); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s.set(func() {
+					s.body = func(_ int, b []byte, off int64) io.Reader {
+						return io.MultiReader(bytes.NewReader(b[off:off+1]), after(again), bytes.NewReader(b[off+1:]))
+					}
+				})
+				two := mustOpen(t, c, row.next, d, 0)
+				defer two.Close()
+				synctest.Wait()
+				if row.wrong {
+					close(again)
+					awaitNoFills(c)
+				} else {
+					time.AfterFunc(time.Second, func() { close(again) })
+				}
+				rest, err := io.ReadAll(one)
+				whole := err == nil && bytes.Equal(append(got, rest...), content[row.offset:])
+				if whole == row.wrong || row.wrong && !saidWrong(err) {
+					t.Errorf("%d bytes, %v", len(got)+len(rest), err)
+				}
+				if got, err := io.ReadAll(two); err != nil || !bytes.Equal(got, content) {
+					t.Errorf("the next fill's reader got %d bytes, %v", len(got), err)
+				}
+			})
+		})
+	}
+}
+
+// after is an empty body that ends when ch is closed.
+func after(ch <-chan struct{}) io.Reader {
+	return readerFunc(func([]byte) (int, error) {
+		<-ch
+		return 0, io.EOF
+	})
+}
+
+func mustOpen(t *testing.T, c *Cache, repo oci.Repository, d oci.Digest, offset int64) oci.Reader {
+	t.Helper()
+	b, err := c.Blob(t.Context(), repo, d, oci.Ask{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Open(t.Context(), offset, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }

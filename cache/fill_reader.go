@@ -20,6 +20,7 @@ type fillReader struct {
 	offset, length int64
 	outcome        oci.Outcome
 	past           oci.Reader // set once the disk gave up
+	parting        sync.Once  // from the fill
 	closing        sync.Once
 }
 
@@ -83,14 +84,21 @@ func (r *fillReader) goPast(why error) (err error) {
 	}
 	r.fill.leave(r)
 	r.past, err = r.blob.openBypass(r.ctx, r.Pos(), left, why.Error(), &given{r.offset, r.CopyBack})
+	return errors.Join(err, r.part()) // its file may take up space though it has no name any more
+}
+
+// part takes the reader off the fill, which goes on.
+func (r *fillReader) part() (err error) {
+	r.parting.Do(func() {
+		r.fill.leave(r)
+		err = r.FillReader.Close()
+	})
 	return err
 }
 
-// Close takes the reader off the fill, which goes on.
 func (r *fillReader) Close() (err error) {
 	r.closing.Do(func() {
-		r.fill.leave(r)
-		err = r.FillReader.Close()
+		err = r.part()
 		if r.past != nil {
 			err = errors.Join(err, r.past.Close())
 		}

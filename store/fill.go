@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"entrepot/oci"
@@ -44,7 +45,7 @@ type Fill struct {
 	digest  oci.Digest
 	resumed oci.Repository // whose unproven bytes it began with; zero if with none
 	origin  oci.Repository // the repository it comes from; its upstream is the only one whose unproven bytes it mixes
-	number  uint64         // among the digest's fills, while anybody has one open
+	round   *atomic.Int64  // grows each time bytes were found wrong and dropped; shared with the fills that had the file before
 
 	mu       sync.Mutex // guards the fields below; never held across I/O
 	file     *os.File
@@ -58,7 +59,6 @@ type Fill struct {
 	hash     hash.Hash // of the first hashed bytes
 	hashed   int64
 	hashing  bool // somebody works on hash with mu released
-	round    int  // grows each time bytes were found wrong and dropped
 	proven   bool
 	err      error // final, when it cannot be finished
 	sick     error // a sync failed, or reading back: what the disk holds is not to be trusted again
@@ -75,25 +75,19 @@ func (d *Disk) Fill(dg oci.Digest, origin oci.Repository) (*Fill, error) {
 		return nil, fmt.Errorf("fill %s: %w: too little is free on the disk to begin", dg, ErrNoRoom)
 	}
 	d.inUse.hold(dg)
-	f.number = d.inUse.beginFill(dg)
 	rec, err := d.readSpans(dg)
-	resume := err == nil && rec.Upstream == origin.Host
-	flag := os.O_TRUNC
-	if resume {
-		flag = 0
-	} else {
-		d.dropSpans(dg)
+	resume := err == nil && rec.Upstream == origin.Host && rec.fits(d) && !d.inUse.isLoose(dg)
+	if !resume {
+		err = f.clearAway()
 	}
-	if err := f.openFile(flag); err != nil {
+	if err == nil {
+		err = f.openFile()
+	}
+	if err != nil {
 		d.inUse.release(dg)
 		return nil, fmt.Errorf("fill %s: %w", dg, onDisk(err))
 	}
-	if resume && !rec.fits(f.file) {
-		resume = false
-		if err := f.Reset(); err != nil {
-			return nil, errors.Join(fmt.Errorf("fill %s: %w", dg, onDisk(err)), f.Close())
-		}
-	}
+	f.round = d.inUse.beginFill(dg, !resume)
 	if resume {
 		f.size, f.landed, f.synced = rec.Size, rec.Spans, slices.Clone(rec.Spans)
 		f.resumed = oci.Repository{Host: rec.Upstream, Path: rec.Repository}
@@ -105,9 +99,19 @@ func (d *Disk) Fill(dg oci.Digest, origin oci.Repository) (*Fill, error) {
 	return f, nil
 }
 
+// clearAway removes what an earlier fill left. It is not written over: readers of
+// that one may still have to read back what they gave out.
+func (f *Fill) clearAway() error {
+	f.disk.dropSpans(f.digest)
+	if _, err := f.disk.remove(f.name); err != nil && !isGone(err) {
+		return err
+	}
+	return nil
+}
+
 // openFile opens the fill's file, and moves what it takes on disk from what lies
 // there to what is being written.
-func (f *Fill) openFile(flag int) error {
+func (f *Fill) openFile() error {
 	d, dir := f.disk, path.Dir(f.name)
 	if err := d.mkdirAll(dir); err != nil {
 		return err
@@ -127,7 +131,7 @@ func (f *Fill) openFile(flag int) error {
 			return err
 		}
 	}
-	file, err := d.root.OpenFile(f.name, os.O_RDWR|os.O_CREATE|flag, 0o644)
+	file, err := d.root.OpenFile(f.name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return err
 	}
@@ -468,7 +472,7 @@ func (f *Fill) Reset() error {
 	f.size, f.landed, f.synced = -1, nil, nil
 	f.hash, f.hashed = f.digest.Hash(), 0
 	f.blocks = nil
-	f.round++ // before the bytes go: who misses them must not take that for the disk's failure
+	f.round.Add(1) // before the bytes go: who misses them must not take that for the disk's failure
 	f.wakeLocked()
 	f.mu.Unlock()
 	err := f.file.Truncate(0)
@@ -514,6 +518,12 @@ func (f *Fill) Close() error {
 		f.checkpoint(true)
 	} else {
 		f.disk.dropSpans(f.digest)
+	}
+	f.mu.Lock()
+	loose := f.refs > 1 && !slices.Equal(f.synced, f.landed)
+	f.mu.Unlock()
+	if loose {
+		f.disk.inUse.setLoose(f.digest)
 	}
 	return errors.Join(f.putAway(worth), f.unref())
 }

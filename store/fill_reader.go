@@ -22,7 +22,7 @@ type FillReader struct {
 
 	pos   atomic.Int64 // the next byte it wants; streams look at it
 	end   int64        // -1 for a read to the end
-	round int          // of the fill, whose bytes it got; guarded by the fill's lock
+	round int64        // of the fill, whose bytes it got; guarded by the fill's lock
 	got   atomic.Bool  // it gave out bytes
 	own   *os.File     // a descriptor with an offset of its own, for WriteTo
 
@@ -42,7 +42,7 @@ func (f *Fill) Open(ctx context.Context, offset, length int64) *FillReader {
 	}
 	f.mu.Lock()
 	f.refs++
-	r.round = f.round
+	r.round = f.round.Load()
 	f.mu.Unlock()
 	return r
 }
@@ -74,14 +74,14 @@ func (r *FillReader) AwaitsProof() bool {
 }
 
 // cutLocked says that r gave out bytes that were found wrong.
-func (r *FillReader) cutLocked() bool { return r.round != r.fill.round && r.got.Load() }
+func (r *FillReader) cutLocked() bool { return r.round != r.fill.round.Load() && r.got.Load() }
 
 // isOutdated reports that the bytes were dropped since r last looked: that they
 // cannot be read is no failure of the disk, and available says what it means.
 func (r *FillReader) isOutdated() bool {
 	r.fill.mu.Lock()
 	defer r.fill.mu.Unlock()
-	return r.round != r.fill.round
+	return r.round != r.fill.round.Load()
 }
 
 // available waits for bytes and returns how many can be read at once.
@@ -116,7 +116,7 @@ func (r *FillReader) availableLocked() (int64, error) {
 	if r.cutLocked() {
 		return 0, fmt.Errorf("fill %s: %w", f.digest, ErrMismatch)
 	}
-	r.round = f.round
+	r.round = f.round.Load()
 	end := r.end
 	if f.size >= 0 && (end < 0 || end > f.size) {
 		end = f.size
@@ -237,16 +237,16 @@ func (r *FillReader) advance(n int64) {
 func (r *FillReader) Pos() int64 { return r.pos.Load() }
 
 // CopyBack writes the bytes from offset from up to Pos to w, as r has given them
-// out or might have, if all of them are there. That may be when the fill has
-// failed, but no longer once another one works on the file.
+// out or might have, if all of them are there. They stay so when the fill has
+// failed, also while another one goes on with its file: ErrMismatch once they were
+// found wrong and dropped.
 func (r *FillReader) CopyBack(w io.Writer, from int64) error {
 	f, pos := r.fill, r.pos.Load()
 	if from >= pos {
 		return nil
 	}
-	gone := fmt.Errorf("fill %s: some bytes before %d are not there", f.digest, pos)
-	if !r.has(from, pos) {
-		return gone
+	if err := r.has(from, pos); err != nil {
+		return err
 	}
 	if err := f.disk.readFault(f.digest, fillName); err != nil {
 		return onDisk(err)
@@ -254,18 +254,23 @@ func (r *FillReader) CopyBack(w io.Writer, from int64) error {
 	if n, err := io.Copy(w, io.NewSectionReader(f.file, from, pos-from)); err != nil || n < pos-from {
 		return onDisk(noEOF(cmp.Or(err, io.EOF)))
 	}
-	if !r.has(from, pos) { // they changed meanwhile
-		return gone
-	}
-	return nil
+	return r.has(from, pos) // they may have changed meanwhile
 }
 
-// has reports whether the bytes that r saw in a span are in the file.
-func (r *FillReader) has(from, to int64) bool {
+// has is nil if the bytes that r saw in a span are in the file. Whoever goes on
+// with the file writes where nothing is on record, and has a file of his own if
+// the readers before him have more than that.
+func (r *FillReader) has(from, to int64) error {
 	f := r.fill
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.landed.Reach(from) >= to && r.round == f.round && f.disk.inUse.lastFill(f.digest) == f.number
+	switch {
+	case r.round != f.round.Load():
+		return fmt.Errorf("fill %s: %w", f.digest, ErrMismatch)
+	case f.landed.Reach(from) < to:
+		return fmt.Errorf("fill %s: some bytes before %d are not there", f.digest, to)
+	}
+	return nil
 }
 
 // Close ends the reading.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -45,11 +44,12 @@ func parseFillRecord(b []byte) (fillRecord, error) {
 	return rec, rec.Spans.check(rec.Size)
 }
 
-// fits reports whether the file is long enough to hold what the record says.
-func (rec fillRecord) fits(file *os.File) bool {
-	info, err := file.Stat()
+// fits reports whether the fill's file is there, and long enough to hold what the
+// record says.
+func (rec fillRecord) fits(d *Disk) bool {
+	info, err := d.root.Lstat(fillName(rec.Digest))
 	n := len(rec.Spans)
-	return err == nil && (n == 0 || info.Size() >= rec.Spans[n-1].End)
+	return err == nil && info.Mode().IsRegular() && (n == 0 || info.Size() >= rec.Spans[n-1].End)
 }
 
 func (d *Disk) readSpans(dg oci.Digest) (fillRecord, error) {

@@ -553,46 +553,88 @@ func TestCrashAtEveryStepOfRecords(t *testing.T) {
 	}
 }
 
-// TestReaderCopiesBackOnlyItsOwnBytes: those that it was given, and no longer
-// when another fill may have put others in their place.
+// TestReaderCopiesBackOnlyItsOwnBytes: those that it was given, also when its fill
+// has ended and another writes something else in their place, until that one has
+// found them wrong.
 func TestReaderCopiesBackOnlyItsOwnBytes(t *testing.T) {
-	d := openDisk(t, t.TempDir(), nil)
-	b := content(1, 2*mib)
-	f, err := d.Fill(oci.Sum(b), busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := f.SetSize(int64(len(b))); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt(b[mib:mib+1000], mib); err != nil {
-		t.Fatal(err)
-	}
-	r := f.Open(t.Context(), mib, -1)
-	defer r.Close()
-	if _, err := io.ReadFull(r, make([]byte, 500)); err != nil {
-		t.Fatal(err)
-	}
-	copied := func(from int64) ([]byte, error) {
-		var w bytes.Buffer
-		err := r.CopyBack(&w, from)
-		return w.Bytes(), err
-	}
-	if _, err := copied(0); err == nil {
-		t.Error("bytes that never came were copied back")
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := copied(mib); err != nil || !bytes.Equal(got, b[mib:mib+500]) {
-		t.Errorf("after its fill has ended: %d bytes, %v", len(got), err)
-	}
-	next, err := d.Fill(oci.Sum(b), busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer next.Close()
-	if got, err := copied(mib); err == nil {
-		t.Errorf("%d bytes were copied back while another fill works on the file", len(got))
+	for _, row := range []struct {
+		name    string
+		size    int
+		crowded bool // there is no room for a new record when the fill ends
+		resumes bool
+	}{
+		{name: "not worth a record", size: 2 * mib},
+		{name: "no room for a new record", size: 5 * mib, crowded: true},
+		{name: "on record", size: 5 * mib, resumes: true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const budget = 64 * mib
+				d := openBudget(t, t.TempDir(), budget, nil)
+				defer closeDisk(t, d)
+				b := content(1, row.size)
+				begin := func() *Fill {
+					f, err := d.Fill(oci.Sum(b), busybox)
+					if err == nil {
+						err = f.SetSize(int64(len(b)))
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					return f
+				}
+				write := func(f *Fill, p []byte, off int64) {
+					if _, err := f.WriteAt(p, off); err != nil {
+						t.Fatal(err)
+					}
+				}
+				f := begin()
+				write(f, b[:1000], 0)
+				f.checkpoint(true)
+				write(f, b[mib:mib+1000], mib)
+				r := f.Open(t.Context(), mib, -1)
+				defer r.Close()
+				if _, err := io.ReadFull(r, make([]byte, 500)); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.CopyBack(io.Discard, 0); err == nil {
+					t.Error("bytes that never came were copied back")
+				}
+				want := func(when string) {
+					t.Helper()
+					var w bytes.Buffer
+					if err := r.CopyBack(&w, mib); err != nil || !bytes.Equal(w.Bytes(), b[mib:mib+500]) {
+						t.Errorf("%s: %d bytes, %v", when, w.Len(), err)
+					}
+				}
+				if row.crowded {
+					d.account.correct(budget)
+				}
+				if err := f.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if row.crowded {
+					d.account.correct(-budget)
+				}
+				want("its fill has ended")
+				next := begin()
+				defer next.Close()
+				want("another has begun")
+				if next.Landed() > 0 != row.resumes {
+					t.Errorf("the next fill begins with %d bytes", next.Landed())
+				}
+				gap := next.Gap(Span{mib, int64(len(b))})
+				write(next, make([]byte, 1000), gap.Start)
+				want("another has written")
+				if err := next.Reset(); err != nil {
+					t.Fatal(err)
+				}
+				if !row.resumes {
+					want("another has found its own bytes wrong")
+				} else if err := r.CopyBack(io.Discard, mib); !errors.Is(err, ErrMismatch) {
+					t.Errorf("bytes that were dropped were copied back: %v", err)
+				}
+			})
+		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"entrepot/oci"
 )
@@ -19,7 +20,8 @@ type inUse struct {
 // holding is what is known of a digest while somebody has it open.
 type holding struct {
 	count int
-	fills uint64 // that began
+	drops *atomic.Int64 // how often the bytes in its fills' file were dropped; nil before the first fill
+	loose bool          // readers may have bytes of that file which no record tells of
 }
 
 func newInUse() *inUse {
@@ -42,22 +44,34 @@ func (u *inUse) hold(dg oci.Digest) {
 	u.holders[dg] = h
 }
 
-// beginFill gives the fill of a digest that is held its number: from here on no
-// earlier one can tell what is in their file.
-func (u *inUse) beginFill(dg oci.Digest) uint64 {
+// beginFill gives the fill of a digest that is held the count of how often the
+// bytes of its file were dropped, which it shares with those that worked on that
+// file before it; anew says that it has a file of its own.
+func (u *inUse) beginFill(dg oci.Digest, anew bool) *atomic.Int64 {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	h := u.holders[dg]
-	h.fills++
+	if anew || h.drops == nil {
+		h.drops, h.loose = new(atomic.Int64), false
+	}
 	u.holders[dg] = h
-	return h.fills
+	return h.drops
 }
 
-// lastFill is the number of the fill of a digest that began last.
-func (u *inUse) lastFill(dg oci.Digest) uint64 {
+// setLoose notes that the fill of a digest left readers with bytes that are not on
+// record: another that went on from the record might write over them.
+func (u *inUse) setLoose(dg oci.Digest) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.holders[dg].fills
+	h := u.holders[dg]
+	h.loose = true
+	u.holders[dg] = h
+}
+
+func (u *inUse) isLoose(dg oci.Digest) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.holders[dg].loose
 }
 
 func (u *inUse) release(dg oci.Digest) {
