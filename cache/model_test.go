@@ -38,13 +38,19 @@ type world struct {
 	bytes  map[oci.Digest][]byte
 	repos  []oci.Repository
 
-	mu      sync.Mutex // guards what follows
-	faulty  int        // of a hundred bodies so many are bad
-	full    bool       // the disk refuses what is written to fills
-	worn    int        // of a hundred pieces of files so many cannot be read: no reason for anything to fail that has no bytes yet
-	spoilt  bool       // there was a bad body
+	mu      sync.Mutex    // guards what follows
+	faulty  int           // of a hundred bodies so many are bad
+	full    bool          // the disk refuses what is written to fills
+	worn    int           // of a hundred pieces of files so many cannot be read: no reason for anything to fail that has no bytes yet
+	spoilt  map[spot]bool // what bad bodies had in them
 	closing bool
 	pulls   sync.WaitGroup
+}
+
+// spot is a byte that upstream sent wrong.
+type spot struct {
+	blob oci.Digest
+	at   int64
 }
 
 // TestRandomScheduleAgainstModel runs readers, ranges, leaving clients, broken
@@ -97,13 +103,17 @@ func runSchedule(t *testing.T, budget int64) {
 	w.calm()
 	awaitNoFills(w.cache)
 	for _, d := range w.blobs {
-		mustRead(t, w.cache, alpine, d, w.bytes[d])
+		got, _, err := read(t.Context(), w.cache, alpine, d, 0, -1)
+		w.check(d, 0, -1, got, err)
+		if err != nil { // it got what a bad body had left on disk, which is gone now
+			mustRead(t, w.cache, alpine, d, w.bytes[d])
+		}
 	}
 }
 
 func newWorld(t *testing.T, seed uint64, budget int64) *world {
 	t.Helper()
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 2)), dir: t.TempDir(), budget: budget, source: newSource(), bytes: map[oci.Digest][]byte{}}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 2)), dir: t.TempDir(), budget: budget, source: newSource(), bytes: map[oci.Digest][]byte{}, spoilt: map[spot]bool{}}
 	w.repos = []oci.Repository{alpine, mallory, secret, {Host: "ghcr.io", Path: "library/alpine"}}
 	for i, size := range []int{0, 1, 1000, smallBlobSize + 1, 300_000, 5 * mib, 9*mib + 13} {
 		b := pattern(i+100, size)
@@ -147,7 +157,6 @@ func (w *world) body(_ int, content []byte, offset int64) io.Reader {
 	defer w.mu.Unlock()
 	bad, kind := rand.IntN(100) < w.faulty, rand.IntN(3)
 	rest := content[offset:]
-	w.spoilt = w.spoilt || bad
 	if !bad || len(rest) == 0 {
 		return bytes.NewReader(rest)
 	}
@@ -160,6 +169,7 @@ func (w *world) body(_ int, content []byte, offset int64) io.Reader {
 	}
 	wrong := bytes.Clone(rest)
 	wrong[at] ^= 1
+	w.spoilt[spot{oci.Sum(content), offset + int64(at)}] = true
 	return bytes.NewReader(wrong)
 }
 
@@ -203,8 +213,10 @@ func (w *world) check(d oci.Digest, offset, length int64, got []byte, err error)
 		w.t.Errorf("every byte, and then an error: %s", what)
 	case len(got) > 0 && errors.Is(err, store.ErrDisk):
 		// What it got could not be read back to be proven: a cut is all it can have.
-	case len(got) > 0 && saidWrong(err) && w.wasSpoilt():
+	case len(got) > 0 && saidWrong(err) && w.wasSpoilt(d):
 		// It got what a bad body had left on disk.
+	case err == nil && explicit && w.isOnlySpoilt(d, offset, got, want):
+		// Likewise, and a range passes as it lands.
 	case w.wellBehaved():
 		w.t.Errorf("failed though nothing was wrong: %s", what)
 	}
@@ -223,10 +235,28 @@ func saidWrong(err error) bool {
 	return errors.Is(err, store.ErrMismatch) || ok && coded.Code == oci.BadUpstream
 }
 
-func (w *world) wasSpoilt() bool {
+func (w *world) wasSpoilt(d oci.Digest) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.spoilt
+	for s := range w.spoilt {
+		if s.blob == d {
+			return true
+		}
+	}
+	return false
+}
+
+// isOnlySpoilt reports that got, from offset on, is want but for what upstream
+// sent wrong.
+func (w *world) isOnlySpoilt(d oci.Digest, offset int64, got, want []byte) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range got {
+		if got[i] != want[i] && !w.spoilt[spot{d, offset + int64(i)}] {
+			return false
+		}
+	}
+	return len(got) == len(want)
 }
 
 // readAndLeave starts a read and goes away in the middle.
