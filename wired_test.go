@@ -125,8 +125,8 @@ func TestDeletedTags(t *testing.T) {
 		switch {
 		case keep && (status != http.StatusOK || header.Get("X-Entrepot-Cache") != "stale" || !strings.Contains(header.Get("Warning"), "deleted")):
 			t.Errorf("kept: %d %s %s", status, header.Get("X-Entrepot-Cache"), header.Get("Warning"))
-		case !keep && status != http.StatusNotFound:
-			t.Errorf("not kept: %d", status)
+		case !keep && (status != http.StatusNotFound || header.Get("X-Entrepot-Cache") != ""):
+			t.Errorf("not kept: %d %s", status, header.Get("X-Entrepot-Cache"))
 		}
 	}
 }

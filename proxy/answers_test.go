@@ -164,6 +164,51 @@ func TestEveryErrorIsOCIJSON(t *testing.T) {
 	}
 }
 
+// TestNoErrorSaysWhereItIsFrom: the mark is about content, and what a client gets
+// instead of it has none, whatever went wrong, whichever part of the question was
+// answered before, and from where.
+func TestNoErrorSaysWhereItIsFrom(t *testing.T) {
+	referrers := "/v2/library/hello/referrers/" + manifestDigest.String()
+	for _, refuse := range []bool{false, true} {
+		g, cfg := helloRegistry(t), Config{}
+		if refuse {
+			cfg.Refuse = func(_ *http.Request, _ oci.Request, err error, _ http.Header) error { return err }
+		}
+		d := newDoor(t, g, cfg)
+		for _, mark := range []oci.CacheStatus{oci.Hit, oci.Miss, oci.Stale, oci.Joined, oci.Bypass} {
+			for code := oci.Internal; code <= oci.RangesRefused; code++ {
+				for _, row := range []struct{ fails, method, path string }{
+					{"Resolve", "GET", byTag()},
+					{"Resolve", "HEAD", byTag()},
+					{"Manifest", "GET", byTag()},
+					{"Manifest", "GET", byDigest()},
+					{"Stat", "HEAD", theBlob()},
+					{"Open", "GET", theBlob()},
+					{"Tags", "GET", "/v2/library/hello/tags/list"},
+					{"Referrers", "GET", referrers},
+				} {
+					g.outcome = oci.Outcome{Cache: mark, Why: "why", Spent: 1}
+					g.before = func(_ context.Context, method string) error {
+						if method == row.fails {
+							return &oci.Error{Code: code}
+						}
+						return nil
+					}
+					got := d.do(row.method, row.path)
+					rec := d.record()
+					what := fmt.Sprintf("%s %s, %s is answered %s from a %s", row.method, row.path, row.fails, code, mark)
+					if isEmpty := refuse && row.path == referrers && code.Row().Status == http.StatusNotFound && code != oci.NotFound; !isEmpty && got.StatusCode < 400 {
+						t.Errorf("%s: %s", what, got.Status)
+					}
+					if got.Header.Get("X-Entrepot-Cache") != "" || got.Header.Get("Warning") != "" || rec.Outcome.Cache != "" {
+						t.Errorf("%s: marked %q, warning %q, record %+v", what, got.Header.Get("X-Entrepot-Cache"), got.Header.Get("Warning"), rec.Outcome)
+					}
+				}
+			}
+		}
+	}
+}
+
 // expectError checks an answer that is an error: never HTML, never plain text.
 func expectError(t *testing.T, got reply, status int, code string) {
 	t.Helper()

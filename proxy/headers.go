@@ -109,18 +109,21 @@ var cacheValues = map[oci.CacheStatus][]string{
 	oci.Bypass: {string(oci.Bypass)},
 }
 
+// markHeader says in one word where the content of an answer came from.
+const markHeader = "X-Entrepot-Cache"
+
 // tellOutcome says where the answer came from, as far as that is known.
 func (x *exchange) tellOutcome() {
 	h := x.Header()
 	if x.outcome.Cache == oci.Hit {
-		h["X-Entrepot-Cache"] = hitValue
+		h[markHeader] = hitValue
 		return
 	}
 	value, known := cacheValues[x.outcome.Cache]
 	if !known {
 		return
 	}
-	h["X-Entrepot-Cache"] = value
+	h[markHeader] = value
 	if x.outcome.Cache == oci.Stale {
 		h["Warning"] = []string{warning(x.outcome.Why)}
 	}

@@ -38,8 +38,8 @@ type Config struct {
 	Admit func(r *http.Request, kind oci.Kind) (Pass, error)
 	// Refuse is shown every error before it is answered, and gives the one to
 	// answer with. It may add to the header, as a 401 needs it. Nil means that
-	// errors go out as they are. Of what a Refuse lets pass as unknown, and of an
-	// empty list of referrers, the answer does not say where from: the two are alike.
+	// errors go out as they are. With a Refuse, an empty list of referrers does not
+	// say where it is from: what does not exist has none either.
 	Refuse func(r *http.Request, req oci.Request, err error, h http.Header) error
 	// Observe is told of every request exactly once, when its answer is out or
 	// its connection is about to be cut. It runs on the request's goroutine, and

@@ -22,7 +22,7 @@ type Record struct {
 	UserAgent  string         // at most 200 bytes of it
 	Repository oci.Repository // zero if the route has none, or the name led nowhere
 	Reference  string         // tag or digest; empty for a list
-	Outcome    oci.Outcome    // of the question that decided the answer; Spent is of all
+	Outcome    oci.Outcome    // of the question that decided the answer, of no Cache if that is an error; Spent is of all
 	Status     int            // as sent; StatusClientGone if the client left before that; 0 if the connection was cut before it
 	Bytes      int64          // of the body, as far as the connection took them
 	Duration   time.Duration
@@ -49,9 +49,15 @@ func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
 
 // fail is where a request that went wrong ends. After headers are out, and
 // towards a client that has left, the only honest answer is a cut connection: an
-// empty return would be a clean end, even a 200.
+// empty return would be a clean end, even a 200. What is told instead of content
+// came from nowhere, whatever was found before.
 func (x *exchange) fail(err error) {
 	x.err = x.classify(err)
+	if x.status == 0 {
+		x.outcome.Cache = ""
+		delete(x.Header(), markHeader)
+		delete(x.Header(), "Warning")
+	}
 	switch {
 	case x.status != 0:
 		x.cut = true
@@ -82,14 +88,9 @@ func (x *exchange) refuse() {
 // refusal is what the client is told of what went wrong.
 func (x *exchange) refusal() error {
 	if x.h.cfg.Refuse == nil {
-		x.tellOutcome()
 		return x.err
 	}
-	err := x.h.cfg.Refuse(x.r, x.req, x.err, x.Header())
-	if !oci.IsUnknown(err) {
-		x.tellOutcome()
-	}
-	return err
+	return x.h.cfg.Refuse(x.r, x.req, x.err, x.Header())
 }
 
 // classify says whose fault err is, where only the exchange can know: the
