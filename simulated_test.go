@@ -291,6 +291,52 @@ func TestChecksByGetLeaveTheReserve(t *testing.T) {
 	})
 }
 
+// While a quota is down to what is kept for what is not held, a tag that has moved
+// is served as it is held, to GET and to HEAD, which clients follow by a GET of what
+// they are told; what is not held is fetched, and so is the moved tag for who insists.
+func TestAMovedTagLeavesTheReserve(t *testing.T) {
+	t.Parallel()
+	simulated(t, ocitest.Habits{PullLimit: 20}, []string{"ENTREPOT_QUOTA_RESERVE=20%"}, func(s *simulation) {
+		s.push(20)
+		digests := map[int]string{}
+		for i := range 16 {
+			digests[i] = s.mustGet(tagged(i)).header.Get("Docker-Content-Digest")
+		}
+		for i := range 16 {
+			s.hub.Push("library/app", strconv.Itoa(i), ocitest.RandomImage(uint64(100+i), 10))
+		}
+		s.hub.Reset()
+		for range 12 { // an hour
+			time.Sleep(5*time.Minute + time.Second)
+			for i := range 16 {
+				for _, method := range []string{http.MethodHead, http.MethodGet} {
+					r := s.ask(method, tagged(i))
+					if got := r.header.Get("Docker-Content-Digest"); r.status != http.StatusOK || r.mark != "stale" || got != digests[i] || !strings.Contains(r.header.Get("Warning"), "kept") {
+						t.Fatalf("%s of tag %d: %d, %s as %s, want %s as stale: %s", method, i, r.status, got, r.mark, digests[i], r.header.Get("Warning"))
+					}
+				}
+			}
+		}
+		if pulls, heads := s.hub.CountedPulls(), s.hub.Count(checks); pulls > 0 || heads > 16*12 {
+			t.Errorf("it cost %d pulls and %d checks, want none, and one for each TTL at most", pulls, heads)
+		}
+		for i := 16; i < 19; i++ { // not held
+			s.mustGet(tagged(i))
+		}
+		if r := s.ask(http.MethodGet, tagged(0), "Cache-Control", "no-cache"); r.mark != "miss" || r.header.Get("Docker-Content-Digest") == digests[0] {
+			t.Errorf("who insists gets a %s: %s", r.mark, r.header.Get("Warning"))
+		}
+		if n := s.hub.CountedPulls(); n != 4 {
+			t.Errorf("%d pulls of the reserve, want all 4", n)
+		}
+		s.hub.Set(func(h *ocitest.Habits) { h.PullLimit = 100 })
+		time.Sleep(time.Hour)
+		if r := s.mustGet(tagged(1)); r.mark != "miss" || r.header.Get("Docker-Content-Digest") == digests[1] {
+			t.Errorf("with pulls to spend it is a %s, want the new image", r.mark)
+		}
+	})
+}
+
 // An outage of ten minutes, whatever its form, in which somebody pulls a held tag
 // seventeen times a second: it costs the first few who notice it, a probe every
 // half a minute, and no client any time but the first of those who wait in vain.

@@ -17,10 +17,15 @@ type flights[T any] struct {
 }
 
 type flight[T any] struct {
-	background bool
-	done       chan struct{} // closed when value and err are set
-	value      T
-	err        error
+	ask   oci.Ask
+	done  chan struct{} // closed when value and err are set
+	value T
+	err   error
+}
+
+// givesWay reports a question that may be refused what is kept for who asks now.
+func (f *flight[T]) givesWay(to oci.Ask) bool {
+	return f.ask.Background && !to.Background || f.ask.Held && !to.Held
 }
 
 // backgroundWait is how long one who waits himself reads along with a question
@@ -29,21 +34,18 @@ const backgroundWait = time.Second
 
 // do answers key by work, run on c's own life with a bound. first says that this
 // call started it. A caller whose ctx ends gets ctx's error; the flight goes on.
-// A question in the background that is held up, or is refused what is kept for
-// others, is asked again for the first who waits himself.
+// A question in the background, or of somebody whom it serves to have what is held,
+// is asked again for the first for whom it is otherwise, if it is refused what is
+// kept for him; one in the background, if it is held up as well.
 func do[T any](ctx context.Context, c *Cache, fs *flights[T], key string, ask oci.Ask, bound time.Duration, work func(context.Context) (T, error)) (value T, first bool, err error) {
 	f, first := fs.join(ctx, c, key, nil, ask, bound, work)
-	if f != nil && f.background && !ask.Background {
-		moment := time.NewTimer(backgroundWait)
-		defer moment.Stop()
-		select {
-		case <-f.done:
-			if oci.CodeOf(f.err) != oci.TooManyRequests {
-				return f.value, false, f.err
-			}
-		case <-moment.C:
-		case <-ctx.Done():
-			return value, false, context.Cause(ctx)
+	for f != nil && f.givesWay(ask) {
+		settled, err := f.settles(ctx, ask)
+		if err != nil {
+			return value, false, err
+		}
+		if settled {
+			return f.value, false, f.err
 		}
 		f, first = fs.join(ctx, c, key, f, ask, bound, work)
 	}
@@ -58,6 +60,25 @@ func do[T any](ctx context.Context, c *Cache, fs *flights[T], key string, ask oc
 	}
 }
 
+// settles waits for a flight that gives way, and reports whether its answer is one
+// for who asks now, too.
+func (f *flight[T]) settles(ctx context.Context, ask oci.Ask) (bool, error) {
+	var heldUp <-chan time.Time
+	if f.ask.Background && !ask.Background {
+		moment := time.NewTimer(backgroundWait)
+		defer moment.Stop()
+		heldUp = moment.C
+	}
+	select {
+	case <-f.done:
+		return oci.CodeOf(f.err) != oci.TooManyRequests, nil
+	case <-heldUp:
+		return false, nil
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+}
+
 // join finds the flight of a question, unless that is not to be joined, or
 // starts one, whose span is that of ctx alone. It returns nil when the cache is
 // closing.
@@ -67,7 +88,7 @@ func (fs *flights[T]) join(ctx context.Context, c *Cache, key string, not *fligh
 	if f := fs.running[key]; f != nil && f != not {
 		return f, false
 	}
-	f = &flight[T]{background: ask.Background, done: make(chan struct{})}
+	f = &flight[T]{ask: ask, done: make(chan struct{})}
 	if fs.running == nil {
 		fs.running = make(map[string]*flight[T])
 	}

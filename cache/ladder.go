@@ -42,6 +42,7 @@ const (
 	Offline               // nobody may ask
 	Confirmed             // what we hold is what upstream has
 	Changed               // upstream has something else, or something where we hold nothing
+	Withheld              // it has, and of its quota only the part is left that is kept for what is not held
 	Gone                  // 404
 	Hidden                // 401 to a login that is good: missing, or not for us, which many registries do not tell apart
 	Refused               // 401, 403
@@ -63,6 +64,9 @@ func saidBy(err error) Said {
 		}
 		return Refused
 	case oci.TooManyRequests:
+		if errors.Is(err, errWithheld) {
+			return Withheld
+		}
 		return Limited
 	case oci.Unsupported:
 		return NoAPI
@@ -70,13 +74,19 @@ func saidBy(err error) Said {
 	return Trouble
 }
 
+// errWithheld is in the chain of what is remembered of a tag whose new image the
+// quota does not leave to who holds the old one.
+var errWithheld = errors.New("the quota leaves no pull for it")
+
 // isFinal reports upstream's word about the thing itself, which is repeated for a
 // moment to all who ask. Trouble passes: the next client's question may be luckier.
 // A limit is upstream's to remember, which knows whose it is and what is left of it.
 func (s Said) isFinal() bool { return s == Gone || s == Hidden || s == Refused }
 
 // isOfLogin reports an answer that may be another to another credential.
-func (s Said) isOfLogin() bool { return s == Hidden || s == Refused || s == Limited }
+func (s Said) isOfLogin() bool {
+	return s == Hidden || s == Refused || s == Limited || s == Withheld
+}
 
 // isDeletion reports an answer that policy may take for the end of what is held.
 func (s Said) isDeletion() bool { return s == Gone || s == Hidden }
@@ -114,6 +124,19 @@ type Case struct {
 // clock was wrong when it was written, or is now.
 func (c Case) isFresh() bool {
 	return c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
+}
+
+// isAnswered reports that upstream has what was asked for, and gives it: where that
+// costs what is kept for others, to a client who holds nothing, or wants it all the
+// same.
+func (c Case) isAnswered() bool {
+	switch c.Said {
+	case Confirmed, Changed:
+		return true
+	case Withheld:
+		return c.Held != Whole || c.Forced && !c.Background
+	}
+	return false
 }
 
 // isForEver reports what no word of upstream's changes: policy is about names.
@@ -163,6 +186,9 @@ const (
 // WhyDeleted is the Outcome's word where what is held is served although its
 // upstream does not have it any more.
 const WhyDeleted = "upstream has deleted it"
+
+// WhyWithheld is its word where a tag has moved, and the quota is for others.
+const WhyWithheld = "it has moved, and the last pulls of the quota are kept for what is not held"
 
 // WhyHidden is its word where upstream does not tell whether it has it.
 const WhyHidden = "upstream has deleted it, or does not give it to us any more"
@@ -230,7 +256,7 @@ func (l Ladder) meanwhile(c Case) Rung {
 		return r
 	}
 	r := l.after(c)
-	if r.Serve == Error && !c.Said.isFinal() {
+	if r.Serve == Theirs || r.Serve == Error && !c.Said.isFinal() {
 		return l.ask(c) // it was not said to who asks now
 	}
 	r.Again, r.Record, r.Behind = 0, Leave, false
@@ -239,7 +265,7 @@ func (l Ladder) meanwhile(c Case) Rung {
 
 // after decides once upstream was asked.
 func (l Ladder) after(c Case) Rung {
-	if c.Said == Confirmed || c.Said == Changed {
+	if c.isAnswered() {
 		return answered(c)
 	}
 	if c.isForEver() {
@@ -264,7 +290,7 @@ func (l Ladder) after(c Case) Rung {
 // answered is for what upstream has.
 func answered(c Case) Rung {
 	switch {
-	case c.Said == Changed:
+	case c.Said != Confirmed:
 		return Rung{Serve: Theirs, Mark: oci.Miss, Record: Put}
 	case c.Held == Unproven:
 		return Rung{Serve: Ours, Mark: oci.Hit, Record: Put}

@@ -25,7 +25,7 @@ var (
 	kindNames    = [numKinds]string{"tag", "digest", "head", "tags", "referrers"}
 	holdingNames = [numHoldings]string{"nothing", "known", "unproven", "whole"}
 	saidNames    = [numSaid]string{
-		"not asked yet", "offline", "the same", "moved or new", "404", "401 to a good login", "401, 403", "429", "no such API", "trouble", "slow",
+		"not asked yet", "offline", "the same", "moved or new", "moved, no pull left", "404", "401 to a good login", "401, 403", "429", "no such API", "trouble", "slow",
 	}
 )
 
@@ -36,6 +36,8 @@ func exists(c Case) bool {
 	switch {
 	case whole && (c.Held == Known || c.Held == Unproven), c.Kind == DigestKind && c.Held == Known:
 		return false
+	case c.Said == Withheld:
+		return c.Kind == TagKind
 	case c.Said == Confirmed:
 		return c.Held != Nothing && c.Kind != TagsKind && c.Kind != ReferrersKind
 	}
@@ -156,6 +158,7 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 		fresh := isName && c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
 		isFailure := c.Said > Changed
 		deleted := l.DropDeleted && (c.Said == Gone || c.Said == Hidden)
+		urgent := c.Forced && !c.Background
 		for promise, kept := range map[string]bool{
 			"an answer has a mark, nothing else has":           serves == (r.Mark != ""),
 			"who is offline asks nobody":                       c.Said != Offline || !asks,
@@ -164,11 +167,13 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 			"a held digest needs no upstream":                  !isDigest || c.Held != Whole || c.Said == Confirmed || c.Said == Changed || r == Rung{Serve: Ours, Mark: oci.Hit},
 			"a fresh tag needs no upstream":                    !fresh || c.Said != Unasked && !c.Remembered || r == Rung{Serve: Ours, Mark: oci.Hit},
 			"a tag that is not is asked for":                   !isName || fresh || c.Said != Unasked || asks,
-			"trouble takes away nothing":                       c.Held != Whole || !isFailure || deleted && !isDigest || c.Remembered && c.Forced || r.Serve == Ours || r.Serve == Fallback,
+			"trouble takes away nothing":                       c.Held != Whole || !isFailure || deleted && !isDigest || c.Remembered && c.Forced || c.Said == Withheld && urgent || r.Serve == Ours || r.Serve == Fallback,
 			"what is held is served as stale":                  isDigest || r.Serve != Ours || c.Said == Unasked || c.Said == Offline || fresh && c.Remembered || r.Mark == oci.Stale,
 			"what is not held is not served":                   r.Serve != Ours || c.Held == Whole || c.Kind == HeadKind && c.Held == Known || c.Held == Unproven && c.Said == Confirmed,
 			"only what is deleted is forgotten, by policy":     (r.Record == Drop) == (isName && c.Held == Whole && deleted && !c.Remembered),
-			"what upstream has goes on record, nothing else":   (r.Record == Put) == (c.Said == Confirmed || c.Said == Changed),
+			"what upstream has goes on record, nothing else":   (r.Record == Put) == (c.Said == Confirmed || c.Said == Changed || c.Said == Withheld && r.Serve == Theirs),
+			"a reserve is left alone for what is held":         c.Said != Withheld || c.Held != Whole || urgent || r.Serve == Ours && r.Mark == oci.Stale || fresh && c.Remembered || c.Remembered && c.Forced,
+			"but not from who holds nothing, or insists":       c.Said != Withheld || c.Held == Whole && !urgent || c.Remembered || r == Rung{Serve: Theirs, Mark: oci.Miss, Record: Put},
 			"no time is longer than an hour":                   r.Again <= time.Hour,
 			"a time that is told is kept to, for what is held": c.Remembered || c.Said == Slow || c.Background || r.Mark != oci.Stale || c.Said == Offline || r.Again == min(max(30*time.Second, c.Retry), time.Hour),
 			"a pause is not made longer by who meets it":       !c.Remembered || r.Again == 0 || r.Serve == Fallback,
@@ -200,6 +205,7 @@ func TestEveryErrorHasAPlaceOnTheLadder(t *testing.T) {
 		{&oci.Error{Code: oci.Denied, Err: oci.ErrHidden}, Hidden},
 		{&oci.Error{Code: oci.Unauthorized}, Refused},
 		{oci.ErrTooManyRequests, Limited},
+		{&oci.Error{Code: oci.TooManyRequests, Err: errWithheld}, Withheld},
 		{oci.ErrUnavailable, Trouble},
 		{&oci.Error{Code: oci.BadUpstream}, Trouble},
 		{&oci.Error{Code: oci.Timeout}, Trouble},

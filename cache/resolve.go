@@ -33,6 +33,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 		return oci.Resolved{}, oci.Outcome{}, err
 	}
 	q := tagQuestion{repo: repo, tag: reference, ask: ask}
+	q.ask.Held = err == nil && !isUrgent(ask)
 	facts := c.tagFacts(&q, &held, err == nil)
 	facts.Said = c.unasked(repo.Host)
 	if c.ladder(repo.Host).Climb(facts).Serve == Ours && facts.Said == Unasked { // the hot path ends here
@@ -53,8 +54,12 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	case failed == nil:
 		return resolved(q.rec), oci.Outcome{Cache: rung.Mark, Checked: q.rec.Checked, Why: "offline"}, nil
 	}
-	return q.answer(rung, resolution{}, failed)
+	return c.answer(&q, rung, resolution{}, failed)
 }
+
+// isUrgent reports a client who wants upstream's word, and what that leads to,
+// whatever is held.
+func isUrgent(ask oci.Ask) bool { return ask.Refresh && !ask.Background }
 
 // tagFacts is what an answer to q depends on, as long as nobody was asked.
 func (c *Cache) tagFacts(q *tagQuestion, rec *store.Tag, held bool) Case {
@@ -106,7 +111,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patie
 	}
 	answered := facts // of which the check behind has its own
 	answered.Said, answered.Retry = q.said(found.desc.Digest, err), oci.RetryAfter(err)
-	res, out, err := q.answer(c.ladder(q.repo.Host).Climb(answered), found, err)
+	res, out, err := c.answer(&q, c.ladder(q.repo.Host).Climb(answered), found, err)
 	if err != nil || !q.ask.Manifest {
 		return res, out, err
 	}
@@ -125,8 +130,10 @@ func (c *Cache) withManifest(ctx context.Context, q tagQuestion, rec *store.Tag,
 	if !q.ask.Manifest || old.Digest.IsZero() {
 		return resolved(rec), out, nil
 	}
+	isHeld := c.has(old.Digest)
 	ask := q.ask
 	ask.Refresh, ask.Begun = false, out.Cache == oci.Miss // that was about the tag
+	ask.Held = isHeld && !isUrgent(q.ask)
 	m, mout, err := c.Manifest(ctx, q.repo, rec.Digest, ask)
 	out.Spent += mout.Spent
 	if err == nil {
@@ -140,7 +147,7 @@ func (c *Cache) withManifest(ctx context.Context, q tagQuestion, rec *store.Tag,
 		return res, out, nil
 	}
 	facts := Case{Kind: TagKind, Said: saidBy(err), Retry: oci.RetryAfter(err)}
-	if _, missing := c.disk.Size(old.Digest); missing == nil {
+	if isHeld {
 		facts.Held = Whole
 	}
 	rung := c.ladder(q.repo.Host).Climb(facts)
@@ -167,7 +174,7 @@ func (q *tagQuestion) said(found oci.Digest, err error) Said {
 }
 
 // answer is what the client of q gets who stands on a rung.
-func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved, oci.Outcome, error) {
+func (c *Cache) answer(q *tagQuestion, r Rung, found resolution, err error) (oci.Resolved, oci.Outcome, error) {
 	out := oci.Outcome{Cache: r.Mark, Spent: found.spent}
 	switch r.Serve {
 	case Theirs:
@@ -183,6 +190,11 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 			out.Why = WhyDeleted
 		case Hidden:
 			out.Why = WhyHidden
+		case Withheld:
+			if desc, held := c.image(q.rec); held {
+				out.Why = WhyWithheld
+				return oci.Resolved{Descriptor: desc}, out, nil
+			}
 		}
 		return resolved(q.rec), out, nil
 	}
@@ -193,7 +205,6 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolution, error) {
 	ask := q.ask
 	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
-	ask.Held = q.rec != nil
 	c.mutes.asked(q.key())
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
 	answered := err == nil || !ask.Background && !saidBy(err).isSilence() // a question in the background may have failed to get its turn
@@ -208,13 +219,20 @@ func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolutio
 		}
 		return resolution{spent: out.Spent}, err
 	}
-	c.failures.forget(q.key())
-	desc := oci.Descriptor{}
 	facts.Said = q.said(res.Digest, nil)
-	if c.ladder(q.repo.Host).Climb(facts).Record == Put {
-		desc = c.putTag(&q, res)
+	if out.Withheld > 0 && !c.has(res.Digest) {
+		facts.Said = Withheld
+		if _, held := c.image(q.rec); !held {
+			facts.Held = Nothing
+		}
 	}
-	return resolution{desc, out.Spent}, nil
+	if c.ladder(q.repo.Host).Climb(facts).Serve == Ours {
+		err := &oci.Error{Code: oci.TooManyRequests, Detail: WhyWithheld, RetryAfter: out.Withheld, Err: errWithheld}
+		c.noteFailure(ctx, q.repo, q.key(), facts, err)
+		return resolution{spent: out.Spent}, err
+	}
+	c.failures.forget(q.key())
+	return resolution{c.putTag(&q, res), out.Spent}, nil
 }
 
 // putTag records what upstream said of a tag, and returns what is known now.
@@ -258,16 +276,31 @@ func (c *Cache) heard(host string, err error) {
 // previous is what a tag's new record keeps of the old one: the manifest that is
 // held, until the new one is.
 func (c *Cache) previous(rec *store.Tag, now oci.Resolved) store.Previous {
-	if rec == nil || now.Manifest != nil {
+	if now.Manifest != nil || c.has(now.Digest) {
 		return store.Previous{}
 	}
-	if _, err := c.disk.Size(now.Digest); err == nil {
-		return store.Previous{}
+	old, _ := c.image(rec)
+	return store.Previous{Digest: old.Digest, MediaType: old.MediaType, Size: old.Size}
+}
+
+// image is what a record names if that is here, or else what it named before.
+func (c *Cache) image(rec *store.Tag) (desc oci.Descriptor, held bool) {
+	switch {
+	case rec == nil:
+		return oci.Descriptor{}, false
+	case c.has(rec.Digest):
+		return resolved(rec).Descriptor, true
+	case !rec.Previous.Digest.IsZero() && c.has(rec.Previous.Digest):
+		old := rec.Previous
+		return oci.Descriptor{MediaType: old.MediaType, Digest: old.Digest, Size: old.Size}, true
 	}
-	if _, err := c.disk.Size(rec.Digest); err == nil {
-		return store.Previous{Digest: rec.Digest, MediaType: rec.MediaType, Size: rec.Size}
-	}
-	return rec.Previous
+	return oci.Descriptor{}, false
+}
+
+// has reports whether content is here, whomever it belongs to.
+func (c *Cache) has(d oci.Digest) bool {
+	_, err := c.disk.Size(d)
+	return err == nil
 }
 
 // resolveDigest tells whether repo has a manifest, from what is held if it can.

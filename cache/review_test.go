@@ -3,12 +3,16 @@ package cache
 import (
 	"bytes"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"entrepot/oci"
+	"entrepot/store"
 )
 
 // TestResumedBytesNeedARight: what lies on disk came under another repository's
@@ -223,6 +227,121 @@ func testMovedTag(t *testing.T, refusal error) {
 			}
 		})
 	}
+}
+
+// TestAMovedTagLeavesTheReserve: while a quota is down to what it keeps for others,
+// who holds an image is told of that one, whether or not he goes on to get what he
+// is told; who holds nothing, or insists, is not.
+func TestAMovedTagLeavesTheReserve(t *testing.T) {
+	forced, manifest := oci.Ask{Refresh: true, Manifest: true}, oci.Ask{Manifest: true}
+	for _, tc := range []struct {
+		name string
+		ask  oci.Ask
+		head bool // somebody asks what it names before the quota is low, and no more
+		old  bool // is what he gets
+		lost bool // the old image is not here any more
+	}{
+		{"HEAD", oci.Ask{}, false, true, false},
+		{"GET", manifest, false, true, false},
+		{"HEAD after HEAD", oci.Ask{}, true, true, false},
+		{"GET after HEAD", manifest, true, true, false},
+		{"forced", forced, false, false, false},
+		{"forced after HEAD", forced, true, false, false},
+		{"forced in the background", oci.Ask{Refresh: true, Background: true}, false, true, false},
+		{"nothing here", manifest, false, false, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				old := s.pushImage(alpine, "latest", pattern(1, 10))
+				dir := t.TempDir()
+				c := openCacheOf(t, store.Config{Dir: dir}, s, Config{TTL: time.Minute}) // nothing is in memory
+				defer closeCache(t, c)
+				if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+					t.Fatal(err)
+				}
+				moved := s.pushImage(alpine, "latest", pattern(2, 10))
+				time.Sleep(time.Hour)
+				if tc.head {
+					if _, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Hour)
+				}
+				if tc.lost {
+					if err := os.Remove(filepath.Join(dir, "blobs", "sha256", old.Digest.Hex()[:2], old.Digest.Hex())); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s.set(func() { s.withheld, s.asked = 10*time.Minute, nil })
+				want, mark := moved.Digest, oci.Miss
+				if tc.old {
+					want, mark = old.Digest, oci.Stale
+				}
+				for i := range 3 {
+					res, out, err := c.Resolve(t.Context(), alpine, "latest", tc.ask)
+					if err != nil || res.Digest != want || i == 0 && !tc.head && out.Cache != mark {
+						t.Fatalf("%s as %s (%s), %v, want %s as %s", res.Digest, out.Cache, out.Why, err, want, mark)
+					}
+					if tc.old && (out.Cache != oci.Stale || out.Why == "") {
+						t.Errorf("the old one as %s (%s), want stale", out.Cache, out.Why)
+					}
+				}
+				if tc.old && !tc.ask.Refresh {
+					wantAsked(t, s, "HEAD library/alpine latest")
+				}
+				if m, _, err := c.Manifest(t.Context(), alpine, moved.Digest, oci.Ask{}); err != nil || m.Digest != moved.Digest {
+					t.Errorf("by digest it is not held, and not given out: %v", err)
+				}
+				s.set(func() { s.withheld = 0 })
+				time.Sleep(time.Hour)
+				if res, _, err := c.Resolve(t.Context(), alpine, "latest", manifest); err != nil || res.Digest != moved.Digest {
+					t.Errorf("once there is enough: %s %v, want the new one", res.Digest, err)
+				}
+			})
+		})
+	}
+}
+
+// TestWhatIsWithheldFromOneIsAskedForByAnother: at the same moment.
+func TestWhatIsWithheldFromOneIsAskedForByAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		old := s.pushImage(alpine, "latest", pattern(1, 10))
+		c := newCache(t, s, Config{TTL: time.Minute})
+		defer closeCache(t, c)
+		if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+			t.Fatal(err)
+		}
+		moved := s.pushImage(alpine, "latest", pattern(2, 10))
+		time.Sleep(time.Hour)
+		var clients sync.WaitGroup
+		resolve := func(ask oci.Ask, want oci.Digest) {
+			clients.Go(func() {
+				if res, out, err := c.Resolve(t.Context(), alpine, "latest", ask); err != nil || res.Digest != want {
+					t.Errorf("%+v: %s as %s, %v, want %s", ask, res.Digest, out.Cache, err, want)
+				}
+			})
+			synctest.Wait() // it is on its way
+		}
+		s.set(func() { s.withheld, s.delay = time.Hour, time.Second })
+		resolve(oci.Ask{}, old.Digest)
+		resolve(oci.Ask{}, old.Digest)
+		resolve(oci.Ask{Refresh: true}, moved.Digest)
+		clients.Wait()
+		time.Sleep(time.Hour)
+
+		// Its record tells of the new image now, which nobody has fetched.
+		resolve(oci.Ask{Manifest: true}, old.Digest)
+		time.Sleep(time.Hour)
+		resolve(oci.Ask{Manifest: true}, old.Digest)
+		clients.Go(func() {
+			if m, _, err := c.Manifest(t.Context(), alpine, moved.Digest, oci.Ask{}); err != nil || m.Digest != moved.Digest {
+				t.Errorf("by digest: %v", err)
+			}
+		})
+		clients.Wait()
+	})
 }
 
 func TestOneRepositoryWithoutReferrersSaysNothingOfOthers(t *testing.T) {

@@ -44,8 +44,9 @@ type source struct {
 	hanging  int    // of them, now
 	most     int    // of them, at once
 	noAPI    bool
-	noAPIFor string // the repository that has none
-	spent    error  // every GET of a manifest fails with it
+	noAPIFor string        // the repository that has none
+	spent    error         // every GET of a manifest fails with it
+	withheld time.Duration // how long there are no manifests for who can do without
 	// body may replace what a blob's reader gives out from offset.
 	body func(call int, content []byte, offset int64) io.Reader
 }
@@ -71,6 +72,12 @@ func (s *source) note(format string, args ...any) error {
 		time.Sleep(delay)
 	}
 	return err
+}
+
+func (s *source) refuses(ask oci.Ask) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.withheld > 0 && (ask.Held || ask.Background)
 }
 
 func (s *source) isDown(repo oci.Repository) bool {
@@ -146,11 +153,18 @@ func (s *source) Resolve(_ context.Context, repo oci.Repository, ref string, ask
 	if !ok {
 		return oci.Resolved{}, out, oci.Errorf(oci.ManifestUnknown, "no %s", ref)
 	}
+	if ask.Held {
+		out.Withheld = s.withheld
+	}
 	return oci.Resolved{Descriptor: m.Descriptor}, out, nil
 }
 
-func (s *source) Manifest(_ context.Context, repo oci.Repository, d oci.Digest, _ oci.Ask) (oci.Manifest, oci.Outcome, error) {
+func (s *source) Manifest(_ context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Manifest, oci.Outcome, error) {
 	out := oci.Outcome{Cache: oci.Miss, Spent: 1}
+	if s.refuses(ask) {
+		time.Sleep(time.Second)
+		return oci.Manifest{}, out, &oci.Error{Code: oci.TooManyRequests, Detail: "the last are kept", RetryAfter: time.Hour}
+	}
 	if err := s.note("GET %s manifest %s", repo.Path, d); err != nil && s.isDown(repo) {
 		return oci.Manifest{}, out, err
 	}

@@ -22,7 +22,11 @@ func (c *Client) Resolve(ctx context.Context, repo oci.Repository, tag string, a
 	if err != nil {
 		return oci.Resolved{}, q.failed(), fmt.Errorf("resolve %s:%s: %w", repo, tag, err)
 	}
-	return resolved, q.outcome(), nil
+	out := q.outcome()
+	if ask.Held && resolved.Manifest == nil {
+		out.Withheld = c.withheld(ctx, q)
+	}
+	return resolved, out, nil
 }
 
 // Manifest gets a manifest by its digest.

@@ -100,16 +100,41 @@ func (c *Client) order(ctx context.Context, q *question, class ratelimit.Class) 
 	}
 	state := map[*site]health{}
 	for _, s := range c.sites {
-		call := ratelimit.Call{Host: s.endpoint.Host, Class: class, Background: q.ask.Background, Held: q.ask.Held}
-		if class == ratelimit.Pull {
-			cred, _, err := s.credential(ctx, q.repo)
-			if err == nil {
-				call.Account = cred.account()
-			}
-		}
-		state[s] = s.health(call)
+		state[s] = s.health(s.call(ctx, q, class))
 	}
 	return slices.SortedStableFunc(slices.Values(c.sites), func(a, b *site) int { return cmp.Compare(state[a], state[b]) })
+}
+
+// call is what limits look at of a question that a site would be asked.
+func (s *site) call(ctx context.Context, q *question, class ratelimit.Class) ratelimit.Call {
+	call := ratelimit.Call{Host: s.endpoint.Host, Class: class, Background: q.ask.Background, Held: q.ask.Held}
+	if class == ratelimit.Pull {
+		cred, _, err := s.credential(ctx, q.repo)
+		if err == nil {
+			call.Account = cred.account()
+		}
+	}
+	return call
+}
+
+// withheld is how long no site that could be asked now would give out a manifest;
+// 0 if one does.
+func (c *Client) withheld(ctx context.Context, q *question) time.Duration {
+	least := time.Duration(0)
+	for _, s := range c.sites {
+		call := s.call(ctx, q, ratelimit.Pull)
+		if s.breakers.isOpen(call.Host) {
+			continue
+		}
+		wait := s.limiter.Paused(call)
+		if wait <= 0 {
+			return 0
+		}
+		if least == 0 || wait < least {
+			least = wait
+		}
+	}
+	return least
 }
 
 // copies is a handle on a blob that may be had at several addresses. Each Open

@@ -328,6 +328,45 @@ func TestMirrorsSpareASpentQuota(t *testing.T) {
 	})
 }
 
+// A HEAD tells for how long what it found is not to be had by who can do without,
+// unless a mirror has it.
+func TestAHeadTellsWhatTheQuotaWithholds(t *testing.T) {
+	for _, row := range []struct {
+		name     string
+		pulls    int // of 10, of which the last is kept
+		ask      oci.Ask
+		mirrored bool
+		withheld bool
+	}{
+		{"enough is left", 8, oci.Ask{Held: true}, false, false},
+		{"what is left is kept", 9, oci.Ask{Held: true}, false, true},
+		{"it is spent", 11, oci.Ask{Held: true}, false, true},
+		{"to who holds nothing", 11, oci.Ask{}, false, false},
+		{"a mirror has it", 11, oci.Ask{Held: true}, true, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			simulate(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 10}}, func(w *world) {
+				t := w.t
+				image := ocitest.RandomImage(1, 100)
+				w.hub.Push("library/alpine", "latest", image)
+				pulling := w.connect()
+				for range row.pulls {
+					_, _, _ = pulling.Manifest(t.Context(), alpine, image.Digest, oci.Ask{})
+				}
+				var mirrors []*ocitest.Hub
+				if row.mirrored {
+					mirrors = append(mirrors, w.another(ocitest.Habits{Auth: ocitest.NoAuth}))
+				}
+				c := w.connect(mirroredAt(mirrors...))
+				_, out, err := c.Resolve(t.Context(), alpine, "latest", row.ask)
+				if err != nil || (out.Withheld > 0) != row.withheld || out.Withheld > time.Hour {
+					t.Errorf("withheld for %v, %v, want %v", out.Withheld, err, row.withheld)
+				}
+			})
+		})
+	}
+}
+
 func TestMirrorConfigIsChecked(t *testing.T) {
 	for want, cfg := range map[string]Config{
 		"upstream a.example: a mirror has no URL":                                               {Mirrors: []Mirror{{}}},
