@@ -171,6 +171,27 @@ func TestRemovingIsRefusedForWhatIsPinned(t *testing.T) {
 	server.refused(1, []string{`nothing that is held matches "alpine:*"`}, "rm", "alpine:*")
 }
 
+// What was told of a repository's referrers goes with it.
+func TestRemovedRepositoriesHaveNoReferrers(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Referrers: true}})
+	image := ocitest.RandomImage(1, 1000)
+	hub.Push("library/app", "1", image)
+	p := startProgram(t, hub)
+	client := newClient(t)
+	p.pull(t, client, "library/app", "1", image)
+	referrers := func(want int) {
+		t.Helper()
+		if status, body, _ := get(t, client, p.registry+"/v2/app/referrers/"+image.Digest.String()); status != want {
+			t.Errorf("%d %s, want %d", status, body, want)
+		}
+	}
+	referrers(http.StatusOK)
+	hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(http.StatusServiceUnavailable)})
+	referrers(http.StatusOK) // as it was told last
+	operatorOf(t, p).must("rm", "--all", "docker.io/library/app")
+	referrers(http.StatusServiceUnavailable)
+}
+
 func TestOneManifestIsRemovedByDigest(t *testing.T) {
 	p, _, server, rest := heldWorld(t)
 	loose := ocitest.RandomImage(1, 100_000).Digest.String() // of the index of 3.20

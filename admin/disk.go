@@ -144,6 +144,9 @@ func (x *exchange) remove() error {
 	if err != nil {
 		return err
 	}
+	if live := x.api.cfg.Live; live != nil {
+		live.Cache.ForgetReferrers(repo)
+	}
 	return x.result(t)
 }
 

@@ -242,6 +242,10 @@ func (c *Cache) ForgetOf(repo oci.Repository) {
 	c.noAPI.forgetOf(repo)
 }
 
+// ForgetReferrers drops what is kept of the lists of a repository's referrers, of
+// which something was deleted: what they tell may be of that.
+func (c *Cache) ForgetReferrers(repo oci.Repository) { c.kept.forgetOf(repo) }
+
 // Record is what a tag was found to name, when that was last confirmed, and for
 // how long it is believed; nil if nothing is known of it. It asks nobody.
 func (c *Cache) Record(repo oci.Repository, tag string) *Record {

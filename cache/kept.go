@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"strings"
 	"sync"
 
 	"entrepot/oci"
@@ -45,6 +46,19 @@ func (k *keptLists) put(key string, l oci.ReferrerList) {
 	}
 	k.lists[key] = l
 	k.bytes += n
+}
+
+// forgetOf drops what is kept of a repository.
+func (k *keptLists) forgetOf(repo oci.Repository) {
+	prefix := repo.String() + " "
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for key, l := range k.lists {
+		if strings.HasPrefix(key, prefix) {
+			k.bytes -= keptSize(key, l)
+			delete(k.lists, key)
+		}
+	}
 }
 
 func (k *keptLists) get(key string) (oci.ReferrerList, bool) {

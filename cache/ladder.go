@@ -281,7 +281,7 @@ func (l Ladder) after(c Case) Rung {
 	case c.Said.isFinal():
 		r.Again = max(0, l.Remember)
 	}
-	if c.Held == Whole && c.Kind == TagKind {
+	if c.Held == Whole && (c.Kind == TagKind || c.Kind == ReferrersKind) {
 		r.Record = Drop
 	}
 	return r

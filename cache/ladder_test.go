@@ -170,7 +170,7 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 			"trouble takes away nothing":                       c.Held != Whole || !isFailure || deleted && !isDigest || c.Remembered && c.Forced || c.Said == Withheld && urgent || r.Serve == Ours || r.Serve == Fallback,
 			"what is held is served as stale":                  isDigest || r.Serve != Ours || c.Said == Unasked || c.Said == Offline || fresh && c.Remembered || r.Mark == oci.Stale,
 			"what is not held is not served":                   r.Serve != Ours || c.Held == Whole || c.Kind == HeadKind && c.Held == Known || c.Held == Unproven && c.Said == Confirmed,
-			"only what is deleted is forgotten, by policy":     (r.Record == Drop) == (isName && c.Held == Whole && deleted && !c.Remembered),
+			"only what is deleted is forgotten, by policy":     (r.Record == Drop) == ((isName || c.Kind == ReferrersKind) && c.Held == Whole && deleted && !c.Remembered),
 			"what upstream has goes on record, nothing else":   (r.Record == Put) == (c.Said == Confirmed || c.Said == Changed || c.Said == Withheld && r.Serve == Theirs),
 			"a reserve is left alone for what is held":         c.Said != Withheld || c.Held != Whole || urgent || r.Serve == Ours && r.Mark == oci.Stale || fresh && c.Remembered || c.Remembered && c.Forced,
 			"but not from who holds nothing, or insists":       c.Said != Withheld || c.Held == Whole && !urgent || c.Remembered || r == Rung{Serve: Theirs, Mark: oci.Miss, Record: Put},
@@ -440,6 +440,89 @@ func TestReferrersOfAnAPIOutliveAnOutage(t *testing.T) {
 		if c.kept.bytes > maxKeptLists || len(c.kept.lists) > maxKeptLists/200 {
 			t.Errorf("%d bytes in %d lists are kept", c.kept.bytes, len(c.kept.lists))
 		}
+	})
+}
+
+// TestReferrersOfWhatIsDeletedArePolicy: what an API told of a repository outlives
+// what upstream says of its deletion, whichever question that answers, or it does
+// not, in the next outage either. What it told of others does in any case.
+func TestReferrersOfWhatIsDeletedArePolicy(t *testing.T) {
+	subject := oci.Sum([]byte("subject"))
+	edge := oci.Repository{Host: alpine.Host, Path: alpine.Path + "-edge"}
+	referrers := func(t *testing.T, c *Cache, repo oci.Repository) (int, oci.CacheStatus) {
+		t.Helper()
+		list, out, _ := c.Referrers(t.Context(), repo, subject, "", oci.Ask{})
+		return len(list.Manifests), out.Cache
+	}
+	tag := func(t *testing.T, c *Cache) {
+		t.Helper()
+		_, _, _ = c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
+	}
+	list := func(t *testing.T, c *Cache) { t.Helper(); referrers(t, c, alpine) }
+	for _, tc := range []struct {
+		name   string
+		delete func(*source)
+		ask    func(*testing.T, *Cache)
+	}{
+		{"the tag is gone", func(s *source) { clear(s.tags) }, tag},
+		{"the repository is gone", func(s *source) { s.down = oci.ErrNameUnknown }, tag},
+		{"the repository is hidden", func(s *source) { s.down = &oci.Error{Code: oci.Denied, Err: oci.ErrHidden} }, tag},
+		{"the list is hidden", func(s *source) { s.down = &oci.Error{Code: oci.Denied, Err: oci.ErrHidden} }, list},
+		{"the list's route is gone", func(s *source) { s.noAPIFor = alpine.Path; clear(s.tags) }, list},
+	} {
+		for _, drop := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, dropped: %v", tc.name, drop), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newSource()
+					s.pushImage(alpine, "latest", pattern(1, 10))
+					c := newCache(t, s, Config{TTL: time.Minute, DropDeleted: map[string]bool{"docker.io": drop}})
+					defer closeCache(t, c)
+					tag(t, c)
+					for _, repo := range []oci.Repository{alpine, edge} {
+						if n, mark := referrers(t, c, repo); n != 1 || mark != oci.Miss {
+							t.Fatalf("%d as %s", n, mark)
+						}
+					}
+					time.Sleep(time.Hour)
+					s.set(func() { tc.delete(s) })
+					tc.ask(t, c)
+					for range 2 {
+						time.Sleep(2 * time.Hour)
+						s.set(func() { s.down, s.noAPIFor = errDown, "" })
+						if n, mark := referrers(t, c, alpine); drop && n > 0 || !drop && (n != 1 || mark != oci.Stale) {
+							t.Errorf("in an outage: %d as %s", n, mark)
+						}
+						if n, mark := referrers(t, c, edge); n != 1 || mark != oci.Stale {
+							t.Errorf("of another repository: %d as %s, want one as stale", n, mark)
+						}
+					}
+				})
+			})
+		}
+	}
+	t.Run("removed here", func(t *testing.T) {
+		s := newSource()
+		c := newCache(t, s, Config{})
+		referrers(t, c, alpine)
+		referrers(t, c, edge)
+		c.ForgetReferrers(alpine)
+		s.set(func() { s.down = errDown })
+		n, _ := referrers(t, c, alpine)
+		if others, _ := referrers(t, c, edge); n != 0 || others != 1 || c.kept.bytes > 1000 {
+			t.Errorf("%d, and %d of another repository, in %d bytes, want none and one", n, others, c.kept.bytes)
+		}
+	})
+	t.Run("without a word of it", func(t *testing.T) { // the list's own question tells
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			c := newCache(t, s, Config{TTL: time.Minute})
+			defer closeCache(t, c)
+			referrers(t, c, alpine)
+			s.set(func() { s.noAPIFor = alpine.Path })
+			if n, mark := referrers(t, c, alpine); n != 1 || mark != oci.Stale {
+				t.Errorf("once its route is gone: %d as %s, want what it told, as stale", n, mark)
+			}
+		})
 	})
 }
 

@@ -35,8 +35,8 @@ func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestio
 		c.mutes.asked(q.key)
 		list, err := q.work(ctx)
 		c.mutes.ended(q.key, err == nil || !saidBy(err).isSilence())
-		if err != nil {
-			c.noteFailure(ctx, q.repo, q.key, q.facts, err)
+		if err != nil && c.noteFailure(ctx, q.repo, q.key, q.facts, err).Record == Drop {
+			c.ForgetReferrers(q.repo)
 		}
 		return list, err
 	})
@@ -116,10 +116,30 @@ func (c *Cache) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest
 		return list, out, err
 	}
 	list, out, err = c.fallbackReferrers(ctx, repo, d, artifactType, ask)
-	if oci.IsUnknown(err) { // a digest without a fallback tag has no referrers
-		return oci.ReferrerList{}, out, nil
+	if oci.IsUnknown(err) {
+		return c.deletedReferrers(repo, d, artifactType, out)
 	}
 	return list, out, err
+}
+
+// deletedReferrers answers where there is neither an API nor a fallback tag: a digest
+// has no referrers then, unless the API was there, and told of some.
+func (c *Cache) deletedReferrers(repo oci.Repository, d oci.Digest, artifactType string, out oci.Outcome) (oci.ReferrerList, oci.Outcome, error) {
+	kept, isKept := c.kept.get(referrersKey(repo, d, artifactType))
+	if !isKept {
+		return oci.ReferrerList{}, out, nil
+	}
+	rung := c.ladder(repo.Host).Climb(Case{Kind: ReferrersKind, Held: Whole, Said: Gone})
+	if rung.Record == Drop {
+		c.ForgetReferrers(repo)
+		return oci.ReferrerList{}, out, nil
+	}
+	out.Cache, out.Why = rung.Mark, WhyDeleted
+	return kept, out, nil
+}
+
+func referrersKey(repo oci.Repository, d oci.Digest, artifactType string) string {
+	return repo.String() + " referrers " + d.String() + " " + artifactType
 }
 
 // apiReferrers asks upstream's API, unless its rung is Fallback: there is none.
@@ -128,7 +148,7 @@ func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Dig
 		rung := c.ladder(repo.Host).Climb(Case{Kind: ReferrersKind, Said: NoAPI, Remembered: true})
 		return oci.ReferrerList{}, oci.Outcome{}, rung, err
 	}
-	key := repo.String() + " referrers " + d.String() + " " + artifactType
+	key := referrersKey(repo, d, artifactType)
 	facts := Case{Kind: ReferrersKind}
 	kept, isKept := c.kept.get(key)
 	if _, err := c.disk.Tag(repo, d.FallbackTag()); isKept || err == nil {

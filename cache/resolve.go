@@ -260,8 +260,10 @@ func (c *Cache) putTag(q *tagQuestion, res oci.Resolved) oci.Descriptor {
 	return resolved(&next).Descriptor
 }
 
-// dropTag forgets a tag for good, so that no trouble of its upstream brings it back.
+// dropTag forgets a tag for good, and what was said to refer to it, so that no
+// trouble of its upstream brings them back.
 func (c *Cache) dropTag(repo oci.Repository, tag string) {
+	c.ForgetReferrers(repo)
 	if err := c.disk.DropTag(repo, tag); err != nil && !errors.Is(err, store.ErrNotHeld) {
 		c.cfg.Warn("a tag that upstream has deleted could not be forgotten", repo, err)
 	}
