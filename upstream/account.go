@@ -7,12 +7,11 @@ import (
 )
 
 // How a refused credential is held back: at first for a minute, then twice as
-// long each time, so that an hour of a wrong password costs about ten attempts.
+// long each time, so that an hour of a wrong password costs about ten attempts, of
+// two requests each.
 const (
 	minRefusal = time.Minute
 	maxRefusal = 10 * time.Minute
-	// strikesOut is what it takes to hold a credential back everywhere.
-	strikesOut = 3
 	// maxAccounts bounds the credentials that are remembered.
 	maxAccounts = 64
 )
@@ -23,23 +22,9 @@ type verdict int
 const (
 	unclear   verdict = iota
 	accepted          //
-	rejected          // 401: the password is wrong, or no longer right
+	rejected          // 401: the password is wrong, or, to some, the repository is none
 	forbidden         // 403: the repository is not for this account, or is none (GHCR)
 )
-
-// strikes is how much a verdict weighs. One bad answer must not take a password
-// that has been good away from all repositories: whoever asks for a missing one
-// could do that. A 403 never does, of a password not known to be good either: it
-// is remembered for its repository.
-func (v verdict) strikes(good bool) int {
-	switch {
-	case v != rejected:
-		return 0
-	case good:
-		return 1
-	}
-	return strikesOut
-}
 
 // accounts remembers how each credential has fared, so that a rejected password
 // is not tried again and again.
@@ -53,11 +38,17 @@ type accounts struct {
 type account struct {
 	turn    chan struct{} // held by the one attempt of a credential not known to be good
 	good    bool
-	strikes int
+	proven  time.Time // when it was last accepted
+	doubted bool      // somebody finds out whether it still is
 	until   time.Time // held back until then
 	wait    time.Duration
 	used    time.Time
 }
+
+// A settlement tells what came of an attempt, and reports whether the credential is
+// held back from then on. whole asks, of a credential that was rejected for a
+// repository, what is said of it by itself; nil if it was not.
+type settlement func(v verdict, whole func() verdict) (heldBack bool)
 
 func newAccounts(now func() time.Time) *accounts {
 	return &accounts{now: now, byID: map[credentialID]*account{}}
@@ -66,9 +57,8 @@ func newAccounts(now func() time.Time) *accounts {
 // try reports whether a credential may be used now. One that has not proven good
 // is tried by one request at a time, while the others wait for the verdict: a
 // cold start with a wrong password is one attempt, not one per repository. If
-// ok, settle must be called once; it reports whether the credential is held
-// back from then on.
-func (a *accounts) try(ctx context.Context, id credentialID) (settle func(verdict) bool, ok bool, err error) {
+// ok, settle must be called once.
+func (a *accounts) try(ctx context.Context, id credentialID) (settle settlement, ok bool, err error) {
 	acc := a.get(id)
 	heldBack, good := a.state(acc)
 	if !heldBack && !good {
@@ -79,9 +69,9 @@ func (a *accounts) try(ctx context.Context, id credentialID) (settle func(verdic
 		}
 		// Whoever had the turn before may have brought the verdict.
 		if heldBack, good = a.state(acc); !heldBack && !good {
-			return func(v verdict) bool {
+			return func(v verdict, whole func() verdict) bool {
 				defer func() { <-acc.turn }()
-				return a.settle(acc, v)
+				return a.settle(acc, v, whole)
 			}, true, nil
 		}
 		<-acc.turn
@@ -89,7 +79,7 @@ func (a *accounts) try(ctx context.Context, id credentialID) (settle func(verdic
 	if heldBack {
 		return nil, false, nil
 	}
-	return func(v verdict) bool { return a.settle(acc, v) }, true, nil
+	return func(v verdict, whole func() verdict) bool { return a.settle(acc, v, whole) }, true, nil
 }
 
 func (a *accounts) get(id credentialID) *account {
@@ -123,24 +113,44 @@ func (a *accounts) state(acc *account) (heldBack, good bool) {
 	return acc.until.After(a.now()), acc.good
 }
 
-func (a *accounts) settle(acc *account, v verdict) (heldBack bool) {
+// settle holds a credential back that is refused by itself. That it is for one
+// repository is remembered for that: registries say so of what does not exist, too,
+// and whoever asks for that must not take the password away from all others.
+func (a *accounts) settle(acc *account, v verdict, whole func() verdict) (heldBack bool) {
+	doubted := v == rejected && a.doubt(acc)
+	switch {
+	case doubted:
+		v = whole()
+	case v == rejected:
+		v = unclear
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if doubted {
+		acc.doubted = false
+	}
 	now := a.now()
-	if v == accepted {
-		acc.good, acc.strikes, acc.wait, acc.until = true, 0, 0, time.Time{}
-		return false
-	}
-	strikes := v.strikes(acc.good)
-	acc.strikes += strikes
-	if strikes == 0 || acc.strikes < strikesOut {
-		return false
-	}
-	acc.good = false
-	if !acc.until.After(now) { // not by an answer that was already under way
+	switch v {
+	case accepted:
+		acc.good, acc.proven, acc.wait, acc.until = true, now, 0, time.Time{}
+	case rejected:
+		acc.good = false
 		acc.wait = min(max(minRefusal, 2*acc.wait), maxRefusal)
 		acc.until = now.Add(acc.wait)
 	}
+	return acc.until.After(now)
+}
+
+// doubt reports whether it is to be found out if a credential is good at all: not
+// if that is known, was seen a moment ago, or is being found out.
+func (a *accounts) doubt(acc *account) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := a.now()
+	if acc.doubted || acc.until.After(now) || now.Sub(acc.proven) < minRefusal {
+		return false
+	}
+	acc.doubted = true
 	return true
 }
 
@@ -149,6 +159,6 @@ func (a *accounts) forget() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, acc := range a.byID {
-		acc.strikes, acc.wait, acc.until = 0, 0, time.Time{}
+		acc.proven, acc.wait, acc.until = time.Time{}, 0, time.Time{}
 	}
 }

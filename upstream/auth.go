@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"entrepot/oci"
+	"entrepot/ratelimit"
 )
 
 // maxDemands bounds the origins whose challenge is remembered: redirects name
@@ -28,7 +29,7 @@ type login struct {
 	token   *token // that header holds, if it is ours
 	fresh   bool   // token was got for this question
 	full    bool   // token is what the configuration has us be there: no login was refused, or is missing
-	settle  func(verdict) bool
+	settle  settlement
 }
 
 // exchange sends a request with what its origin is known to want. A 401 is
@@ -85,7 +86,7 @@ func (s *site) sendAs(ctx context.Context, q *question, r request, l login) (*an
 		if err == nil {
 			v = passwordVerdict(a.status)
 		}
-		if heldBack := l.settle(v); v == rejected || heldBack {
+		if heldBack := l.settle(v, func() verdict { return s.signInVerdict(ctx, q, l) }); v == rejected || heldBack {
 			s.warnRefused(r.url.Host, heldBack)
 		}
 	}
@@ -97,6 +98,17 @@ func (s *site) sendAs(ctx context.Context, q *question, r request, l login) (*an
 		l.token.refused.Store(true)
 	}
 	return a, err
+}
+
+// signInVerdict is what the registry says of a login by itself.
+func (s *site) signInVerdict(ctx context.Context, q *question, l login) verdict {
+	r := request{kind: ProbeKind, class: ratelimit.List, method: http.MethodGet, url: s.url(oci.Request{Kind: oci.Ping})}
+	a, err := s.send(ctx, q, r, login{header: l.header, account: l.account})
+	if err != nil {
+		return unclear
+	}
+	a.close()
+	return passwordVerdict(a.status)
 }
 
 // passwordVerdict reads the answer to a request that carried the password
@@ -134,7 +146,7 @@ func (s *site) answerChallenge(ctx context.Context, q *question, u *url.URL, l l
 	}
 	if next.header == l.header {
 		if next.settle != nil {
-			next.settle(unclear)
+			next.settle(unclear, nil)
 		}
 		return login{}, false, nil
 	}

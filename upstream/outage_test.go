@@ -82,39 +82,44 @@ func TestAWrongPasswordForAnHour(t *testing.T) {
 	}
 }
 
-// However many ask, from the first moment on, for what the account may not have,
-// it gets what it may: a 403 is no word about the password. Each of the others
-// costs a token request now and then.
+// However many ask, from the first moment on, for what the account may not have, or
+// what is not there, it gets what it may: a 403 is no word about the password, nor is a
+// 401 unless the password is refused by itself. Each of the others costs a token
+// request now and then.
 func TestAGoodPasswordSurvivesForbiddenRepositoriesFromTheStart(t *testing.T) {
 	for _, auth := range []ocitest.Auth{ocitest.TokenAuth, ocitest.BasicAuth} {
-		simulate(t, ocitest.Config{Habits: ocitest.Habits{Auth: auth, DenyToken: 403}}, func(w *world) {
-			t, hub := w.t, w.hub
-			hub.AddUser("me", "secret")
-			hub.Private("library/alpine", "me")
-			c := w.connect(func(cfg *Config) { cfg.Credentials = Password("me", "secret") })
-			var forbidden []oci.Repository
-			for i := range 5 {
-				repo := oci.Repository{Host: "docker.io", Path: fmt.Sprint("library/missing", i)}
-				hub.Private(repo.Path, "somebody")
-				if auth == ocitest.BasicAuth {
-					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: repo.Path}, Effect: ocitest.Answer(403)})
-				}
-				forbidden = append(forbidden, repo)
-			}
-			for range 360 {
-				for _, repo := range forbidden {
-					_, _, err := c.Resolve(t.Context(), repo, "latest", oci.Ask{})
-					wantCode(t, err, oci.Denied)
-				}
-				mustResolve(t, c)
-				time.Sleep(10 * time.Second)
-			}
-			for _, repo := range forbidden {
-				if n := hub.Count(ocitest.Match{Role: ocitest.Token, Repo: repo.Path}); n > 20 {
-					t.Errorf("%d token requests in an hour for %s", n, repo)
-				}
-			}
-		})
+		for _, deny := range []int{401, 403} {
+			t.Run(fmt.Sprint(auth, deny), func(t *testing.T) {
+				simulate(t, ocitest.Config{Habits: ocitest.Habits{Auth: auth, DenyToken: deny}}, func(w *world) {
+					t, hub := w.t, w.hub
+					hub.AddUser("me", "secret")
+					hub.Private("library/alpine", "me")
+					c := w.connect(func(cfg *Config) { cfg.Credentials = Password("me", "secret") })
+					var forbidden []oci.Repository
+					for i := range 5 {
+						repo := oci.Repository{Host: "docker.io", Path: fmt.Sprint("library/missing", i)}
+						hub.Private(repo.Path, "somebody")
+						if auth == ocitest.BasicAuth {
+							hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: repo.Path}, Effect: ocitest.Answer(deny)})
+						}
+						forbidden = append(forbidden, repo)
+					}
+					for range 360 {
+						for _, repo := range forbidden {
+							_, _, err := c.Resolve(t.Context(), repo, "latest", oci.Ask{})
+							wantCode(t, err, oci.Denied)
+						}
+						mustResolve(t, c)
+						time.Sleep(10 * time.Second)
+					}
+					for _, repo := range forbidden {
+						if n := hub.Count(ocitest.Match{Role: ocitest.Token, Repo: repo.Path}); n > 20 {
+							t.Errorf("%d token requests in an hour for %s", n, repo)
+						}
+					}
+				})
+			})
+		}
 	}
 }
 

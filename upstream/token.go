@@ -311,7 +311,11 @@ func (s *tokens) attempt(ctx context.Context, q *question, d demand, cred creden
 		return nil, unclear, errDenied(d.realm.Host)
 	}
 	t, v, err := s.fetch(ctx, q, d, cred)
-	heldBack := settle(v)
+	heldBack := settle(v, func() verdict { // of a token for nothing, as docker login asks for
+		d.scopes = nil
+		_, v, _ := s.fetch(ctx, q, d, cred)
+		return v
+	})
 	if v == rejected || heldBack {
 		s.refused(d.realm.Host, heldBack)
 	}

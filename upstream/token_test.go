@@ -369,8 +369,8 @@ func TestAWrongPassword(t *testing.T) {
 				wg.Wait()
 				ck.advance(10 * time.Second)
 			}
-			if n := attempts(); n < 5 || n > 15 {
-				t.Errorf("%d attempts in an hour, want about ten", n)
+			if n := attempts(); n < 10 || n > 20 {
+				t.Errorf("%d requests in an hour, want those of about ten attempts, for a repository and by itself", n)
 			}
 			if n := len(rec.troubles()); n != 60 || rec.troubles()[0] != CredentialsRefused {
 				t.Errorf("%d warnings in an hour, want one a minute: %v", n, rec.troubles())
@@ -425,6 +425,8 @@ func TestAccounts(t *testing.T) {
 	ck := newClock()
 	a := newAccounts(ck.now)
 	id := credentialID{1}
+	var whole verdict // what is said of the credential by itself
+	asked := 0
 	attempt := func(v verdict) (tried, heldBack bool) {
 		t.Helper()
 		settle, ok, err := a.try(t.Context(), id)
@@ -434,47 +436,66 @@ func TestAccounts(t *testing.T) {
 		if !ok {
 			return false, true
 		}
-		return true, settle(v)
+		return true, settle(v, func() verdict { asked++; return whole })
 	}
-	step := func(v verdict, tried, heldBack bool) {
+	step := func(v, byItself verdict, tried, heldBack bool, wantAsked int) {
 		t.Helper()
-		if gotTried, gotHeld := attempt(v); gotTried != tried || gotHeld != heldBack {
-			t.Errorf("verdict %d: tried %v, held back %v; want %v, %v", v, gotTried, gotHeld, tried, heldBack)
+		whole, asked = byItself, 0
+		if gotTried, gotHeld := attempt(v); gotTried != tried || gotHeld != heldBack || asked != wantAsked {
+			t.Errorf("verdict %d: tried %v, held back %v, asked by itself %d times; want %v, %v, %d", v, gotTried, gotHeld, asked, tried, heldBack, wantAsked)
 		}
 	}
-	step(unclear, true, false)
+	step(unclear, rejected, true, false, 0)
 	for range 10 {
-		step(forbidden, true, false) // it is the repository
+		step(forbidden, rejected, true, false, 0) // it is the repository
 	}
-	step(rejected, true, true)
-	step(accepted, false, true)
-	ck.advance(time.Minute)
-	step(forbidden, true, false) // says nothing about it
-	step(rejected, true, true)   // the second wait is longer
-	ck.advance(time.Minute)
-	step(accepted, false, true)
-	ck.advance(time.Minute)
-	step(accepted, true, false)
 	for range 10 {
-		step(forbidden, true, false)
+		step(rejected, unclear, true, false, 1) // nobody knows
 	}
-	step(rejected, true, false)
-	step(rejected, true, false)
-	step(accepted, true, false)
-	step(rejected, true, false)
-	step(rejected, true, false)
-	step(rejected, true, true) // now it is no longer good
-	ck.advance(time.Minute)
-	step(rejected, true, true)
+	step(rejected, rejected, true, true, 1)
+	step(accepted, accepted, false, true, 0)
+	ck.advance(minRefusal)
+	step(forbidden, rejected, true, false, 0) // says nothing about it
+	step(rejected, rejected, true, true, 1)   // the second wait is longer
+	ck.advance(minRefusal)
+	step(accepted, accepted, false, true, 0)
+	ck.advance(minRefusal)
+	step(rejected, accepted, true, false, 1) // it is the repository
+	for range 10 {
+		step(rejected, rejected, true, false, 0) // since it was good a moment ago
+	}
+	ck.advance(minRefusal)
+	step(accepted, rejected, true, false, 0)
+	step(rejected, rejected, true, false, 0)
+	ck.advance(minRefusal)
+	step(rejected, rejected, true, true, 1) // now it is no longer good
+	ck.advance(minRefusal)
+	step(rejected, rejected, true, true, 1)
+
+	// However many are refused at once, one finds out; who was under way has no say.
+	ck.advance(maxRefusal)
+	step(accepted, rejected, true, false, 0)
+	ck.advance(minRefusal)
+	settle, _, _ := a.try(t.Context(), id)
+	late, _, _ := a.try(t.Context(), id)
+	whole, asked = rejected, 0
+	if !settle(rejected, func() verdict { step(rejected, rejected, true, false, 0); return rejected }) {
+		t.Error("it is not held back")
+	}
+	if !late(rejected, func() verdict { asked++; return accepted }) || asked != 0 {
+		t.Errorf("asked %d times by who was under way", asked)
+	}
+	ck.advance(minRefusal)
+	step(rejected, rejected, true, true, 1)
 
 	// A waiter for the verdict can leave.
-	settle, _, _ := a.try(t.Context(), credentialID{2})
+	settle, _, _ = a.try(t.Context(), credentialID{2})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, _, err := a.try(ctx, credentialID{2}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
 	}
-	settle(accepted)
+	settle(accepted, nil)
 
 	for i := range 3 * maxAccounts {
 		ck.advance(time.Millisecond)
