@@ -65,3 +65,22 @@ func TestRefreshChecksNow(t *testing.T) {
 	stopProgram(t, p)
 	operator{t, environ(append(common, "ENTREPOT_ADMIN_LISTEN=")...)}.refused(1, []string{"only a running server can do that"}, "refresh", "alpine")
 }
+
+// A pause that a registry asked for is no refusal that a refresh forgets.
+func TestRefreshKeepsPauses(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	hub.Push("library/alpine", "latest", ocitest.RandomImage(1, 1000))
+	dir := t.TempDir()
+	p := startProgram(t, hub, "ENTREPOT_DATA="+dir)
+	defer stopProgram(t, p)
+	hub.Inject(&ocitest.Fault{Match: ocitest.Match{Kind: ocitest.Manifest}, Effect: ocitest.RetryLater(http.StatusTooManyRequests, "3600")})
+	if status, _, _ := get(t, newClient(t), p.registry+"/v2/alpine/manifests/latest"); status != http.StatusTooManyRequests {
+		t.Fatal(status)
+	}
+	hub.Reset()
+	server := operator{t, environ("ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_DATA="+dir, "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))}
+	server.refused(1, []string{"refresh docker.io/library/alpine:latest: unconfirmed: ", "asked us to wait"}, "refresh", "alpine")
+	if n := len(hub.Requests()); n > 0 {
+		t.Errorf("%d requests while it asked us to wait: %v", n, hub.Requests())
+	}
+}

@@ -58,7 +58,7 @@ func (x *exchange) refresh() error {
 	held := x.api.cfg.Live.Cache
 	before := held.Record(repo, t.Reference)
 	held.ForgetOf(repo)
-	x.api.cfg.Live.Upstreams.Forget(repo.Host)
+	x.api.cfg.Live.Upstreams.Forget(x.r.Context(), repo)
 	res, out, err := held.Resolve(x.r.Context(), repo, t.Reference, oci.Ask{Refresh: true, Client: "refresh"})
 	if x.r.Context().Err() != nil {
 		return context.Cause(x.r.Context())

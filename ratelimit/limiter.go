@@ -318,16 +318,6 @@ func (p *Pass) Answered(status int, header http.Header, body []byte) time.Durati
 	return wait
 }
 
-// Forget ends the pauses that hosts asked for, for who knows better. What is left
-// of quotas is known as before.
-func (l *Limiter) Forget() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, h := range l.hosts {
-		h.all, h.classes = pause{}, [numClasses]pause{}
-	}
-}
-
 // Paused is how long a call would have to wait for pauses and quota alone, as
 // far as that can be told now.
 func (l *Limiter) Paused(call Call) time.Duration {

@@ -154,11 +154,11 @@ func (a *accounts) doubt(acc *account) bool {
 	return true
 }
 
-// forget lets every credential be tried again at once.
-func (a *accounts) forget() {
+// forget lets a credential be tried again at once.
+func (a *accounts) forget(id credentialID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, acc := range a.byID {
+	if acc := a.byID[id]; acc != nil {
 		acc.proven, acc.wait, acc.until = time.Time{}, 0, time.Time{}
 	}
 }

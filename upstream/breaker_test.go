@@ -447,10 +447,11 @@ func TestWhatIsBusyTakesNothingElseAway(t *testing.T) {
 				t.Errorf("%s: it was asked %d times meanwhile", says.text, n)
 			}
 			busy.Remove()
-			c.Forget()
-			synctest.Wait()
+			c.Forget(t.Context(), alpine)
+			wantCode(t, ask("library/busy"), oci.Unavailable)
+			c.Forget(t.Context(), oci.Repository{Host: alpine.Host, Path: "library/busy"})
 			if err := ask("library/busy"); oci.CodeOf(err) == oci.Unavailable {
-				t.Errorf("%s: refused although all refusals were forgotten: %v", says.text, err)
+				t.Errorf("%s: refused although its refusals were forgotten: %v", says.text, err)
 			}
 		})
 	}

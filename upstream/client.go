@@ -132,11 +132,12 @@ func (c *Client) Quotas() []Quota {
 	return all
 }
 
-// Forget drops what is remembered of refusals, of credentials and for
-// repositories, so that the next question is asked.
-func (c *Client) Forget() {
+// Forget drops what is remembered of refusals for a repository, and of the credential
+// for it, so that the next question is asked. Hosts that are down are probed once,
+// which may take as long as an answer may. What a 429 asked for holds.
+func (c *Client) Forget(ctx context.Context, repo oci.Repository) {
 	for _, s := range c.sites {
-		s.forget()
+		s.forget(ctx, repo)
 	}
 }
 

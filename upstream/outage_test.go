@@ -140,7 +140,11 @@ func TestRefusalsAreForgottenOnDemand(t *testing.T) {
 				}
 				hub.AddUser("me", "secret") // the account's password is corrected over there
 				wantCode(t, resolve(t, c), oci.Denied)
-				c.Forget()
+				c.Forget(t.Context(), oci.Repository{Host: "docker.io", Path: "library/other"})
+				if habits.Auth != ocitest.BasicAuth && habits.DenyToken == 0 { // the account was the same
+					wantCode(t, resolve(t, c), oci.Denied)
+				}
+				c.Forget(t.Context(), alpine)
 				mustResolve(t, c)
 			})
 		})

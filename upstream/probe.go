@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync"
 	"time"
 
 	"entrepot/oci"
@@ -276,7 +277,7 @@ func (b *breakers) probedLocked(br *breaker, o outcome, err error) (up bool) {
 	}
 	if o != unsaid {
 		br.failures++
-		br.outcome, br.err, br.took = o, err, time.Since(br.next)
+		br.failed, br.outcome, br.err, br.took = time.Now(), o, err, time.Since(br.next)
 		if br.doubt {
 			b.confirmLocked(br)
 		}
@@ -285,14 +286,20 @@ func (b *breakers) probedLocked(br *breaker, o outcome, err error) (up bool) {
 	return false
 }
 
-// forget has all that is open probed at once, whatever it asked for.
-func (b *breakers) forget() {
+// forget has what fails of a repository asked for again, whatever it asked for, and
+// finds out whether hosts that are down still are: not if that took longer the last
+// time than it is ago.
+func (b *breakers) forget(repo string) {
+	var probes sync.WaitGroup
+	defer probes.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, br := range b.known {
-		if br.open && !br.probing && !b.ended {
-			br.rests = time.Time{}
-			b.probeInLocked(br, 0)
+	for p, br := range b.known {
+		switch {
+		case p.repo == repo:
+			b.forgetLocked(br)
+		case p.isHost() && time.Since(br.failed) >= br.took:
+			probes.Go(func() { b.probe(br) })
 		}
 	}
 }

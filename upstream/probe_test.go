@@ -254,19 +254,55 @@ func TestWhatIsBusyKeepsNoHostDown(t *testing.T) {
 	})
 }
 
-// A pause that a host asked for, however absurd, ends when refusals are forgotten.
-func TestForgettingEndsPauses(t *testing.T) {
-	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
-		abuse := hub.Inject(&ocitest.Fault{Effect: ocitest.RetryLater(429, "86400")})
-		wantCode(t, resolve(t, c), oci.TooManyRequests)
-		abuse.Remove()
-		time.Sleep(time.Hour)
-		wantCode(t, resolve(t, c), oci.TooManyRequests)
-		c.Forget()
-		mustResolve(t, c)
-	})
+// What a 429 asked for holds, whatever an operator wants to know.
+func TestForgettingKeepsPauses(t *testing.T) {
+	for name, effect := range map[string]ocitest.Effect{"abuse": ocitest.RetryLater(429, "86400"), "quota": ocitest.QuotaSpent()} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub := w.t, w.hub
+				c := w.connect(func(cfg *Config) { cfg.Limits.Wait = time.Nanosecond })
+				inject(effect)(hub)
+				wantCode(t, resolve(t, c), oci.TooManyRequests)
+				hub.Reset()
+				for range 10 {
+					c.Forget(t.Context(), alpine)
+					wantCode(t, resolve(t, c), oci.TooManyRequests)
+				}
+				saw(t, hub)
+			})
+		})
+	}
+}
+
+// An operator who asks finds out whether a host is down still, by one probe that is
+// waited for; not by one after the other where each takes long.
+func TestForgettingProbesAHostOnce(t *testing.T) {
+	for name, effect := range map[string]ocitest.Effect{"reset": ocitest.Reset(), "black hole": ocitest.Hang()} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub := w.t, w.hub
+				c := w.connect()
+				inject(effect)(hub)
+				for range tripAfter {
+					_ = resolve(t, c)
+				}
+				time.Sleep(24 * time.Hour)
+				hub.Reset()
+				var took time.Duration
+				for range 100 {
+					once, _ := timed(func() error { c.Forget(t.Context(), alpine); return nil })
+					took += once
+				}
+				if n := len(hub.Requests()); took > c.cfg.Timeouts.headers() || n < 1 || n > 100 {
+					t.Errorf("a hundred questions of an operator took %v, and %d requests", took, n)
+				}
+				hub.ClearFaults()
+				time.Sleep(c.cfg.Timeouts.headers())
+				c.Forget(t.Context(), alpine)
+				mustResolve(t, c)
+			})
+		})
+	}
 }
 
 // While a host is down its probes are for its parts too, which are looked at again

@@ -82,10 +82,10 @@ func (s *Set) Breakers() []Breaker {
 	return all
 }
 
-// Forget drops what is remembered of an upstream's refusals.
-func (s *Set) Forget(host string) {
-	if c := s.Client(host); c != nil {
-		c.Forget()
+// Forget is the Client's, of the upstream that the repository names.
+func (s *Set) Forget(ctx context.Context, repo oci.Repository) {
+	if c := s.Client(repo.Host); c != nil {
+		c.Forget(ctx, repo)
 	}
 }
 

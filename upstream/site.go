@@ -72,11 +72,12 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 	return s, nil
 }
 
-func (s *site) forget() {
-	s.accounts.forget()
-	s.tokens.forget()
-	s.limiter.Forget()
-	s.breakers.forget()
+func (s *site) forget(ctx context.Context, repo oci.Repository) {
+	if cred, _, err := s.credential(ctx, repo); err == nil {
+		s.accounts.forget(cred.id)
+	}
+	s.tokens.forget(repo.Path)
+	s.breakers.forget(repo.Path)
 }
 
 func (s *site) close() {

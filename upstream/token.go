@@ -285,12 +285,15 @@ func (s *tokens) isChallenged(o origin, repo string) bool {
 	return el != nil && el.Value.(*tokenEntry).challenged
 }
 
-// forget lets everything be asked for again that was refused.
-func (s *tokens) forget() {
+// forget lets what was refused for a repository be asked for again.
+func (s *tokens) forget(repo string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for el := s.order.Front(); el != nil; el = el.Next() {
 		e := el.Value.(*tokenEntry)
+		if e.key.repo != repo {
+			continue
+		}
 		e.held, e.until, e.wait = nil, time.Time{}, 0
 		if e.token != nil && e.token.neverWorked() {
 			e.token = nil
