@@ -3,8 +3,11 @@ package upstream
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -392,6 +395,29 @@ func TestPartsAreProbedOnceTheirHostIsUp(t *testing.T) {
 	})
 }
 
+// There is one trial at a time.
+func TestOneTrialAtATime(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		inject(ocitest.Answer(500))(hub)
+		for i := range tripAfter {
+			wantCode(t, resolveAt(t, c, fmt.Sprint("library/broken", i)), oci.Unavailable)
+		}
+		hub.ClearFaults()
+		hub.Set(func(h *ocitest.Habits) { h.Latency = 500 * time.Millisecond })
+		hub.Reset()
+		var asking sync.WaitGroup
+		for i := range 10 {
+			asking.Go(func() { _ = resolveAt(t, c, fmt.Sprint("library/other", i)) })
+		}
+		asking.Wait()
+		if n := len(hub.Requests()); n != 1 {
+			t.Errorf("%d requests at once, want a trial", n)
+		}
+	})
+}
+
 // A trial that finds more trouble than 5xx is the last one until a probe was answered,
 // but for one that hangs, as a single repository may.
 func TestATrialTellsWhetherThereAreMore(t *testing.T) {
@@ -427,6 +453,57 @@ func TestATrialTellsWhetherThereAreMore(t *testing.T) {
 		if n := len(hub.Requests()); n > 2 {
 			t.Errorf("%d requests, want a trial", n)
 		}
+	})
+}
+
+// Probes take what is wanted in turn, what is new first, by the URL that it was last
+// asked for with; what rests is passed over.
+func TestWhatIsProbedInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakers(nil, nil)
+		at := func(name, query string) target {
+			return target{url: &url.URL{Scheme: "https", Host: "a.example", Path: "/" + name, RawQuery: query}, repo: name}
+		}
+		br := &breaker{scope: scope{host: "a.example"}, open: true}
+		next := func() string {
+			t, ok := b.nextLocked(br)
+			if !ok {
+				return "none"
+			}
+			return strings.TrimSuffix(t.url.Path[1:]+"?"+t.url.RawQuery, "?")
+		}
+		wants := func(want ...string) {
+			t.Helper()
+			var got []string
+			for range want {
+				got = append(got, next())
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("probed %v, want %v", got, want)
+			}
+		}
+		wants("none")
+		for _, name := range []string{"a", "b", "c"} {
+			br.wish(at(name, "1"))
+		}
+		wants("c?1", "b?1", "a?1", "c?1")
+		br.wish(at("a", "2"))
+		br.wish(at("d", "1"))
+		wants("d?1", "b?1", "a?2", "c?1", "d?1")
+		b.atLocked(at("a", "").path()).rests = time.Now().Add(time.Minute)
+		wants("b?1", "c?1", "d?1", "b?1")
+		time.Sleep(time.Minute)
+		wants("a?2", "c?1")
+		br.doubt = true
+		wants("d?1", "d?1")
+		br.doubt = false
+		for i := range 2 * maxWishes {
+			br.wish(at(strconv.Itoa(i), ""))
+		}
+		if n := len(br.wishes); n != maxWishes {
+			t.Errorf("%d are probed in turn, want %d", n, maxWishes)
+		}
+		wants("15", "14")
 	})
 }
 
