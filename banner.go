@@ -24,6 +24,7 @@ type welcome struct {
 	upstreams []string
 	byDefault string // the upstream of names without one
 	mirror    bool   // Docker gets something from us as its mirror
+	login     bool   // clients have to say who they are
 	reached   string // the URL that a setting gives; empty: what listens tells
 	data      string // absolute, where that could be found out
 	capacity  Size
@@ -33,7 +34,7 @@ type welcome struct {
 func newWelcome(c *Config, version string, l lines, shown *certs.Keeper) welcome {
 	w := welcome{
 		version: version, registry: l.registry.Addr(), upstreams: c.upstreamNames(), byDefault: string(c.DefaultUpstream),
-		mirror: c.dockerMirrorTrouble() == "", reached: string(c.URL),
+		mirror: c.dockerMirrorTrouble() == "", login: c.hasAccess(), reached: string(c.URL),
 		data: c.dataPath(), capacity: c.CacheSize, offline: bool(c.Offline),
 	}
 	if shown != nil {
@@ -68,6 +69,9 @@ func (w welcome) log(logger zerolog.Logger) {
 	if hints := w.hints(); len(hints) > 0 {
 		e.Str("daemon_json", hints[len(hints)-1].line) // the one for other machines, if they can get here
 	}
+	if w.login {
+		e.Str("login", w.clientCommand())
+	}
 	e.Msg("serving")
 }
 
@@ -95,8 +99,33 @@ func (w welcome) print(out io.Writer) {
 	for _, hint := range w.hints() {
 		fmt.Fprintf(&b, "\n%s\n  %s\n", hint.what, hint.line)
 	}
+	if w.login {
+		fmt.Fprintf(&b, "\nClients have to log in. With the settings of this server, how (for docker, containerd, podman and others) says:\n  %s\n", w.clientCommand())
+	}
 	b.WriteString("\n")
 	_, _ = io.WriteString(out, b.String())
+}
+
+// clientCommand prints what makes a client use this server, and how it logs in.
+func (w welcome) clientCommand() string {
+	name := "docker"
+	if !w.mirror {
+		name = "containerd" // Docker would get nothing without being told by name
+	}
+	at := w.reached
+	if at == "" {
+		host, port, _ := net.SplitHostPort(w.registry.String())
+		switch ip := net.ParseIP(host); {
+		case w.secure:
+			host = certifiedName(w.names, ip)
+		case ip.IsLoopback():
+			host = "localhost"
+		default:
+			host = hostName(ip)
+		}
+		at = w.scheme() + "://" + net.JoinHostPort(host, port)
+	}
+	return "entrepot client --address " + at + " " + name
 }
 
 // place is where to point a browser or a client at.

@@ -49,16 +49,28 @@ type process struct {
 	admin    string        // likewise
 }
 
-// startProcess runs serve with these variables on free ports.
-func startProcess(t *testing.T, pairs ...string) *process {
+// self is the product as a command.
+func self(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	self, err := os.Executable()
+	path, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{began: time.Now(), serving: make(chan struct{}), ended: make(chan struct{})}
-	p.cmd = exec.Command(self)
-	p.cmd.Args = []string{"entrepot"}
+	cmd := exec.Command(path)
+	cmd.Args = append([]string{"entrepot"}, args...)
+	return cmd
+}
+
+// startProcess runs serve with these variables on free ports.
+func startProcess(t *testing.T, pairs ...string) *process {
+	t.Helper()
+	return startBy(t, self(t), pairs...)
+}
+
+// startBy is startProcess by a command that becomes the product.
+func startBy(t *testing.T, cmd *exec.Cmd, pairs ...string) *process {
+	t.Helper()
+	p := &process{cmd: cmd, began: time.Now(), serving: make(chan struct{}), ended: make(chan struct{})}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that what it started can be ended with it
 	p.cmd.Env = append([]string{"GORACE=" + raceOptions, "ENTREPOT_LISTEN=127.0.0.1:0", "ENTREPOT_ADMIN_LISTEN=127.0.0.1:0"}, pairs...)
 	stderr, err := p.cmd.StderrPipe()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -74,6 +75,52 @@ func TestHangupsAtAnyTime(t *testing.T) {
 	}()
 	p.terminate(t)
 	<-stormed
+}
+
+// Whoever may send one before the program itself runs starts it with SIGHUP
+// ignored: it catches it all the same once it can.
+func TestHangupsFromTheFirstInstant(t *testing.T) {
+	t.Parallel()
+	hub, dir := ocitest.NewHub(t, ocitest.Config{}), t.TempDir()
+	link := filepath.Join(dir, "entrepot")
+	if err := os.Symlink(self(t).Path, link); err != nil {
+		t.Fatal(err)
+	}
+	p := startBy(t, exec.Command("sh", "-c", `trap "" HUP; kill -HUP $$; exec "$0"`, link), over(hub, filepath.Join(dir, "data"))...)
+	for !isOver(p.serving) && !isOver(p.ended) {
+		p.hangUp(t, 1)
+	}
+	p.await(t)
+	p.awaitLog(t, "SIGHUP: reading files again")
+	p.terminate(t)
+}
+
+// Other commands have nothing to read again: SIGHUP, as a terminal sends it that is
+// closed, ends them.
+func TestHangupEndsOtherCommands(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cmd := self(t, "healthcheck")
+	cmd.Env = []string{"ENTREPOT_LISTEN=" + l.Addr().String()}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.Accept() // and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGHUP {
+		t.Errorf("it ended with %v", cmd.ProcessState)
+	}
 }
 
 // systemd hears that the server serves.
