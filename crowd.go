@@ -17,15 +17,22 @@ import (
 // after its answer. What is then still too much waits a moment for room and is
 // told 503, and a few more are closed without a word.
 type crowd struct {
-	most int64 // 0: any number
-	http *http.Server
-	open atomic.Int64
+	most   int64 // 0: any number
+	http   *http.Server
+	open   atomic.Int64
+	turned func(client, what string) // hears of each client that is turned away; nil: nobody does
 
 	tight atomic.Bool // connections are not kept; changes under mu
 	mu    sync.Mutex  // guards what follows, and that the server's switch is as tight says; before the server's own
 	swept time.Time
 	room  chan struct{} // closed when there is room; nil: nobody waits
 }
+
+// What becomes of those who are too many.
+const (
+	turnedTold   = "told"   // 503
+	turnedClosed = "closed" // without a word
+)
 
 const (
 	crowdWait = 2 * time.Second
@@ -50,6 +57,7 @@ func (c *crowd) enter(conn net.Conn) {
 	}
 	c.mu.Unlock()
 	if n > c.most+c.surplus() {
+		c.turn(conn.RemoteAddr().String(), turnedClosed)
 		_ = conn.Close()
 	}
 }
@@ -79,12 +87,24 @@ func (c *crowd) guard(h http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if c.open.Load() > c.most && r.URL.Path != "/healthz" && r.URL.Path != "/readyz" && !c.await(r.Context()) {
+			c.turn(r.RemoteAddr, turnedTold)
 			w.Header().Set("Connection", "close")
 			oci.WriteError(w, &oci.Error{Code: oci.Unavailable, Detail: "too many connections", RetryAfter: crowdWait})
 			return
 		}
 		h.ServeHTTP(w, r)
 	})
+}
+
+// turn tells of a client, before that client can know.
+func (c *crowd) turn(client, what string) {
+	if c.turned == nil {
+		return
+	}
+	if host, _, err := net.SplitHostPort(client); err == nil {
+		client = host
+	}
+	c.turned(client, what)
 }
 
 // await waits for room, and reports whether there is any.

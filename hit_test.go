@@ -161,7 +161,7 @@ func BenchmarkHit(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			s := startServer("registry", l, one.handler, nil, 0, zerolog.Nop(), func(err error) { b.Error(err) })
+			s := startServer("registry", l, one.handler, nil, 0, reports{log: zerolog.Nop(), failed: func(err error) { b.Error(err) }})
 			defer s.stop(b.Context(), closeGrace)
 			conn, err := net.Dial("tcp", l.Addr().String())
 			if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"os"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"entrepot/internal/ocitest"
+	"entrepot/ledger"
 
 	"github.com/rs/zerolog"
 )
@@ -131,29 +133,46 @@ func TestTransfersOfOneClientTakeTurns(t *testing.T) {
 	pulls.Wait()
 }
 
-// crowded is a server that takes a few connections; requests of /hold are
-// answered when release is closed.
-func crowded(t *testing.T, most Bound) (address string, begun chan struct{}, release chan struct{}) {
+// crowdedServer takes a few connections. Requests of /hold are answered when
+// release is closed.
+type crowdedServer struct {
+	address        string
+	begun, release chan struct{}
+	log            *syncBuffer
+	counts         *metrics
+}
+
+func crowded(t *testing.T, most Bound) crowdedServer {
 	t.Helper()
 	l, err := listen(t.Context(), "ENTREPOT_LISTEN", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	begun, release = make(chan struct{}, 1000), make(chan struct{})
+	c := crowdedServer{l.Addr().String(), make(chan struct{}, 1000), make(chan struct{}), new(syncBuffer), newMetrics(build{}, nil)}
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hold" {
-			begun <- struct{}{}
-			<-release
+			c.begun <- struct{}{}
+			<-c.release
 		}
 		fmt.Fprint(w, "ok")
 	})
-	s := startServer("registry", l, h, nil, most, zerolog.Nop(), func(err error) { t.Error(err) })
+	watcher := newObserver(zerolog.New(c.log), c.counts, ledger.New())
+	watcher.access = true
+	s := startServer("registry", l, h, nil, most, reports{watcher.log, func(err error) { t.Error(err) }, watcher.crowded})
 	t.Cleanup(func() {
 		ended, cancel := contextThatEnded()
 		defer cancel()
 		s.stop(ended, crowdWait)
 	})
-	return l.Addr().String(), begun, release
+	return c
+}
+
+// scrape is what the metrics are.
+func (c crowdedServer) scrape(t *testing.T) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	c.counts.handler(zerolog.Nop()).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	return w.Body.String()
 }
 
 // ask opens a connection and sends a request on it.
@@ -188,8 +207,9 @@ func answerOn(t *testing.T, conn net.Conn) (*http.Response, string) {
 func TestIdleConnectionsMakeRoom(t *testing.T) {
 	t.Parallel()
 	const most = 40
-	address, _, release := crowded(t, most)
-	close(release)
+	c := crowded(t, most)
+	address := c.address
+	close(c.release)
 	var idle []net.Conn
 	for range most {
 		conn := ask(t, address, "/")
@@ -221,41 +241,51 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 }
 
 // TestACrowdIsTold503: while all connections are at work others wait for room,
-// and then are told when to come back. Probes are answered.
+// and then are told when to come back. Probes are answered. Whoever is turned away
+// is counted, and the log tells of one a minute, also where each request has a line.
 func TestACrowdIsTold503(t *testing.T) {
 	t.Parallel()
 	const most = 4
-	address, begun, release := crowded(t, most)
-	for range most {
-		ask(t, address, "/hold")
-		<-begun
+	full := func() crowdedServer {
+		c := crowded(t, most)
+		for range most {
+			ask(t, c.address, "/hold")
+			<-c.begun
+		}
+		return c
 	}
-	waits := ask(t, address, "/hold")
-	resp, body := answerOn(t, waits)
-	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != "2" || !resp.Close || !strings.Contains(body, "too many connections") {
-		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
+	c := full()
+	for range 2 {
+		resp, body := answerOn(t, ask(t, c.address, "/hold"))
+		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != "2" || !resp.Close || !strings.Contains(body, "too many connections") {
+			t.Errorf("%s %v %s", resp.Status, resp.Header, body)
+		}
 	}
-	if resp, _ := answerOn(t, ask(t, address, "/healthz")); resp.StatusCode != http.StatusOK {
+	if resp, _ := answerOn(t, ask(t, c.address, "/healthz")); resp.StatusCode != http.StatusOK {
 		t.Errorf("a probe is told %s", resp.Status)
 	}
-	waits = ask(t, address, "/")
-	close(release)
+	waits := ask(t, c.address, "/")
+	close(c.release)
 	if resp, _ := answerOn(t, waits); resp.StatusCode != http.StatusOK {
 		t.Errorf("who waited when there was room is told %s", resp.Status)
 	}
+	if got := c.log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `"listener":"registry","client":"127.0.0.1","what":"told"`) {
+		t.Errorf("of two that were told 503 the log has\n%s", got)
+	}
+	if !strings.Contains(c.scrape(t), `entrepot_clients_turned_away_total{listener="registry",what="told"} 2`) {
+		t.Error("they are not counted")
+	}
 	// Beyond all bounds connections are closed at once.
-	address, begun, release = crowded(t, most)
-	defer close(release)
-	surplus := int((&crowd{most: most}).surplus())
-	for range most {
-		ask(t, address, "/hold")
-		<-begun
+	c = full()
+	defer close(c.release)
+	for range (&crowd{most: most}).surplus() {
+		ask(t, c.address, "/hold")
 	}
-	for range surplus {
-		ask(t, address, "/hold")
-	}
-	if _, err := ask(t, address, "/hold").Read(make([]byte, 1)); err == nil {
+	if _, err := ask(t, c.address, "/hold").Read(make([]byte, 1)); err == nil {
 		t.Error("one connection too many is answered")
+	}
+	if !strings.Contains(c.scrape(t), `entrepot_clients_turned_away_total{listener="registry",what="closed"} 1`) {
+		t.Error("it is not counted")
 	}
 }
 
@@ -295,7 +325,7 @@ func TestSlowHeadersAreTimedOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := ocitest.NewNetwork()
 		l := network.Listen("cache")
-		s := startServer("registry", l, unseen("healthz", healthz), nil, 0, zerolog.Nop(), func(err error) { t.Error(err) })
+		s := startServer("registry", l, unseen("healthz", healthz), nil, 0, reports{log: zerolog.Nop(), failed: func(err error) { t.Error(err) }})
 		defer s.stop(t.Context(), time.Second)
 		connect := func(sent string) net.Conn {
 			conn, err := network.DialContext(t.Context(), "tcp", l.Addr().String())
@@ -366,7 +396,7 @@ func TestSlowHeadersAreTimedOutOverHTTP2(t *testing.T) {
 			}
 		})
 		secure := &tls.Config{Certificates: []tls.Certificate{ca.Certificate("cache")}}
-		s := startServer("registry", l, answer, secure, 0, zerolog.Nop(), func(err error) { t.Error(err) })
+		s := startServer("registry", l, answer, secure, 0, reports{log: zerolog.Nop(), failed: func(err error) { t.Error(err) }})
 		defer s.stop(t.Context(), time.Second)
 		connect := func(sent string) net.Conn {
 			conn, err := network.DialContext(t.Context(), "tcp", l.Addr().String())

@@ -41,6 +41,7 @@ type metrics struct {
 
 	diskTrouble  *prometheus.CounterVec
 	refused      *prometheus.CounterVec
+	crowded      *prometheus.CounterVec
 	loginsFailed prometheus.Counter
 	tracesLost   prometheus.Counter
 
@@ -91,6 +92,12 @@ func newMetrics(b build, upstreams []string) *metrics {
 		m.diskTrouble.WithLabelValues(reason)
 	}
 	m.refused = m.counter("policy_refused_total", "Requests that a rule of the policy refused, or would have refused in a dry run.", "rule", "mode")
+	m.crowded = m.counter("clients_turned_away_total", "Clients that a listener with too many connections has turned away: told 503, or closed without a word.", "listener", "what")
+	for _, listener := range listenerNames {
+		for _, what := range []string{turnedTold, turnedClosed} {
+			m.crowded.WithLabelValues(listener, what) // from 0 on, so that the first is an increase
+		}
+	}
 	m.loginsFailed = m.plainCounter("logins_failed_total", "Passwords and tokens of clients that were tried and not believed; what is told 429, or was refused a moment ago, is not tried.")
 	m.tracesLost = m.plainCounter("trace_exports_failed_total", "Batches of spans that the collector of traces did not take, or not all of.")
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels tell the build."}, []string{"version", "revision", "goversion"})

@@ -153,6 +153,22 @@ func (o *observer) certificateTrouble(err error) {
 	e.Msg("no TLS certificate by ACME")
 }
 
+// crowded hears of every client that a listener turns away since it has too many
+// connections, which may be hundreds a second: the log tells once a minute, also
+// where each request has a line.
+func (o *observer) crowded(listener, client, what string) {
+	o.metrics.crowded.WithLabelValues(listener, what).Inc()
+	held, ok := o.throttle.pass("crowd " + listener)
+	if !ok {
+		return
+	}
+	e := o.log.Warn().Str("listener", listener).Str("client", client).Str("what", what)
+	if held > 0 {
+		e.Int("held_back", held)
+	}
+	e.Msg("too many connections: a client was turned away")
+}
+
 // loginFailed hears of every login that failed.
 func (o *observer) loginFailed(client, user string, err error) {
 	o.metrics.loginsFailed.Inc()

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -89,7 +88,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	seen := func(kind string, serve aside) http.Handler {
 		return traced.requests(proxy.Aside(kind, watcher.request, serve))
 	}
-	front := startFront(lines, shown, cfg, counts.handler(logger), seen, logger)
+	front := startFront(lines, shown, cfg, counts.handler(logger), seen, watcher)
 	stop := sync.OnceFunc(func() { front.stop(time.Duration(cfg.ShutdownTimeout), logger) })
 	defer stop() // where the stack does not come up
 
@@ -165,24 +164,36 @@ type front struct {
 	failed    chan error // from a listener that takes no more connections
 }
 
-func startFront(l lines, shown *certs.Keeper, cfg *Config, scrape http.Handler, seen sight, logger zerolog.Logger) *front {
+// The listeners' names, for messages and metrics.
+const (
+	registryListener = "registry"
+	plainListener    = "plain registry"
+	adminListener    = "admin"
+	metricsListener  = "metrics"
+)
+
+var listenerNames = [...]string{registryListener, plainListener, adminListener, metricsListener}
+
+func startFront(l lines, shown *certs.Keeper, cfg *Config, scrape http.Handler, seen sight, watcher *observer) *front {
 	f := &front{failed: make(chan error, 4)} // one for each listener
 	f.api.closed = seen(none, starting)
-	fail := func(err error) { f.failed <- err }
+	to := reports{log: watcher.log, failed: func(err error) { f.failed <- err }, crowded: watcher.crowded}
 	most := cfg.MaxConnections
-	var secure *tls.Config
-	if shown != nil {
-		secure = shown.Config()
+	api := registryHandler(&f.api, seen)
+	if shown == nil {
+		f.registry = append(f.registry, startServer(registryListener, l.registry, api, nil, most, to))
+	} else {
+		f.registry = append(f.registry, startServer(registryListener, l.registry, api, shown.Config(), most, to))
 	}
-	f.registry = append(f.registry, startServer("registry", l.registry, registryHandler(&f.api, seen), secure, most, logger, fail))
 	if l.plain != nil {
-		f.registry = append(f.registry, startServer("plain registry", l.plain, shown.Challenges(registryHandler(&f.api, seen)), nil, most, logger, fail))
+		f.registry = append(f.registry, startServer(plainListener, l.plain, shown.Challenges(api), nil, most, to))
 	}
 	if l.admin != nil {
-		f.others = append(f.others, startOperators("admin", l.admin, adminHandler(scrape, &f.ready, &f.operators, func(h http.Handler) http.Handler { return newTellingGuard(h, cfg, logger) }, seen), logger, fail))
+		telling := func(h http.Handler) http.Handler { return newTellingGuard(h, cfg, watcher.log) }
+		f.others = append(f.others, startOperators(adminListener, l.admin, adminHandler(scrape, &f.ready, &f.operators, telling, seen), to))
 	}
 	if l.metrics != nil {
-		f.others = append(f.others, startOperators("metrics", l.metrics, metricsHandler(scrape, &f.ready, seen), logger, fail))
+		f.others = append(f.others, startOperators(metricsListener, l.metrics, metricsHandler(scrape, &f.ready, seen), to))
 	}
 	return f
 }

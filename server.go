@@ -71,26 +71,35 @@ func listen(ctx context.Context, variable string, a Address) (net.Listener, erro
 	return proxy.Listener{Listener: l}, nil
 }
 
+// reports are who hears what becomes of a server, beside its clients.
+type reports struct {
+	log     zerolog.Logger
+	failed  func(error)                         // no more connections can be taken; told once at most
+	crowded func(listener, client, what string) // a client was turned away, what says how; may be nil
+}
+
 // startServer answers on l with the registry's API until stop; over TLS, and then
 // HTTP/2 as well, unless secure is nil. most bounds its connections; 0 does not.
-// failed is told, once at most, if no more connections can be taken.
-func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger, failed func(error)) *server {
-	s := newServer(name, h, secure, most, logger)
+func startServer(name string, l net.Listener, h http.Handler, secure *tls.Config, most Bound, to reports) *server {
+	s := newServer(name, h, secure, most, to)
 	s.http.ConnContext = proxy.ConnContext
-	s.start(l, failed)
+	s.start(l, to.failed)
 	return s
 }
 
 // startOperators is startServer for operators and scrapers.
-func startOperators(name string, l net.Listener, h http.Handler, logger zerolog.Logger, failed func(error)) *server {
-	s := newServer(name, h, nil, operatorConnections, logger)
-	s.start(l, failed)
+func startOperators(name string, l net.Listener, h http.Handler, to reports) *server {
+	s := newServer(name, h, nil, operatorConnections, to)
+	s.start(l, to.failed)
 	return s
 }
 
-func newServer(name string, h http.Handler, secure *tls.Config, most Bound, logger zerolog.Logger) *server {
+func newServer(name string, h http.Handler, secure *tls.Config, most Bound, to reports) *server {
 	ctx, cut := context.WithCancel(context.Background())
 	s := &server{name: name, tls: secure != nil, cut: cut, all: crowd{most: int64(most)}}
+	if to.crowded != nil {
+		s.all.turned = func(client, what string) { to.crowded(name, client, what) }
+	}
 	h = endsAfterChunks(s.all.guard(h))
 	if s.tls {
 		h = s.counted(h)
@@ -102,7 +111,7 @@ func newServer(name string, h http.Handler, secure *tls.Config, most Bound, logg
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     log.New(serverLog{logger}, "", 0),
+		ErrorLog:                     log.New(serverLog{to.log}, "", 0),
 		BaseContext:                  func(net.Listener) context.Context { return ctx },
 		ConnState:                    s.count,
 	}

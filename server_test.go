@@ -29,7 +29,7 @@ func startTest(t *testing.T, h http.Handler, logger zerolog.Logger) (*server, st
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startServer("registry", l, h, nil, 0, logger, func(err error) { t.Error(err) })
+	s := startServer("registry", l, h, nil, 0, reports{log: logger, failed: func(err error) { t.Error(err) }})
 	t.Cleanup(func() {
 		ended, cancel := contextThatEnded()
 		defer cancel()
@@ -75,7 +75,7 @@ func TestRequestsTakeNoLockOfTheirServer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := startServer("registry", l, unseen("healthz", healthz), secure, 0, zerolog.Nop(), func(err error) { t.Error(err) })
+			s := startServer("registry", l, unseen("healthz", healthz), secure, 0, reports{log: zerolog.Nop(), failed: func(err error) { t.Error(err) }})
 			defer s.stop(t.Context(), time.Second)
 			client := newClient(t)
 			client.Timeout = 10 * time.Second // nothing waits for anything

@@ -185,7 +185,7 @@ func TestTheEndOfAllListenersTakesNoLongerThanOfOne(t *testing.T) {
 		stuck := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release })
 		start := func(name string) *server {
 			l, _ := listenToPipe(t)
-			return startServer(name, l, stuck, nil, 0, zerolog.Nop(), func(err error) { t.Error(err) })
+			return startServer(name, l, stuck, nil, 0, reports{log: zerolog.Nop(), failed: func(err error) { t.Error(err) }})
 		}
 		f := &front{registry: []*server{start("registry"), start("plain registry")}, others: []*server{start("admin"), start("metrics")}}
 		synctest.Wait()

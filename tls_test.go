@@ -284,7 +284,7 @@ func TestStopWaitsForStreams(t *testing.T) {
 		<-r.Context().Done()
 		close(left)
 		<-release
-	}), shown.Config(), 0, zerolog.Nop(), func(err error) { t.Error(err) })
+	}), shown.Config(), 0, reports{log: zerolog.Nop(), failed: func(err error) { t.Error(err) }})
 	client := tlsClient(t, ca, true)
 	go func() {
 		if resp, err := client.Get("https://" + l.Addr().String()); err == nil {
