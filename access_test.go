@@ -503,25 +503,62 @@ func TestEachAddressAsksWhoItIs(t *testing.T) {
 }
 
 // Who came in by an authority that is not there any more is nobody, on a connection
-// that stands too.
+// that stands too; where a certificate is required, with users or without, that
+// connection ends. An authority that was issued anew is the same one.
 func TestAConnectionDoesNotOutliveItsAuthority(t *testing.T) {
-	for _, h2 := range []bool{false, true} {
-		ca, next, dir := ocitest.NewCA(), ocitest.NewCA(), t.TempDir()
-		chain, key := pairFiles(t, dir, "tls", ca.Certificate())
-		clients := filepath.Join(dir, "clients.crt")
-		replaceFile(t, clients, ca.PEM)
-		p := startProtected(t, "ENTREPOT_TLS_CERT_FILE="+chain, "ENTREPOT_TLS_KEY_FILE="+key, "ENTREPOT_TLS_CLIENT_CA_FILE="+clients)
-		client := tlsClient(t, ca, h2, ca.Client("alice"))
-		const path = "/v2/library/app/manifests/1"
-		if status, body, _ := p.ask(t, client, http.MethodGet, path, nil); status != http.StatusOK {
-			t.Fatalf("%d %s", status, body)
+	type starter func(t *testing.T, pairs ...string) *protected
+	alone := func(t *testing.T, pairs ...string) *protected {
+		t.Helper()
+		hub := ocitest.NewHub(t, ocitest.Config{})
+		hub.Push("library/app", "1", ocitest.RandomImage(1, 3000))
+		return &protected{program: startProgram(t, hub, pairs...), hub: hub}
+	}
+	required := "ENTREPOT_TLS_CLIENT_AUTH=required"
+	for name, row := range map[string]struct {
+		start  starter
+		more   []string
+		status int
+		closed bool
+	}{
+		"users":                       {startProtected, nil, http.StatusUnauthorized, false},
+		"users, and it is required":   {startProtected, []string{required}, http.StatusForbidden, true},
+		"nobody, and it is required":  {alone, []string{required}, http.StatusForbidden, true},
+		"nobody, and it may be there": {alone, nil, http.StatusOK, false}, // as without any
+	} {
+		for _, h2 := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, HTTP/2 %v", name, h2), func(t *testing.T) {
+				ca, next, dir := ocitest.NewCA(), ocitest.NewCA(), t.TempDir()
+				chain, key := pairFiles(t, dir, "tls", ca.Certificate())
+				clients := filepath.Join(dir, "clients.crt")
+				replaceFile(t, clients, ca.PEM)
+				p := row.start(t, append(row.more, "ENTREPOT_TLS_CERT_FILE="+chain, "ENTREPOT_TLS_KEY_FILE="+key, "ENTREPOT_TLS_CLIENT_CA_FILE="+clients, "ENTREPOT_LOG_LEVEL=info")...)
+				client := tlsClient(t, ca, h2, ca.Client("alice"))
+				const path = "/v2/library/app/manifests/1"
+				reload := func(authority []byte) {
+					told := strings.Count(p.log.String(), `"what":"TLS certificate"`)
+					replaceFile(t, clients, authority)
+					p.log.awaitTimes(t, `"what":"TLS certificate"`, told+1)
+				}
+				if status, body, _ := p.ask(t, client, http.MethodGet, path, nil); status != http.StatusOK {
+					t.Fatalf("%d %s", status, body)
+				}
+				reload(ca.Reissued().PEM)
+				if status, body, _ := p.ask(t, client, http.MethodGet, path, nil); status != http.StatusOK {
+					t.Errorf("when the authority was issued anew: %d %s", status, body)
+				}
+				reload(next.PEM)
+				if status, body, _ := p.ask(t, client, http.MethodGet, path, nil); status != row.status {
+					t.Errorf("when it is another one: %d %s, want %d", status, body, row.status)
+				}
+				if !row.closed {
+					return
+				}
+				if resp, err := client.Get(p.registry + path); err == nil {
+					resp.Body.Close()
+					t.Errorf("the connection was not closed: %s", resp.Status)
+				}
+			})
 		}
-		replaceFile(t, clients, next.PEM)
-		p.log.await(t, `"what":"TLS certificate"`)
-		if status, body, _ := p.ask(t, client, http.MethodGet, path, nil); status != http.StatusUnauthorized { // by a new connection it would be no answer at all
-			t.Errorf("HTTP/2 %v: %d %s", h2, status, body)
-		}
-		p.stopped(t)
 	}
 }
 

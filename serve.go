@@ -183,7 +183,7 @@ func startFront(l lines, shown *certs.Keeper, cfg *Config, scrape http.Handler, 
 	if shown == nil {
 		f.registry = append(f.registry, startServer(registryListener, l.registry, api, nil, most, to))
 	} else {
-		f.registry = append(f.registry, startServer(registryListener, l.registry, api, shown.Config(), most, to))
+		f.registry = append(f.registry, startServer(registryListener, l.registry, certified(api, shown.Refuses, seen), shown.Config(), most, to))
 	}
 	if l.plain != nil {
 		f.registry = append(f.registry, startServer(plainListener, l.plain, shown.Challenges(api), nil, most, to))

@@ -75,7 +75,13 @@ func startProgram(t *testing.T, hub *ocitest.Hub, pairs ...string) *program {
 // await waits until text is in the log.
 func (l *programLog) await(t *testing.T, text string) {
 	t.Helper()
-	for !strings.Contains(l.String(), text) {
+	l.awaitTimes(t, text, 1)
+}
+
+// awaitTimes waits until the log has said text so often.
+func (l *programLog) awaitTimes(t *testing.T, text string, times int) {
+	t.Helper()
+	for strings.Count(l.String(), text) < times {
 		select {
 		case <-t.Context().Done():
 			t.Fatalf("the log never said %s", text)

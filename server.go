@@ -281,6 +281,26 @@ func registryHandler(api http.Handler, seen sight) http.Handler {
 	})
 }
 
+// certified refuses requests on connections that a handshake would not make any
+// more, where clients have to show a certificate. It closes those, so that a client
+// hears from the handshake what is wrong with its certificate.
+func certified(h http.Handler, refuses func(*tls.ConnectionState) bool, seen sight) http.Handler {
+	refused := seen(none, func(w http.ResponseWriter, r *http.Request) (user string, err error) {
+		boundBody(w, r)
+		w.Header().Set("Connection", "close")
+		err = oci.Errorf(oci.Denied, "the certificate that this connection began with is not accepted any more")
+		oci.WriteError(w, err)
+		return "", err
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if refuses(r.TLS) {
+			refused.ServeHTTP(w, r)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
 // adminHandler is for operators on this machine. guard stands before what only
 // they may see; api has its own.
 func adminHandler(metrics http.Handler, ready *readiness, api http.Handler, guard func(http.Handler) http.Handler, seen sight) http.Handler {

@@ -11,7 +11,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -43,9 +43,9 @@ type Config struct {
 	// can make some.
 	// Required where there are rules.
 	Key func() (string, error)
-	// Trusts reports whether chains that a handshake has verified would be now; nil:
-	// they would.
-	Trusts func(chains [][]*x509.Certificate) bool
+	// Trusts reports whether a handshake would now accept the client's certificate
+	// that it has accepted before; nil: it would.
+	Trusts func(*tls.ConnectionState) bool
 	// URL is how clients reach us, such as https://cache.example; empty: as they
 	// did with the request at hand.
 	URL string
@@ -414,7 +414,7 @@ func (g *Gate) certified(r *http.Request) *Session {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return nil
 	}
-	if g.cfg.Trusts != nil && !g.cfg.Trusts(r.TLS.VerifiedChains) { // a connection may outlive its authority
+	if g.cfg.Trusts != nil && !g.cfg.Trusts(r.TLS) { // a connection may outlive its authority
 		return nil
 	}
 	leaf := r.TLS.VerifiedChains[0][0]

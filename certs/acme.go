@@ -21,7 +21,7 @@ type ACME struct {
 	Domains   []string
 	Email     string // for the authority to write to; may be empty
 	Directory string // its URL; empty: Let's Encrypt
-	CAs       string // PEM file of authorities to trust there; empty: the system's
+	CAs       string // PEM file of authorities to trust there; empty: the system's; read by Reload
 	Dir       string // where keys and certificates are kept
 	Proxy     func(*http.Request) (*url.URL, error)
 	// Warn is told what went wrong with a handshake's certificate, which may be
@@ -31,37 +31,50 @@ type ACME struct {
 
 // issued is what an authority gave us last.
 type issued struct {
-	acme    *ACME
-	manager *autocert.Manager
-	leaf    atomic.Pointer[x509.Certificate]
+	acme      *ACME
+	manager   *autocert.Manager
+	leaf      atomic.Pointer[x509.Certificate]
+	transport atomic.Pointer[http.Transport] // by which the authority is asked; another one trusts others
 }
 
 // authorityTimeout bounds one request to an authority.
 const authorityTimeout = 30 * time.Second
 
-func newIssued(a *ACME, readFile func(string) ([]byte, error)) (*issued, error) {
-	transport := &http.Transport{Proxy: a.Proxy, TLSClientConfig: new(tls.Config), TLSHandshakeTimeout: authorityTimeout, IdleConnTimeout: authorityTimeout, ForceAttemptHTTP2: true}
-	if a.CAs != "" {
-		authorities, err := readAuthorities(readFile, a.CAs)
-		if err != nil {
-			return nil, err
-		}
-		transport.TLSClientConfig.RootCAs = poolOf(authorities)
-	}
-	return &issued{acme: a, manager: &autocert.Manager{
+// newIssued is for trust, before anybody is asked.
+func newIssued(a *ACME) *issued {
+	i := &issued{acme: a}
+	i.manager = &autocert.Manager{
 		Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(a.Dir), HostPolicy: autocert.HostWhitelist(a.Domains...), Email: a.Email,
-		Client: &acme.Client{DirectoryURL: a.Directory, HTTPClient: &http.Client{Transport: secureOnly{transport}, Timeout: authorityTimeout, CheckRedirect: noRedirect}},
-	}}, nil
+		Client: &acme.Client{DirectoryURL: a.Directory, HTTPClient: &http.Client{Transport: secureOnly{i}, Timeout: authorityTimeout, CheckRedirect: noRedirect}},
+	}
+	return i
+}
+
+// trust reads who vouches for the authority's own server. It holds for
+// connections to come.
+func (i *issued) trust(readFile func(string) ([]byte, error)) error {
+	t := &http.Transport{Proxy: i.acme.Proxy, TLSClientConfig: new(tls.Config), TLSHandshakeTimeout: authorityTimeout, IdleConnTimeout: authorityTimeout, ForceAttemptHTTP2: true}
+	if i.acme.CAs != "" {
+		authorities, err := readAuthorities(readFile, i.acme.CAs)
+		if err != nil {
+			return err
+		}
+		t.TLSClientConfig.RootCAs = poolOf(authorities)
+	}
+	if old := i.transport.Swap(t); old != nil {
+		old.CloseIdleConnections()
+	}
+	return nil
 }
 
 // secureOnly keeps to https, wherever a directory points.
-type secureOnly struct{ over http.RoundTripper }
+type secureOnly struct{ issued *issued }
 
 func (s secureOnly) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" {
 		return nil, errors.New("the authority names an address without TLS")
 	}
-	return s.over.RoundTrip(r)
+	return s.issued.transport.Load().RoundTrip(r)
 }
 
 func noRedirect(*http.Request, []*http.Request) error {

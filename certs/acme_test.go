@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -123,7 +124,7 @@ func TestACME(t *testing.T) {
 				},
 			}
 			k := mustOpen(t, files)
-			if !k.Ends().IsZero() || k.Names()[0] != acmeDomain || len(k.Paths()) != 1 {
+			if !k.Ends().IsZero() || k.Names()[0] != acmeDomain || len(k.Paths()) != 2 {
 				t.Errorf("before the first client: ends %v, names %q, files %q", k.Ends(), k.Names(), k.Paths())
 			}
 			address := serveTLS(t, k)
@@ -189,6 +190,39 @@ func TestACME(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Who vouches for the authority's own server may change.
+func TestWhoVouchesForAnACMEAuthorityIsReadAgain(t *testing.T) {
+	a, d := newACMEAuthority(t, "tls-alpn-01"), newDirectory(t)
+	var asked atomic.Int64
+	a.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusForbidden)
+	})
+	a.Config.ErrorLog = log.New(io.Discard, "", 0)
+	k := mustOpen(t, Files{ReadFile: os.ReadFile, ACME: &ACME{
+		Domains: []string{acmeDomain, "other.example"}, Directory: a.URL + "/", CAs: d.write(t, "ca.crt", ocitest.NewCA().PEM), Dir: d.path("acme"), Warn: func(error) {},
+	}})
+	shake := func(name string) { // for one name it is asked once a minute
+		if _, _, err := handshake(t, k, &tls.Config{ServerName: name, RootCAs: a.ca.Pool()}); err == nil {
+			t.Error("there is a certificate")
+		}
+	}
+	if shake(acmeDomain); asked.Load() > 0 {
+		t.Error("an authority that nobody vouches for is spoken to")
+	}
+	d.write(t, "ca.crt", []byte("nonsense"))
+	if err := k.Reload(); err == nil {
+		t.Error("nonsense is taken for certificates")
+	}
+	d.write(t, "ca.crt", a.ca.PEM)
+	if err := k.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if shake("other.example"); asked.Load() == 0 {
+		t.Error("it is not spoken to, though there is now who vouches for it")
 	}
 }
 

@@ -36,7 +36,11 @@ type Files struct {
 
 // paths are the files that are read.
 func (f *Files) paths() []string {
-	return slices.DeleteFunc([]string{f.Cert, f.Key, f.PFX, f.ClientCAs}, func(path string) bool { return path == "" })
+	all := []string{f.Cert, f.Key, f.PFX, f.ClientCAs}
+	if f.ACME != nil {
+		all = append(all, f.ACME.CAs)
+	}
+	return slices.DeleteFunc(all, func(path string) bool { return path == "" })
 }
 
 // Keeper has what is shown and trusted now.
@@ -59,10 +63,7 @@ type state struct {
 func Open(files Files) (*Keeper, error) {
 	k := &Keeper{files: files}
 	if files.ACME != nil {
-		var err error
-		if k.issued, err = newIssued(files.ACME, files.ReadFile); err != nil {
-			return nil, err
-		}
+		k.issued = newIssued(files.ACME)
 	}
 	return k, k.Reload()
 }
@@ -86,6 +87,11 @@ func (k *Keeper) Reload() error {
 		s.config.ClientAuth = tls.VerifyClientCertIfGiven
 		if k.files.RequireClient {
 			s.config.ClientAuth = tls.RequireAndVerifyClientCert
+		}
+	}
+	if k.issued != nil {
+		if err := k.issued.trust(k.files.ReadFile); err != nil {
+			return err
 		}
 	}
 	k.current.Store(s)
@@ -126,13 +132,36 @@ func (k *Keeper) Config() *tls.Config {
 	return config
 }
 
-// Trusts reports whether chains, which a handshake has verified, still end in an
-// authority of clients' certificates: a connection may outlive that.
-func (k *Keeper) Trusts(chains [][]*x509.Certificate) bool {
-	authorities := k.current.Load().clientCAs
-	return slices.ContainsFunc(chains, func(chain []*x509.Certificate) bool {
-		return len(chain) > 0 && slices.ContainsFunc(authorities, chain[len(chain)-1].Equal)
+// Trusts reports whether a handshake would now accept the client's certificate of
+// a connection, which one has accepted before: a connection may outlive that
+// certificate's end, and its authority. An authority that was issued anew for the
+// same key is the same one. Where its certificate is another one this verifies
+// the client's again each time, for some tenths of a millisecond.
+func (k *Keeper) Trusts(c *tls.ConnectionState) bool {
+	s, now := k.current.Load(), time.Now()
+	if c == nil || len(c.VerifiedChains) == 0 || s.config.ClientCAs == nil {
+		return false
+	}
+	if slices.ContainsFunc(c.VerifiedChains, func(chain []*x509.Certificate) bool { return s.hasVerified(chain, now) }) {
+		return true
+	}
+	_, err := c.PeerCertificates[0].Verify(x509.VerifyOptions{ // as crypto/tls does
+		Roots: s.config.ClientCAs, Intermediates: poolOf(c.PeerCertificates[1:]), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
+	return err == nil
+}
+
+// hasVerified reports whether a chain that was verified would be again: it ends
+// in an authority that is still one, and no certificate of it has ended.
+func (s *state) hasVerified(chain []*x509.Certificate, now time.Time) bool {
+	return slices.ContainsFunc(s.clientCAs, chain[len(chain)-1].Equal) &&
+		!slices.ContainsFunc(chain, func(c *x509.Certificate) bool { return now.After(c.NotAfter) })
+}
+
+// Refuses reports whether a connection is one that a handshake would not make now,
+// since clients have to show a certificate.
+func (k *Keeper) Refuses(c *tls.ConnectionState) bool {
+	return k.files.RequireClient && !k.Trusts(c)
 }
 
 // Ends is when a certificate of the chain that is shown ends, the first of them.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"entrepot/internal/ocitest"
@@ -231,6 +232,83 @@ func TestAuthoritiesThatAreTakenAway(t *testing.T) {
 			t.Errorf("with %s: what was taken away is believed (%d chains, resumed %t)", tls.VersionName(version), len(server.VerifiedChains), server.DidResume)
 		}
 	}
+}
+
+// A connection that stands is worth what a handshake would be now.
+func TestTrustIsWhatAHandshakeWouldSay(t *testing.T) {
+	ca, issuer, other := ocitest.NewCA(), ocitest.NewCA(), ocitest.NewCA() // of one name
+	middle := issuer.Intermediate("middle")
+	direct, byMiddle := issuer.Client("alice"), middle.Client("alice")
+	byMiddle.Certificate = append(byMiddle.Certificate, middle.Root().Raw)
+	for name, row := range map[string]struct {
+		own  tls.Certificate
+		now  []*ocitest.CA
+		want bool
+	}{
+		"the same":                      {direct, []*ocitest.CA{issuer}, true},
+		"one more":                      {direct, []*ocitest.CA{other, issuer}, true},
+		"issued anew":                   {direct, []*ocitest.CA{issuer.Reissued()}, true},
+		"issued anew, with one between": {byMiddle, []*ocitest.CA{issuer.Reissued()}, true},
+		"the one between alone":         {byMiddle, []*ocitest.CA{middle}, true},
+		"another one of that name":      {direct, []*ocitest.CA{other}, false},
+		"another one, with one between": {byMiddle, []*ocitest.CA{other}, false},
+		"one that was between":          {direct, []*ocitest.CA{middle}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDirectory(t)
+			files := d.pair(t, ca.Certificate())
+			files.ClientCAs, files.RequireClient = d.write(t, "ca.crt", issuer.PEM), true
+			k, client := mustOpen(t, files), &tls.Config{RootCAs: ca.Pool(), ServerName: "localhost", Certificates: []tls.Certificate{row.own}}
+			standing, _, err := handshake(t, k, client)
+			if err != nil || !k.Trusts(&standing) || k.Refuses(&standing) {
+				t.Fatalf("at first: %v", err)
+			}
+			var all []byte
+			for _, one := range row.now {
+				all = append(all, one.PEM...)
+			}
+			d.write(t, "ca.crt", all)
+			if err := k.Reload(); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err = handshake(t, k, client)
+			if got := k.Trusts(&standing); got != row.want || got != (err == nil) || k.Refuses(&standing) == got {
+				t.Errorf("the connection is trusted: %t, want %t; a new one is refused with %v", got, row.want, err)
+			}
+		})
+	}
+}
+
+// Nor does a connection outlive the end of the client's certificate, or of its
+// authority's.
+func TestTrustEndsWithTheCertificates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, d := ocitest.NewCA(), newDirectory(t)
+		files := d.pair(t, ca.Certificate())
+		files.ClientCAs = d.write(t, "ca.crt", ca.PEM)
+		k := mustOpen(t, files)
+		standing := func(hours int) *tls.ConnectionState {
+			leaf := ca.Issue(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(time.Duration(hours) * time.Hour) }).Leaf
+			return &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf, ca.Root()}}}
+		}
+		short, long := standing(1), standing(48)
+		time.Sleep(2 * time.Hour)
+		if k.Trusts(short) || !k.Trusts(long) {
+			t.Errorf("after two hours one of one hour is trusted: %t, one of two days: %t", k.Trusts(short), k.Trusts(long))
+		}
+		time.Sleep(24 * time.Hour)
+		if k.Trusts(long) {
+			t.Error("after its authority's end a certificate is trusted")
+		}
+		d.write(t, "ca.crt", ca.Reissued().PEM)
+		if err := k.Reload(); err != nil || !k.Trusts(long) {
+			t.Errorf("when its authority was issued anew it is not trusted: %v", err)
+		}
+		none := new(tls.ConnectionState)
+		if k.Trusts(none) || k.Trusts(nil) || k.Refuses(none) {
+			t.Error("who shows no certificate is trusted, or refused where none is required")
+		}
+	})
 }
 
 // What is read again is shown in the next handshake; what is bad changes

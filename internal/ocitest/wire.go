@@ -26,10 +26,18 @@ func NewCA() *CA { return newCA("ocitest CA", nil) }
 // Intermediate is an authority that ca vouches for.
 func (ca *CA) Intermediate(name string) *CA { return newCA(name, ca) }
 
+// Reissued is the authority with another certificate, from now on, for the same
+// name and key.
+func (ca *CA) Reissued() *CA { return certify(ca.cert.Subject.CommonName, ca.key, nil) }
+
 // newCA makes an authority; without an issuer it vouches for itself.
 func newCA(name string, issuer *CA) *CA {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(err)
+	return certify(name, key, issuer)
+}
+
+func certify(name string, key *ecdsa.PrivateKey, issuer *CA) *CA {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
