@@ -122,7 +122,7 @@ type UpstreamSettings struct {
 	Login        Login  // for every repository that Logins does not cover
 	Logins       []PrefixLogin
 	Mirrors      []MirrorSettings // in the order in which they are asked
-	CA           []byte
+	CA           CAFile
 	AllowPrivate bool
 	Offline      bool
 	DropDeleted  bool
@@ -307,7 +307,7 @@ func (c *Config) UpstreamSettings() []UpstreamSettings {
 		all[i] = UpstreamSettings{
 			Name: string(u.Name), URL: string(u.URL), Login: Login{string(u.Username), u.Password},
 			Logins: prefixLogins(u.Credential), Mirrors: mirrorSettings(u.Mirror),
-			CA: u.CAFile.PEM(), AllowPrivate: bool(u.AllowPrivate), Share: u.Share.Fraction(),
+			CA: u.CAFile, AllowPrivate: bool(u.AllowPrivate), Share: u.Share.Fraction(),
 			Offline: bool(u.Offline), DropDeleted: !bool(u.KeepDeleted), Rate: u.Rate.perSecond(),
 		}
 	}
@@ -367,7 +367,7 @@ func (c *Config) Warnings() []string {
 	}
 	if content, err := readSmallFile(string(c.AccessFile)); c.AccessFile != "" && err == nil {
 		for _, text := range access.Warnings(content, c.Names()) {
-			warn("%s: %s: %s", accessVar, c.AccessFile, text)
+			all = append(all, c.aboutAccess(text))
 		}
 	}
 	if c.TLSClientAuth == "required" && c.PlainListen != "" && !c.PlainListen.isLoopback() && !c.hasAccess() {
@@ -394,6 +394,11 @@ func (c *Config) Warnings() []string {
 		}
 	}
 	return all
+}
+
+// aboutAccess is a warning about the access file.
+func (c *Config) aboutAccess(text string) string {
+	return fmt.Sprintf("%s: %s: %s", accessVar, c.AccessFile, text)
 }
 
 // givesAway is the warning that accounts at an upstream are everybody's, empty

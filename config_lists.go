@@ -55,7 +55,7 @@ type MirrorSettings struct {
 	URL          string
 	First        bool // before the upstream's own
 	Login        Login
-	CA           []byte
+	CA           CAFile
 	AllowPrivate bool
 }
 
@@ -72,10 +72,19 @@ func mirrorSettings(list []MirrorConfig) []MirrorSettings {
 	for _, m := range list {
 		all = append(all, MirrorSettings{
 			URL: string(m.URL), First: bool(m.First), Login: Login{string(m.Username), m.Password},
-			CA: m.CAFile.PEM(), AllowPrivate: bool(m.AllowPrivate),
+			CA: m.CAFile, AllowPrivate: bool(m.AllowPrivate),
 		})
 	}
 	return all
+}
+
+// caFiles are the files of authorities to trust at any of its addresses.
+func (u *UpstreamSettings) caFiles() []string {
+	all := []string{u.CA.path}
+	for _, m := range u.Mirrors {
+		all = append(all, m.CA.path)
+	}
+	return slices.DeleteFunc(all, func(path string) bool { return path == "" })
 }
 
 // accounts are the names that the upstream is signed in to with.

@@ -103,7 +103,7 @@ func TestEverySettingReachesItsField(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, plain{u.Name, u.URL, u.Login.Username, password, u.CA != nil, u.AllowPrivate})
+		got = append(got, plain{u.Name, u.URL, u.Login.Username, password, u.CA.path != "", u.AllowPrivate})
 	}
 	want := []plain{
 		{Name: "ghcr.io", Username: "robot$x", Password: "p:w d"},
@@ -195,7 +195,11 @@ func TestListsInListsReachTheirFields(t *testing.T) {
 	}
 	got = nil
 	for _, m := range hub.mirrors() {
-		got = append(got, fmt.Sprintf("%s first %t, login %t, CA %t, private %t", m.URL, m.First, m.Credentials != nil, m.CA != nil, m.AllowPrivate))
+		pem, err := m.CA()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprintf("%s first %t, login %t, CA %t, private %t", m.URL, m.First, m.Credentials != nil, pem != nil, m.AllowPrivate))
 	}
 	if diff := cmp.Diff([]string{
 		"https://mirror.gcr.io first true, login false, CA false, private false",

@@ -571,28 +571,32 @@ func (p ProxyURL) String() string {
 	return u.Redacted()
 }
 
-// CAFile is a file of certificates in PEM form, read once at start; reload.go tells of a change.
-type CAFile struct {
-	path string
-	pem  []byte
-}
+// CAFile is a file of certificates in PEM form, read at start, and again when it
+// changes.
+type CAFile struct{ path string }
 
 func (c *CAFile) UnmarshalText(text []byte) error {
-	pem, err := readSmallFile(string(text))
-	if err != nil {
-		return err
-	}
-	if !x509.NewCertPool().AppendCertsFromPEM(pem) {
-		return fmt.Errorf("%s holds no certificate: want PEM, -----BEGIN CERTIFICATE-----", words.Quote(string(text)))
-	}
-	*c = CAFile{path: string(text), pem: pem}
-	return nil
+	c.path = string(text)
+	_, err := c.PEM()
+	return err
 }
 
 func (c CAFile) String() string { return c.path }
 
-// PEM is the file's content; nil if there is none.
-func (c CAFile) PEM() []byte { return c.pem }
+// PEM is what the file has now; nil if no file is set.
+func (c CAFile) PEM() ([]byte, error) {
+	if c.path == "" {
+		return nil, nil
+	}
+	pem, err := readSmallFile(c.path)
+	if err != nil {
+		return nil, err
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate: want PEM, -----BEGIN CERTIFICATE-----", words.Quote(c.path))
+	}
+	return pem, nil
+}
 
 // File is a file that is read at start, and again when it changes.
 type File string

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	"entrepot/upstream"
+
 	"github.com/rs/zerolog"
 )
 
@@ -22,12 +24,11 @@ const settleTime = 100 * time.Millisecond
 
 // reloadable is what is read from files, and again when they change.
 type reloadable struct {
-	what    string          // for the log
-	paths   func() []string // to look at
-	load    func() error    // nil: it is read at start alone
-	atStart []os.FileInfo
-	seen    []os.FileInfo
-	told    string // the error that was logged last; empty after a success
+	what  string          // for the log
+	paths func() []string // to look at
+	load  func() error
+	seen  []os.FileInfo
+	told  string // the error that was logged last; empty after a success
 }
 
 // reloader looks after what is reloadable. Where reading fails, what was read
@@ -62,28 +63,25 @@ func (r *reloader) add(what string, load func() error, paths ...string) {
 
 // addChanging is add for files that name further ones.
 func (r *reloader) addChanging(what string, load func() error, paths func() []string) {
-	seen := look(paths())
-	r.all = append(r.all, &reloadable{what: what, paths: paths, load: load, atStart: seen, seen: seen})
+	r.all = append(r.all, &reloadable{what: what, paths: paths, load: load, seen: look(paths())})
 }
 
-// addSettings adds the files that single settings name: secrets, which are read
-// when they are used, and authorities of others, which are read at start alone.
-func (r *reloader) addSettings(c *Config) {
+// addCAs adds the authorities of upstreams and their mirrors.
+func (r *reloader) addCAs(c *Config, upstreams *upstream.Set) {
+	for _, u := range c.UpstreamSettings() {
+		if paths := u.caFiles(); len(paths) > 0 {
+			r.add("authorities of "+u.Name, upstreams.Client(u.Name).ReloadCAs, paths...)
+		}
+	}
+}
+
+// addSecrets adds the files of secrets, which are read when they are used.
+func (r *reloader) addSecrets(c *Config) {
 	eachValue(c, func(name string, _ setting, v any) {
-		switch v := v.(type) {
-		case *Secret:
-			if path := v.path(); path != "" {
-				r.add(name+fileSuffix, func() error { _, err := v.Value(); return err }, path)
-			}
-		case *CAFile:
-			if v.path != "" {
-				r.add(name, nil, v.path)
-			}
+		if secret, ok := v.(*Secret); ok && secret.path() != "" {
+			r.add(name+fileSuffix, func() error { _, err := secret.Value(); return err }, secret.path())
 		}
 	})
-	if c.TLSACMECAFile != "" {
-		r.add("ENTREPOT_TLS_ACME_CA_FILE", nil, string(c.TLSACMECAFile))
-	}
 }
 
 // start looks at the files each second, and reads them all at SIGHUP, also one
@@ -148,13 +146,6 @@ func isUnsettled(file os.FileInfo, now time.Time) bool {
 }
 
 func (one *reloadable) read(log zerolog.Logger, seen []os.FileInfo) {
-	if one.load == nil {
-		one.seen = seen
-		if !slices.EqualFunc(seen, one.atStart, sameFile) {
-			log.Warn().Str("what", one.what).Strs("files", one.paths()).Msg("changed, and read at start alone: it needs a restart")
-		}
-		return
-	}
 	changed := !slices.EqualFunc(seen, one.seen, sameFile)
 	err := one.load()
 	one.seen = seen

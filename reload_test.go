@@ -148,3 +148,44 @@ func TestReadyIsTold(t *testing.T) {
 	}
 	p.terminate(t)
 }
+
+// Authorities of upstreams are read again, as all files are: for what is asked
+// from then on, without a restart.
+func TestAuthoritiesOfUpstreamsAreReadAgain(t *testing.T) {
+	t.Parallel()
+	hub, path := ocitest.NewHub(t, ocitest.Config{TLS: true}), writeFile(t, string(ocitest.NewCA().PEM))
+	hub.Push("library/app", "1", ocitest.RandomImage(1, 3000))
+	p := startProgram(t, hub, "ENTREPOT_UPSTREAM_0_CA_FILE="+path, "ENTREPOT_LOG_LEVEL=info")
+	client := newClient(t)
+	const tag = "/v2/library/app/manifests/1"
+	if status, body, _ := get(t, client, p.registry+tag); status < 500 {
+		t.Fatalf("from an upstream that nobody vouches for: %d %s", status, body)
+	}
+	replaceFile(t, path, hub.CA())
+	p.log.await(t, `"what":"authorities of docker.io"`)
+	for status := 0; status != http.StatusOK; { // what failed is not asked again in the same second
+		status, _, _ = get(t, client, p.registry+tag)
+	}
+}
+
+// What a file of rights lets in that its writer may not mean is told when it is
+// read again, too.
+func TestRightsThatAreReadAgainAreWarnedOf(t *testing.T) {
+	t.Parallel()
+	p := startProtected(t, "ENTREPOT_LOG_LEVEL=info")
+	rules := filepath.Join(p.dir, "rules")
+	const warning = "claim sub: "
+	if strings.Contains(p.log.String(), warning) {
+		t.Fatal("it is warned of before it is there")
+	}
+	replaceFile(t, rules, []byte(testRules+`
+oidc:
+  - issuer: https://ci.example
+    audience: us
+    identities: [{user: ci, claims: {sub: "repo:acme*"}}]
+`))
+	p.log.await(t, warning)
+	if !strings.Contains(p.log.String(), "ENTREPOT_ACCESS_FILE: "+rules+": ") {
+		t.Errorf("the file is not named:\n%s", p.log)
+	}
+}

@@ -123,7 +123,8 @@ func serve(ctx context.Context, in invocation) (err error) {
 	if err != nil {
 		return err
 	}
-	reloads.addSettings(cfg)
+	reloads.addCAs(cfg, upstreams)
+	reloads.addSecrets(cfg)
 	reloads.start()
 	defer reloads.close()
 	api := proxy.New(allowed, proxy.Config{
@@ -323,7 +324,16 @@ func openAccess(cfg *Config, src oci.Source, catalog oci.Catalog, clients *ratel
 		reloads.add("users", guard.ReloadUsers, string(cfg.UsersFile))
 	}
 	if cfg.AccessFile != "" {
-		reloads.addChanging("rights", guard.ReloadRules, func() []string { return append([]string{string(cfg.AccessFile)}, guard.RulesFiles()...) })
+		reload := func() error {
+			if err := guard.ReloadRules(); err != nil {
+				return err
+			}
+			for _, text := range guard.Warnings() {
+				watcher.log.Warn().Msg(cfg.aboutAccess(text))
+			}
+			return nil
+		}
+		reloads.addChanging("rights", reload, func() []string { return append([]string{string(cfg.AccessFile)}, guard.RulesFiles()...) })
 	}
 	return guard, nil
 }
@@ -414,7 +424,7 @@ func openUpstreams(ctx context.Context, cfg *Config, about build, told upstream.
 	var clients []*upstream.Client
 	for i, u := range settings {
 		client, err := upstream.New(upstream.Config{
-			Name: u.Name, URL: u.URL, CA: u.CA, AllowPrivate: u.AllowPrivate,
+			Name: u.Name, URL: u.URL, CA: u.CA.PEM, AllowPrivate: u.AllowPrivate,
 			Credentials: logins[i], Mirrors: u.mirrors(), ForeignHosts: cfg.ForeignHosts, Limits: cfg.limits(u),
 			Proxy: cfg.Proxy(), UserAgent: about.userAgent(),
 			Observe: told.Observe, Received: told.Received, Warn: told.Warn,
@@ -535,7 +545,7 @@ func (l Login) credentials() upstream.Credentials {
 func (u *UpstreamSettings) mirrors() []upstream.Mirror {
 	var all []upstream.Mirror
 	for _, m := range u.Mirrors {
-		all = append(all, upstream.Mirror{URL: m.URL, Credentials: m.Login.credentials(), CA: m.CA, AllowPrivate: m.AllowPrivate, First: m.First})
+		all = append(all, upstream.Mirror{URL: m.URL, Credentials: m.Login.credentials(), CA: m.CA.PEM, AllowPrivate: m.AllowPrivate, First: m.First})
 	}
 	return all
 }

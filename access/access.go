@@ -133,6 +133,10 @@ func (g *Gate) RulesFiles() (paths []string) {
 	return paths
 }
 
+// Warnings are what the access file, as it is now, lets in that its writer may not
+// mean.
+func (g *Gate) Warnings() []string { return g.rules.Load().warnings }
+
 // HasTokens reports whether there is a token service.
 func (g *Gate) HasTokens() bool { return g.cfg.ReadRules != nil }
 

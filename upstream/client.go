@@ -78,6 +78,22 @@ func newClient(cfg Config, d dialer, now func() time.Time) (*Client, error) {
 	return c, nil
 }
 
+// ReloadCAs reads the CAs of all its addresses again, for connections to come.
+// After an error everything is as it was.
+func (c *Client) ReloadCAs() error {
+	made := make([]*transports, len(c.sites))
+	for i, s := range c.sites {
+		var err error
+		if made[i], err = s.connect(); err != nil {
+			return err
+		}
+	}
+	for i, s := range c.sites {
+		s.reconnect(made[i])
+	}
+	return nil
+}
+
 // Name is the upstream's name.
 func (c *Client) Name() string { return c.cfg.Name }
 

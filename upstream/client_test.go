@@ -41,10 +41,13 @@ func (c *clock) advance(d time.Duration) {
 	c.at = c.at.Add(d)
 }
 
+// fixed is a CA that does not change.
+func fixed(pem []byte) func() ([]byte, error) { return func() ([]byte, error) { return pem, nil } }
+
 // connect makes a client of a hub.
 func connect(t *testing.T, hub *ocitest.Hub, change ...func(*Config)) *Client {
 	t.Helper()
-	return connectAt(t, hub.URL(), time.Now, append([]func(*Config){func(cfg *Config) { cfg.CA = hub.CA() }}, change...)...)
+	return connectAt(t, hub.URL(), time.Now, append([]func(*Config){func(cfg *Config) { cfg.CA = fixed(hub.CA()) }}, change...)...)
 }
 
 func connectAt(t *testing.T, url string, now func() time.Time, change ...func(*Config)) *Client {
@@ -168,7 +171,7 @@ func TestConfigIsChecked(t *testing.T) {
 		{"password", Config{Name: "a.example", URL: "https://me:secret@a.example"}, "upstream a.example: the URL holds credentials: they have settings of their own"},
 		{"malformed, with a password", Config{Name: "a.example", URL: "https://me:secret@a.example:x"}, "upstream a.example: the URL is not http(s)://host[:port][/path]"},
 		{"query", Config{Name: "a.example", URL: "https://a.example?x"}, "upstream a.example: the URL has a query or a fragment"},
-		{"CA", Config{Name: "a.example", CA: []byte("no certificate")}, "upstream a.example: the CA holds no certificate in PEM form"},
+		{"CA", Config{Name: "a.example", CA: fixed([]byte("no certificate"))}, "upstream a.example: the CA holds no certificate in PEM form"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

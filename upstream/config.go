@@ -16,7 +16,7 @@ type Config struct {
 	Name         string                                // canonical: "docker.io", "registry.example:5000"
 	URL          string                                // http(s)://host[:port][/path]; empty: the well-known endpoint of Name
 	Credentials  Credentials                           // nil: anonymous
-	CA           []byte                                // PEM, trusted beside the system's roots
+	CA           func() ([]byte, error)                // PEM, trusted beside the system's roots; read by New and ReloadCAs; nil, or no bytes: none
 	AllowPrivate bool                                  // token realms and redirects may lead to private addresses
 	Proxy        func(*http.Request) (*url.URL, error) // nil: none; as http.Transport.Proxy
 	Limits       ratelimit.Limits                      // zero fields: what suits Name
@@ -42,10 +42,10 @@ type Config struct {
 // something, the primary excepted: that there is none is only its to say.
 type Mirror struct {
 	URL          string
-	Credentials  Credentials // nil: anonymous
-	CA           []byte      // as in Config
-	AllowPrivate bool        // as in Config
-	First        bool        // it is asked before the primary
+	Credentials  Credentials            // nil: anonymous
+	CA           func() ([]byte, error) // as in Config
+	AllowPrivate bool                   // as in Config
+	First        bool                   // it is asked before the primary
 }
 
 // DialFunc makes a connection. One that is given in place of the system's is

@@ -371,7 +371,7 @@ func TestMirrorConfigIsChecked(t *testing.T) {
 	for want, cfg := range map[string]Config{
 		"upstream a.example: a mirror has no URL":                                               {Mirrors: []Mirror{{}}},
 		"upstream a.example: the URL is not http(s)://host[:port][/path]":                       {Mirrors: []Mirror{{URL: "mirror"}}},
-		"upstream a.example: the CA holds no certificate in PEM form":                           {Mirrors: []Mirror{{URL: "https://m.example", CA: []byte("x")}}},
+		"upstream a.example: the CA holds no certificate in PEM form":                           {Mirrors: []Mirror{{URL: "https://m.example", CA: fixed([]byte("x"))}}},
 		`upstream a.example: "a b" is no host for foreign layers: want host[:port]`:             {ForeignHosts: []string{"a b"}},
 		`upstream a.example: "https://h/path" is no host for foreign layers: want host[:port]`:  {ForeignHosts: []string{"https://h/path"}},
 		`upstream a.example: "ftp://h" is no host for foreign layers: want host[:port]`:         {ForeignHosts: []string{"ftp://h"}},

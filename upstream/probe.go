@@ -304,6 +304,17 @@ func (b *breakers) forget(repo string) {
 	}
 }
 
+// probeNow has all that is open probed at once: what it failed of is gone.
+func (b *breakers) probeNow() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, br := range b.known {
+		if br.open && !br.probing && !b.ended {
+			b.probeInLocked(br, 0)
+		}
+	}
+}
+
 // probe asks a host by a HEAD without credentials whether it is well. retry is
 // how long it is not to be asked again.
 func (s *site) probe(ctx context.Context, u *url.URL) (o outcome, retry time.Duration, err error) {

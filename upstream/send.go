@@ -132,7 +132,7 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, pa
 	start := time.Now()
 	var connected atomic.Bool
 	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
-	resp, err := s.transports.roundTrip(s.newRequest(traced, r, l.header), r.transfer) //nolint:bodyclose // newBody takes it over
+	resp, err := s.transports.Load().roundTrip(s.newRequest(traced, r, l.header), r.transfer) //nolint:bodyclose // newBody takes it over
 	overdue.Stop()
 	call.Duration = time.Since(start)
 	if err != nil {

@@ -21,7 +21,9 @@ type site struct {
 	credentials Credentials
 	endpoint    *url.URL
 	origin      origin // of endpoint
-	transports  *transports
+	ca          func() ([]byte, error)
+	dialer      dialer
+	transports  atomic.Pointer[transports]
 	limiter     *ratelimit.Limiter
 	accounts    *accounts
 	tokens      *tokens
@@ -44,6 +46,8 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 		cfg:         cfg,
 		credentials: at.Credentials,
 		endpoint:    endpoint,
+		ca:          at.CA,
+		dialer:      d,
 		origin:      originOf(endpoint),
 		accounts:    newAccounts(now),
 		demands:     &demands{byOrigin: map[origin]demand{}},
@@ -56,9 +60,11 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 	}
 	s.limiter = ratelimit.New(cfg.Limits.For(known, at.Credentials != nil))
 	s.breakers = newBreakers(s.probe, s.hostChanged)
-	if s.transports, err = newTransports(cfg, at.CA, d); err != nil {
-		return nil, fmt.Errorf("upstream %s: %w", cfg.Name, err)
+	t, err := s.connect()
+	if err != nil {
+		return nil, err
 	}
+	s.transports.Store(t)
 	s.tokens = &tokens{
 		now:      now,
 		accounts: s.accounts,
@@ -72,6 +78,22 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 	return s, nil
 }
 
+// connect makes connections that trust whom the site's CA names now.
+func (s *site) connect() (*transports, error) {
+	t, err := newTransports(s.cfg, s.ca, s.dialer)
+	if err != nil {
+		return nil, fmt.Errorf("upstream %s: %w", s.cfg.Name, err)
+	}
+	return t, nil
+}
+
+// reconnect has t carry the requests to come; those on their way go on. Whoever
+// was not trusted until now is asked at once.
+func (s *site) reconnect(t *transports) {
+	s.transports.Swap(t).closeIdle()
+	s.breakers.probeNow()
+}
+
 func (s *site) forget(ctx context.Context, repo oci.Repository) {
 	if cred, _, err := s.credential(ctx, repo); err == nil {
 		s.accounts.forget(cred.id)
@@ -83,7 +105,7 @@ func (s *site) forget(ctx context.Context, repo oci.Repository) {
 func (s *site) close() {
 	s.tokens.close()
 	s.breakers.close()
-	s.transports.closeIdle()
+	s.transports.Load().closeIdle()
 }
 
 // url is the address of a path of the distribution API.

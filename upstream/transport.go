@@ -28,7 +28,7 @@ type transports struct {
 	proxiedAPI, proxiedBlobs *http.Transport // nil without proxy
 }
 
-func newTransports(cfg *Config, ca []byte, d dialer) (*transports, error) {
+func newTransports(cfg *Config, ca func() ([]byte, error), d dialer) (*transports, error) {
 	roots, err := rootCAs(ca)
 	if err != nil {
 		return nil, err
@@ -44,9 +44,13 @@ func newTransports(cfg *Config, ca []byte, d dialer) (*transports, error) {
 	return t, nil
 }
 
-func rootCAs(pem []byte) (*x509.CertPool, error) {
-	if len(pem) == 0 {
+func rootCAs(ca func() ([]byte, error)) (*x509.CertPool, error) {
+	if ca == nil {
 		return nil, nil
+	}
+	pem, err := ca()
+	if err != nil || len(pem) == 0 {
+		return nil, err
 	}
 	pool, err := x509.SystemCertPool()
 	if err != nil {

@@ -47,6 +47,56 @@ func TestTLSWithAPrivateCA(t *testing.T) {
 	saw(t, hub)
 }
 
+// Whom an upstream's address, or a mirror's, is trusted for may change: for all
+// connections to come, those that stand idle too, and at once, whatever was open.
+func TestCAsAreReadAgain(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{TLS: true})
+	hub.Push("library/alpine", "latest", ocitest.RandomImage(1, 1000))
+	stranger := ocitest.NewCA().PEM
+	for name, addresses := range map[string]func(*Config, func() ([]byte, error)){
+		"the upstream": func(cfg *Config, ca func() ([]byte, error)) { cfg.CA = ca },
+		"a mirror": func(cfg *Config, ca func() ([]byte, error)) {
+			cfg.CA, cfg.Mirrors = nil, []Mirror{{URL: hub.URL(), CA: ca, First: true}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			trusted := stranger
+			c := connect(t, hub, func(cfg *Config) { addresses(cfg, func() ([]byte, error) { return trusted, nil }) })
+			refused := func() {
+				t.Helper()
+				if resolve(t, c) == nil {
+					t.Error("whom nobody vouches for is believed")
+				}
+			}
+			for range tripAfter { // until its host is not asked
+				refused()
+			}
+			trusted = hub.CA()
+			if err := c.ReloadCAs(); err != nil {
+				t.Fatal(err)
+			}
+			for _, b := range c.Breakers() {
+				if wait := time.Until(b.Next); wait > 0 {
+					t.Errorf("%s is asked in %v, want at once", b.Host, wait)
+				}
+			}
+			for end := time.Now().Add(10 * time.Second); resolve(t, c) != nil && time.Now().Before(end); {
+			}
+			mustResolve(t, c)
+			trusted = []byte("nonsense")
+			if err := c.ReloadCAs(); err == nil {
+				t.Error("nonsense is taken for certificates")
+			}
+			mustResolve(t, c)
+			trusted = stranger
+			if err := c.ReloadCAs(); err != nil {
+				t.Fatal(err)
+			}
+			refused()
+		})
+	}
+}
+
 func TestHTTPSIsNeverSpokenInClear(t *testing.T) {
 	var seen []string
 	clear := func(w http.ResponseWriter, r *http.Request) { seen = append(seen, r.Method) }
@@ -73,7 +123,7 @@ func TestHTTPSIsNeverSpokenInClear(t *testing.T) {
 		defer srv.Close()
 		url := strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)
 		c := connectAt(t, url, time.Now, func(cfg *Config) {
-			cfg.CA = ca.PEM
+			cfg.CA = fixed(ca.PEM)
 			cfg.Credentials = Password("me", "secret")
 		})
 		if err := resolve(t, c); oci.CodeOf(err) != oci.BadUpstream || !strings.Contains(err.Error(), "in clear") {
