@@ -181,3 +181,34 @@ func TestNamedSettingsExist(t *testing.T) {
 		}
 	}
 }
+
+// TestTheUnitReadsFilesThatMayChange: what systemd copies at the start of a service
+// (credentials) never changes for it, however often it reads that again.
+func TestTheUnitReadsFilesThatMayChange(t *testing.T) {
+	text, err := os.ReadFile("deploy/systemd/secure.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if regexp.MustCompile(`(?m)^(Load|Set|Import)Credential`).Match(text) {
+		t.Error("secure.conf has files copied")
+	}
+	files := regexp.MustCompile(`ENTREPOT_[A-Z_]+_FILE=(\S+)`).FindAllSubmatch(text, -1)
+	for _, file := range files {
+		if !strings.HasPrefix(string(file[1]), "/etc/entrepot/") {
+			t.Errorf("%s: want a file in /etc/entrepot, which the guide makes", file[0])
+		}
+	}
+	group := regexp.MustCompile(`(?m)^SupplementaryGroups=(\S+)$`).FindSubmatch(text)
+	if len(files) < 4 || group == nil {
+		t.Fatalf("secure.conf names %d files, and the group %q to read them by", len(files), group)
+	}
+	guide, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"groupadd --system " + string(group[1]), "install -m 640 -g " + string(group[1]) + " tls.crt tls.key users deploy/access.yaml /etc/entrepot/"} {
+		if !strings.Contains(string(guide), command) {
+			t.Errorf("the guide does not have %q", command)
+		}
+	}
+}
