@@ -10,7 +10,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
+	gometrics "runtime/metrics"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -77,14 +81,11 @@ func newHeldImage(t testing.TB, layer int64) *heldImage {
 
 // bare answers as a hit does, and does nothing else: what net/http costs.
 func bare(c ocitest.Content) http.Handler {
-	body, size, etag := c.Bytes(), strconv.FormatInt(c.Size, 10), `"`+c.Digest.String()+`"`
+	body, mediaType, digest := c.Bytes(), []string{c.MediaType}, []string{c.Digest.String()}
+	size, etag, outcome := []string{strconv.FormatInt(c.Size, 10)}, []string{`"` + c.Digest.String() + `"`}, []string{"hit"}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h["Content-Type"] = []string{c.MediaType}
-		h["Docker-Content-Digest"] = []string{c.Digest.String()}
-		h["Content-Length"] = []string{size}
-		h["Etag"] = []string{etag}
-		h["X-Entrepot-Cache"] = []string{"hit"}
+		h["Content-Type"], h["Docker-Content-Digest"], h["Content-Length"], h["Etag"], h["X-Entrepot-Cache"] = mediaType, digest, size, etag, outcome
 		w.WriteHeader(http.StatusOK)
 		if r.Method == http.MethodGet {
 			_, _ = w.Write(body)
@@ -105,12 +106,12 @@ func (w *heldImage) hits() []hit {
 	const base = "/v2/app/"
 	digest := base + "manifests/" + w.image.Digest.String()
 	return []hit{
-		{"tag", http.MethodGet, base + "manifests/latest", w, 5},
-		{"digest", http.MethodGet, digest, w, 5},
-		{"head", http.MethodHead, base + "manifests/latest", w, 5},
-		{"manifest/bare", http.MethodGet, digest, bare(w.image.Content), 5},
-		{"small", http.MethodGet, base + "blobs/" + w.config.Digest.String(), w, 8},
-		{"small/bare", http.MethodGet, digest, bare(w.config), 5},
+		{"tag", http.MethodGet, base + "manifests/latest", w, 0},
+		{"digest", http.MethodGet, digest, w, 0},
+		{"head", http.MethodHead, base + "manifests/latest", w, 0},
+		{"manifest/bare", http.MethodGet, digest, bare(w.image.Content), 0},
+		{"small", http.MethodGet, base + "blobs/" + w.config.Digest.String(), w, 5},
+		{"small/bare", http.MethodGet, digest, bare(w.config), 0},
 		{"large", http.MethodGet, base + "blobs/" + w.layer.Digest.String(), w, 30},
 		{"large/bare", http.MethodGet, digest, bareFile(w.file), 30},
 	}
@@ -130,7 +131,7 @@ func (d *discard) WriteHeader(int)                  {}
 func (d *discard) Write(p []byte) (int, error)      { return len(p), nil }
 func (d *discard) SetWriteDeadline(time.Time) error { return nil }
 
-// A hit allocates what its headers are made of, and little else.
+// A hit of a manifest allocates nothing: its headers' values were made before.
 func TestHitsAllocateNextToNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector makes pools forget")
@@ -204,4 +205,93 @@ func askOnce(b *testing.B, conn net.Conn, method string, request []byte) int64 {
 		b.Fatal(resp.Status, err)
 	}
 	return int64(head.Len())
+}
+
+// TestHitsWaitForNoLock: of many clients that ask for the same at once, none waits
+// for another in what is ours. Records are read anew, by one client after the other,
+// each two seconds, so that one of a few rounds has to be without.
+func TestHitsWaitForNoLock(t *testing.T) {
+	times := 5000
+	if raceEnabled { // which takes longer, and finds the same
+		times = 500
+	}
+	before := runtime.SetMutexProfileFraction(1)
+	defer runtime.SetMutexProfileFraction(before)
+	for _, one := range newHeldImage(t, 300<<10).hits()[:2] {
+		t.Run(one.name, func(t *testing.T) {
+			var waits int64
+			for range 4 {
+				began := locksWaitedFor()
+				askTogether(t, one, 64, times)
+				if waits = locksWaitedFor() - began; waits == 0 {
+					return
+				}
+			}
+			t.Errorf("of the last %d requests %d waited for a lock", 64*times, waits)
+		})
+	}
+}
+
+// askTogether has many clients ask without a connection, each some times.
+func askTogether(t *testing.T, one hit, clients, times int) {
+	t.Helper()
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			r, w := httptest.NewRequestWithContext(t.Context(), one.method, one.path, nil), &discard{header: http.Header{}}
+			for range times {
+				clear(w.header)
+				one.handler.ServeHTTP(w, r)
+			}
+			if w.header.Get("X-Entrepot-Cache") != "hit" {
+				t.Errorf("no hit: %v", w.header)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// locksWaitedFor counts how often a lock of ours, or of a library that we called,
+// was waited for since profiling began. Pools register themselves under one, once.
+func locksWaitedFor() (n int64) {
+	records := make([]runtime.BlockProfileRecord, 10_000)
+	found, _ := runtime.MutexProfile(records)
+	for _, record := range records[:min(found, len(records))] {
+		var stack strings.Builder
+		for frames, more := runtime.CallersFrames(record.Stack()), true; more; {
+			var frame runtime.Frame
+			frame, more = frames.Next()
+			stack.WriteString(frame.Function + "\n")
+		}
+		if of := stack.String(); strings.Contains(of, "Mutex).") && strings.Contains(of, "entrepot") && !strings.Contains(of, "sync.(*Pool)") {
+			n += record.Count
+		}
+	}
+	return n
+}
+
+// BenchmarkHitTogether has 64 clients at once ask for what is held, without a
+// connection, and tells how long an answer waited for locks.
+func BenchmarkHitTogether(b *testing.B) {
+	for _, one := range newHeldImage(b, 300<<10).hits()[:2] {
+		b.Run(one.name, func(b *testing.B) {
+			b.SetParallelism(64 / runtime.GOMAXPROCS(0))
+			b.ReportAllocs()
+			waited := waitedForLocks()
+			b.RunParallel(func(pb *testing.PB) {
+				r := httptest.NewRequestWithContext(b.Context(), one.method, one.path, nil)
+				for w := (&discard{header: http.Header{}}); pb.Next(); clear(w.header) {
+					one.handler.ServeHTTP(w, r)
+				}
+			})
+			b.ReportMetric(float64(waitedForLocks()-waited)/float64(b.N), "ns-waited/op")
+		})
+	}
+}
+
+// waitedForLocks is how long goroutines have waited for locks, in nanoseconds.
+func waitedForLocks() int64 {
+	sample := []gometrics.Sample{{Name: "/sync/mutex/wait/total:seconds"}}
+	gometrics.Read(sample)
+	return int64(sample[0].Value.Float64() * 1e9)
 }

@@ -177,7 +177,7 @@ func heapInUse() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func openBench(b *testing.B, dir string, cfg Config) *Disk {
+func openBench(b testing.TB, dir string, cfg Config) *Disk {
 	b.Helper()
 	cfg.Dir, cfg.LockWait = dir, time.Nanosecond
 	d, err := Open(b.Context(), cfg)

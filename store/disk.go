@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"os"
@@ -184,10 +185,10 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 	if d.memory, err = newMemory(cfg.Memory); err != nil {
 		return err
 	}
-	d.markers, d.recall = newRecent[string, Marker](16<<10, recheck), newRecall()
-	d.tags = newRecent[string, Tag](16<<10, recheck)
-	d.derived = newRecent[oci.Repository, struct{}](1<<10, deriveEvery)
-	d.proofs = newRecent[oci.Digest, proof](4<<10, 24*time.Hour)
+	d.markers, d.recall = newRecent[string, Marker](16<<10, recheck, maphash.String), newRecall()
+	d.tags = newRecent[string, Tag](16<<10, recheck, maphash.String)
+	d.derived = newRecent[oci.Repository, struct{}](1<<10, deriveEvery, maphash.Comparable)
+	d.proofs = newRecent[oci.Digest, proof](4<<10, 24*time.Hour, maphash.Comparable)
 	d.proving.places, d.proving.running = make(chan struct{}, maxProving), make(map[oci.Digest]*hashing)
 	d.life, d.cancel = context.WithCancel(context.Background())
 	d.work.Go(func() { d.keep(d.life) })

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -11,30 +13,53 @@ const recheck = 2 * time.Second
 
 // recent remembers small records that change, for a moment, to spare the disk.
 // It is written only after the file is, so it never says more than the disk.
+//
+// Every hit by tag looks here, so that a look takes no lock: entries are never
+// changed, those whose keys lead to one place are a list, and who changes such a
+// list makes a new one.
 type recent[K comparable, V any] struct {
 	most int
 	keep time.Duration
+	seed maphash.Seed
+	hash func(maphash.Seed, K) uint64
 
 	since time.Time // when it was made
 
-	mu      sync.Mutex // guards the fields below
-	entries map[K]recentEntry[V]
+	places []atomic.Pointer[recentEntry[K, V]] // the first of each list; set under mu alone
+
+	mu   sync.Mutex // guards what follows
+	held int
+	next int // place at which room is made
 }
 
-type recentEntry[V any] struct {
+type recentEntry[K comparable, V any] struct {
+	key   K
 	value V
 	until time.Duration // of age
+	next  *recentEntry[K, V]
 }
 
-func newRecent[K comparable, V any](most int, keep time.Duration) *recent[K, V] {
-	return &recent[K, V]{most: most, keep: keep, since: time.Now(), entries: make(map[K]recentEntry[V])}
+// recentPerPlace is how many entries a place has when all is full.
+const recentPerPlace = 2
+
+func newRecent[K comparable, V any](most int, keep time.Duration, hash func(maphash.Seed, K) uint64) *recent[K, V] {
+	return &recent[K, V]{
+		most: most, keep: keep, seed: maphash.MakeSeed(), hash: hash, since: time.Now(),
+		places: make([]atomic.Pointer[recentEntry[K, V]], max(1, most/recentPerPlace)),
+	}
 }
 
-func (r *recent[K, V]) get(key K) (V, bool) {
-	r.mu.Lock()
-	e, ok := r.entries[key]
-	r.mu.Unlock()
-	return e.value, ok && r.age() <= e.until
+func (r *recent[K, V]) place(hash uint64) *atomic.Pointer[recentEntry[K, V]] {
+	return &r.places[hash%uint64(len(r.places))]
+}
+
+func (r *recent[K, V]) get(key K) (value V, ok bool) {
+	for e := r.place(r.hash(r.seed, key)).Load(); e != nil; e = e.next {
+		if e.key == key {
+			return e.value, r.age() <= e.until
+		}
+	}
+	return value, false
 }
 
 // find is get for a name that its caller has built on the stack.
@@ -43,13 +68,15 @@ func find[V any](r *recent[string, V], name []byte) (V, bool) {
 	return value, ok
 }
 
-// look is find, and tells until which age the entry is believed. A map that is
-// asked with a name that is converted on the spot makes no string of it.
-func look[V any](r *recent[string, V], name []byte) (V, time.Duration, bool) {
-	r.mu.Lock()
-	e, ok := r.entries[string(name)]
-	r.mu.Unlock()
-	return e.value, e.until, ok && r.age() <= e.until
+// look is find, and tells until which age the entry is believed. A name that is
+// converted to be compared, and hashed as it is, makes no string.
+func look[V any](r *recent[string, V], name []byte) (value V, until time.Duration, ok bool) {
+	for e := r.place(maphash.Bytes(r.seed, name)).Load(); e != nil; e = e.next {
+		if e.key == string(name) {
+			return e.value, e.until, r.age() <= e.until
+		}
+	}
+	return value, 0, false
 }
 
 // age is the time on which entries end. It takes half as long as a look at the
@@ -59,25 +86,50 @@ func (r *recent[K, V]) age() time.Duration { return time.Since(r.since) }
 func (r *recent[K, V]) put(key K, value V) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.entries[key]; !ok && len(r.entries) >= r.most {
-		r.makeRoom()
-	}
-	r.entries[key] = recentEntry[V]{value, r.age() + r.keep}
-}
-
-// makeRoom drops entries in map order, which is as good as random: what is in
-// use comes back with one read.
-func (r *recent[K, V]) makeRoom() {
-	for key := range r.entries {
-		delete(r.entries, key)
-		if len(r.entries) <= r.most*7/8 {
-			return
+	at := r.place(r.hash(r.seed, key))
+	rest, known := at.Load().without(key)
+	if !known {
+		if r.held >= r.most {
+			r.makeRoomLocked()
+			rest, _ = at.Load().without(key) // it may have been emptied
 		}
+		r.held++
 	}
+	at.Store(&recentEntry[K, V]{key, value, r.age() + r.keep, rest})
 }
 
 func (r *recent[K, V]) forget(key K) {
 	r.mu.Lock()
-	delete(r.entries, key)
-	r.mu.Unlock()
+	defer r.mu.Unlock()
+	at := r.place(r.hash(r.seed, key))
+	if rest, known := at.Load().without(key); known {
+		at.Store(rest)
+		r.held--
+	}
+}
+
+// makeRoomLocked empties places one after the other, which is as good as random:
+// what is in use comes back with one read.
+func (r *recent[K, V]) makeRoomLocked() {
+	for r.held > r.most*7/8 {
+		for e := r.places[r.next].Swap(nil); e != nil; e = e.next {
+			r.held--
+		}
+		r.next = (r.next + 1) % len(r.places)
+	}
+}
+
+// without is a list that lacks a key, and whether it was there. Readers may be in
+// the old one, so what stood before the key is copied.
+func (e *recentEntry[K, V]) without(key K) (rest *recentEntry[K, V], known bool) {
+	switch {
+	case e == nil:
+		return nil, false
+	case e.key == key:
+		return e.next, true
+	}
+	if rest, known = e.next.without(key); !known {
+		return e, false
+	}
+	return &recentEntry[K, V]{e.key, e.value, e.until, rest}, true
 }
