@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -102,7 +103,7 @@ func newMetrics(b build, upstreams []string) *metrics {
 	m.tracesLost = m.plainCounter("trace_exports_failed_total", "Batches of spans that the collector of traces did not take, or not all of.")
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels tell the build."}, []string{"version", "revision", "goversion"})
 	info.WithLabelValues(b.Version, b.Revision, b.Go).Set(1)
-	m.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(info, goMetrics(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -263,6 +264,13 @@ func (m *metrics) watchUpstreams(l *ledger.Ledger, breakers func() []upstream.Br
 
 func upstreamDesc(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc(namespace+"_"+name, help, []string{"upstream"}, nil)
+}
+
+// goMetrics are those that its library thinks of, and for how long goroutines have
+// waited for locks: what many connections wait for shows there first.
+func goMetrics() prometheus.Collector {
+	locks := collectors.GoRuntimeMetricsRule{Matcher: regexp.MustCompile(`^/sync/mutex/wait/total:seconds$`)}
+	return collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(locks))
 }
 
 // upstreamCollector shows one number of each upstream, 0 for those that have

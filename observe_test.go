@@ -271,3 +271,13 @@ func TestQuotasOfTwoAccountsAreTwoSeries(t *testing.T) {
 		}
 	}
 }
+
+// TestLockWaitsAreMeasured beside what the runtime's metrics have anyway.
+func TestLockWaitsAreMeasured(t *testing.T) {
+	registry := newMetrics(readBuild(), nil).registry
+	for _, want := range []string{"go_sync_mutex_wait_total_seconds_total", "go_goroutines", "go_memstats_heap_alloc_bytes"} {
+		if n, err := testutil.GatherAndCount(registry, want); n != 1 || err != nil {
+			t.Errorf("%s is there %d times: %v", want, n, err)
+		}
+	}
+}
