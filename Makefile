@@ -46,14 +46,15 @@ fuzz:
 	t="^$$1\$$"; run() { $(GO) test -run "^$$" -fuzz "$$t" -fuzztime $(FUZZTIME) -parallel 1 "$$0" 2>&1; }; \
 	out=$$(run || run); code=$$?; printf "%s %s\n%s\n" "$$0" "$$1" "$$out"; exit $$code'
 
-# Side by side with other programs: as root, on Debian, under half an hour; bench/setup.sh installs them.
+# Side by side with other programs: as root, on Debian with Go, under half an hour; bench/setup.sh installs them.
+bench: BEGAN := $(shell date +%s)
 bench: bench/bin/bench bench/bin/registry
-	cd bench && bin/bench -results results/performance.json -docs ../docs $(BENCHFLAGS)
+	cd bench && bin/bench -began $(BEGAN) -results results/performance.json -docs ../docs $(BENCHFLAGS)
 bench-full: bench/bin/bench bench/bin/registry
 	cd bench && bin/bench -full -results bin/full/performance.json -docs bin/full $(BENCHFLAGS)
 # What is a ratio must not be worse than what is committed: the workloads that need no minute each.
 bench-check: bench/bin/bench
-	cd bench && bin/bench -check results/performance.json -rivals direct,nginx-files,bare -run cold-pull,herd,warm,cold-ranges,trace,far $(BENCHFLAGS)
+	cd bench && bin/bench -check results/performance.json -rivals direct,nginx-files,bare -run cold-pull,herd,warm,cold-ranges,trace,start,far $(BENCHFLAGS)
 .PHONY: bench/bin/bench
 bench/bin/bench:
 	GO=$(GO) bench/setup.sh

@@ -15,8 +15,8 @@ type ratio struct {
 	gone  error // why there is none; nil: there is
 }
 
-// unsteady is what a workload's metrics cannot tell, since the same program has
-// two figures: over one connection by the processor that the reader gets.
+// unsteady are metrics that differ more in a workload than elsewhere: over one
+// connection the same program has two figures, by the processor that the reader gets.
 var unsteady = map[string]string{"warm-blob-1": "cpu_gb"}
 
 // ratios are the guarded figures of all workloads that were run, in order, those
@@ -25,8 +25,11 @@ func ratios(r results) []ratio {
 	var all []ratio
 	for _, w := range r.Workloads {
 		for _, m := range families[w.Family].metrics {
-			if m.within == 0 || unsteady[w.Name] == m.key {
+			if m.within == 0 {
 				continue
+			}
+			if unsteady[w.Name] == m.key {
+				m.within = wild
 			}
 			v, err := w.relative(ours, m)
 			all = append(all, ratio{w.Name, m, v, err})
@@ -41,16 +44,16 @@ type verdict struct {
 	worse int
 }
 
-// compare holds a run against another one: ratios, and what targets were met. A
-// workload that was not run is named, and no failure: runs of parts are compared
-// too. One that was run and has no figure, whoever failed, is worse.
-func compare(before, now results) verdict {
+// compare holds a run against another one: ratios, and what targets were met. What
+// o did not ask for is named, and no failure: runs of parts are compared too. What
+// it did and there is no figure of, for whatever reason, is worse.
+func compare(before, now results, o options) verdict {
 	var b strings.Builder
 	v := verdict{}
 	had := ratios(now)
 	for _, was := range ratios(before) {
 		i := slices.IndexFunc(had, func(r ratio) bool { return r.workload == was.workload && r.key == was.key })
-		line, worse := was.against(had, i)
+		line, worse := was.against(had, i, o)
 		if worse {
 			v.worse++
 			line += ": WORSE"
@@ -58,7 +61,12 @@ func compare(before, now results) verdict {
 		fmt.Fprintf(&b, "%-24s %-10s %s\n", was.workload, was.key, line)
 	}
 	for _, t := range targets {
-		if was, is := t.of(before), t.of(now); was.state == met && (is.state == missed || is.state == failed) {
+		was, is := t.of(before), t.of(now)
+		switch {
+		case was.state != met || is.state == met || is.state == unmeasured:
+		case t.within(now):
+			fmt.Fprintf(&b, "target %s, %s: was met with %s, is %s, by no more than rounds differ\n", t.what, t.wanted, was.found, is)
+		default:
 			v.worse++
 			fmt.Fprintf(&b, "target %s, %s: was met with %s, is %s: WORSE\n", t.what, t.wanted, was.found, is)
 		}
@@ -69,12 +77,14 @@ func compare(before, now results) verdict {
 
 // against compares a committed ratio with the one at i of those that there are
 // now; below 0, there is none.
-func (was ratio) against(now []ratio, i int) (line string, worse bool) {
+func (was ratio) against(now []ratio, i int, o options) (line string, worse bool) {
 	switch {
 	case i < 0:
-		return "not run", false
-	case errors.Is(now[i].gone, errNotMeasured):
+		return "not run", o.wants(was.workload)
+	case errors.Is(now[i].gone, errNotMeasured) && was.base != "" && len(o.rivals) > 0 && !slices.Contains(o.rivals, was.base):
 		return "not measured: without " + was.base, false
+	case errors.Is(now[i].gone, errNotMeasured):
+		return "not measured, though it was to be", true
 	case now[i].gone != nil:
 		return "is not to be had: " + now[i].gone.Error(), true
 	case was.gone != nil:
@@ -83,6 +93,11 @@ func (was ratio) against(now []ratio, i int) (line string, worse bool) {
 	is := now[i].value
 	return fmt.Sprintf("was %s, is %s, %+.0f %% (%.0f %% are allowed)", was.text(was.value), was.text(is), 100*(is/was.value-1), was.within),
 		was.worseBy(is) > was.within
+}
+
+// wants reports whether a workload is to be run.
+func (o options) wants(workload string) bool {
+	return len(o.only) == 0 || slices.ContainsFunc(o.only, func(p string) bool { return strings.HasPrefix(workload, p) })
 }
 
 // text is a value of the ratio's, or of the figure that stands for itself.

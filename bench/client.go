@@ -25,11 +25,12 @@ type puller struct {
 	client *http.Client
 	base   string // URL, with the prefix of repositories
 	buffer int
+	places map[string]string // by path, the URLs that pieces were redirected to
 }
 
 func newPuller(s *server) (p *puller, idle func()) {
 	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 8}
-	return &puller{&http.Client{Transport: transport}, s.base(), 64 << 10}, transport.CloseIdleConnections
+	return &puller{&http.Client{Transport: transport}, s.base(), 64 << 10, map[string]string{}}, transport.CloseIdleConnections
 }
 
 // errWrong is an answer whose bytes are not those that were pushed.
@@ -37,7 +38,11 @@ var errWrong = errors.New("wrong bytes")
 
 // get asks for a path and expects one of two statuses.
 func (p *puller) get(ctx context.Context, path, rang string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path, nil)
+	url := p.base + path
+	if place := p.places[path]; place != "" {
+		url = place
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -138,17 +143,19 @@ func (p *puller) compare(body io.Reader, content pattern, offset, end int64, beg
 	return first, nil
 }
 
-// piece reads length bytes at offset, by a ranged request. From who answers with
-// the whole it reads up to there, as it must.
+// piece reads length bytes at offset, by a ranged request. Where a registry
+// redirects to is asked from then on, as lazy pullers do. From who answers with the
+// whole it reads up to there, as it must.
 func (p *puller) piece(ctx context.Context, repo string, b blob, offset, length int64) (first time.Duration, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // leaves what is behind the piece unread
-	begin := time.Now()
-	resp, err := p.get(ctx, repo+"/blobs/"+b.Digest.String(), fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
+	begin, path := time.Now(), repo+"/blobs/"+b.Digest.String()
+	resp, err := p.get(ctx, path, fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
 	if err != nil {
 		return 0, err
 	}
 	defer resp.Body.Close()
+	p.places[path] = resp.Request.URL.String()
 	if resp.StatusCode == http.StatusOK {
 		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
 			return 0, err

@@ -49,6 +49,7 @@ type options struct {
 	full    bool
 	short   bool
 	rounds  int
+	began   int64 // Unix time at which make did; 0: nobody told
 	results string
 	docs    string
 	check   string
@@ -73,6 +74,7 @@ func run(ctx context.Context, args []string) error {
 	flags.BoolVar(&o.full, "full", false, "add a herd of 500 and a start with 1,000,000 blobs, and let rounds take as long as they do")
 	flags.BoolVar(&o.short, "short", false, "tiny sizes and one round: does the harness work?")
 	flags.IntVar(&o.rounds, "rounds", 0, "rounds of each workload; 0: as each says")
+	flags.Int64Var(&o.began, "began", 0, "Unix time at which what is needed began to be installed and built, to tell how long all took")
 	flags.StringVar(&o.results, "results", "", "write the results, or with -report read them: a JSON file; empty: print a summary only")
 	flags.StringVar(&o.docs, "docs", "", "write performance.md, and its pictures into performance/, in this directory")
 	flags.StringVar(&o.check, "check", "", "compare ratios, counts and targets with those of this JSON file, and fail where they are worse")
@@ -113,7 +115,7 @@ func publish(found results, o options) error {
 		}
 	}
 	if o.docs != "" {
-		if err := writeDocs(o.docs, found); err != nil {
+		if err := writeDocs(o.docs, o.results, found); err != nil {
 			return err
 		}
 	}
@@ -127,7 +129,7 @@ func publish(found results, o options) error {
 	if err != nil {
 		return err
 	}
-	verdict := compare(committed, found)
+	verdict := compare(committed, found, o)
 	fmt.Print(verdict.text)
 	if verdict.worse > 0 {
 		return errors.Join(broken(found), fmt.Errorf("%d figures are worse than those of %s", verdict.worse, committed.Date.Format(time.DateOnly)))

@@ -31,7 +31,8 @@ type series struct {
 }
 
 type dot struct {
-	row int
+	row    int
+	failed bool // after the rounds that it is of
 	summary
 }
 
@@ -47,17 +48,20 @@ var pictured = []struct {
 	{"manifest", "rps", "warm-manifest", "requests per second", true},
 	{"ranges", "up_ratio", "cold-ranges", "bytes from upstream for each byte asked for", true},
 	{"trace", "quota", "trace", "counted GETs at upstream for each manifest pulled", false},
+	{"trace", "hit_bytes", "trace-hits", "share of the bytes that were hits", false},
+	{"trace", "disk", "trace-disk", "most bytes on disk, of a bound that not all have", false},
+	{"start", "ready", "start", "seconds until it answers", false},
 	{"far", "mbs", "far-blob", "MB/s", false},
 }
 
-// pictureOf names the picture that a workload is in.
-func pictureOf(w workloadResult) string {
+// picturesOf names the pictures that a workload is in.
+func picturesOf(w workloadResult) (all []string) {
 	for _, p := range pictured {
 		if p.family == w.Family {
-			return p.name
+			all = append(all, p.name)
 		}
 	}
-	return ""
+	return all
 }
 
 // plots are the pictures for which there are figures.
@@ -97,7 +101,7 @@ func newPicture(r results, pic picture, key string, in func(workloadResult) bool
 				i = len(pic.series)
 				pic.series = append(pic.series, series{rival: rival.Name, color: colorOf(r, rival.Name)})
 			}
-			pic.series[i].dots = append(pic.series[i].dots, dot{row, s})
+			pic.series[i].dots = append(pic.series[i].dots, dot{row, rival.Failed != "", s})
 		}
 	}
 	return pic
@@ -127,10 +131,17 @@ const (
 	edge         = vg.Centimeter / 4
 )
 
+func (p picture) hasFailures() bool {
+	return slices.ContainsFunc(p.series, func(s series) bool { return slices.ContainsFunc(s.dots, func(d dot) bool { return d.failed }) })
+}
+
 // draw makes the picture as SVG.
 func (p picture) draw() ([]byte, error) {
 	pl := plot.New()
 	pl.X.Label.Text = p.title
+	if p.hasFailures() {
+		pl.X.Label.Text += " (×: it failed later)"
+	}
 	pl.X.Min, pl.X.Max = 0, 0
 	pl.Legend.Top = true
 	names := slices.Clone(p.rows)
@@ -158,6 +169,13 @@ func (p picture) draw() ([]byte, error) {
 			return nil, err
 		}
 		dots.GlyphStyle = draw.GlyphStyle{Color: s.color, Radius: vg.Points(3.5), Shape: draw.CircleGlyph{}}
+		dots.GlyphStyleFunc = func(n int) draw.GlyphStyle {
+			style := dots.GlyphStyle
+			if s.dots[n].failed {
+				style.Radius, style.Shape = vg.Points(5), draw.CrossGlyph{}
+			}
+			return style
+		}
 		bars, err := plotter.NewXErrorBars(struct {
 			plotter.XYer
 			plotter.XErrorer

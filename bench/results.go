@@ -16,8 +16,9 @@ import (
 type results struct {
 	Date      time.Time
 	Seconds   float64
-	Full      bool `json:",omitempty"`
-	Short     bool `json:",omitempty"`
+	Before    float64 `json:",omitempty"` // seconds in which make installed and built what was missing; 0: nobody told
+	Full      bool    `json:",omitempty"`
+	Short     bool    `json:",omitempty"`
 	Machine   machine
 	Rivals    []rivalInfo
 	Workloads []workloadResult
@@ -31,7 +32,8 @@ type workloadResult struct {
 	Name, Family, Title, About string
 	Clients                    int
 	Seconds                    float64
-	Skipped                    string `json:",omitempty"` // why it was left out
+	Skipped                    string   `json:",omitempty"` // why it was left out
+	Insight                    *insight `json:",omitempty"` // into our own rounds
 	Rivals                     []rivalResult
 }
 
@@ -129,13 +131,16 @@ func (w workloadResult) quotient(rival, key, per string) (summary, error) {
 }
 
 // relative is a rival's figure over that of the metric's base, or the figure
-// itself. Errors are metric's.
+// itself, of its worst round if that is the one that tells. Errors are metric's.
 func (w workloadResult) relative(rival string, m metric) (float64, error) {
 	if m.per != "" {
 		s, err := w.quotient(rival, m.key, m.per)
 		return s.median, err
 	}
 	own, err := w.metric(rival, m.key)
+	if err == nil && m.worst {
+		return own.max, nil
+	}
 	if err != nil || m.base == "" {
 		return own.median, err
 	}
@@ -147,6 +152,18 @@ func (w workloadResult) relative(rival string, m metric) (float64, error) {
 		return 0, failure{w.Name, m.base, "its " + m.key + " is 0"}
 	}
 	return own.median / base.median, nil
+}
+
+// byRound are the ratios of a rival's rounds to its metric's base's, as far as both
+// have had them.
+func (w workloadResult) byRound(r rivalResult, m metric) (all []measures) {
+	i := slices.IndexFunc(w.Rivals, func(r rivalResult) bool { return r.Name == m.base })
+	for n, run := range r.Runs {
+		if i >= 0 && n < len(w.Rivals[i].Runs) && w.Rivals[i].Runs[n][m.key] != 0 {
+			all = append(all, measures{m.key: run[m.key] / w.Rivals[i].Runs[n][m.key]})
+		}
+	}
+	return all
 }
 
 // summary is what several rounds say: the middle one and the spread.
@@ -207,16 +224,19 @@ type metric struct {
 	better     direction
 	base       string  // the rival that it is a ratio to; empty: the figure itself tells
 	per        string  // the same rival's metric that it is a ratio to, in comparisons; empty: none
+	worst      bool    // the worst round tells, not the middle one: each is to be right
 	within     float64 // by how many per cent bench -check lets it be worse; 0: it does not look
 	format     func(float64) string
 }
 
 // How much worse than the committed figure, in per cent, is no news.
 const (
-	exact  = 1  // counts: every round finds the same
-	near   = 5  // what depends on who comes first
-	shared = 25 // on a machine that others use too, medians of three rounds differ by up to 15
-	rough  = 50 // memory, by the moments at which garbage is collected
+	exact  = 1   // counts: every round finds the same
+	near   = 5   // what depends on who comes first
+	shared = 25  // on a machine that others use too, medians of three rounds differ by up to 15
+	rough  = 50  // memory, by the moments at which garbage is collected
+	coarse = 200 // what is little, or of few: its rounds differ by two or three times
+	wild   = 400 // moments, which one turn of the scheduler makes several times as long
 )
 
 // family is what workloads of one kind have in common.
@@ -234,7 +254,7 @@ var families = map[string]family{
 	"pull": {append([]metric{
 		{key: "seconds", title: "time", better: lower, base: hubItself, within: shared, format: seconds},
 		{key: "first", title: "first layer byte", better: lower, format: seconds},
-		{key: "up_ratio", title: "upstream bytes", better: lower, within: exact, format: times},
+		{key: "up_ratio", title: "upstream bytes", better: lower, worst: true, within: exact, format: times},
 		{key: "cpu_gb", title: "CPU per GB", better: lower, format: seconds},
 	}, memoryMetrics...)},
 	"herd": {append([]metric{
@@ -242,10 +262,10 @@ var families = map[string]family{
 		{key: "p95", title: "95th percentile", better: lower, format: seconds},
 		{key: "p50", title: "median client", better: lower, format: seconds},
 		{key: "first_p50", title: "first layer byte, median", better: lower, format: seconds},
-		{key: "first_max", title: "first layer byte, last client", better: lower, format: seconds},
-		{key: "up_ratio", title: "upstream bytes", better: lower, within: exact, format: times},
-		{key: "up_gets", title: "upstream GETs", better: lower, within: exact, format: count},
-		{key: "cpu_gb", title: "CPU per GB", better: lower, base: nginxFiles, format: seconds},
+		{key: "first_max", title: "first layer byte, last client", better: lower, within: wild, format: seconds},
+		{key: "up_ratio", title: "upstream bytes", better: lower, worst: true, within: exact, format: times},
+		{key: "up_gets", title: "upstream GETs", better: lower, worst: true, within: exact, format: count},
+		{key: "cpu_gb", title: "CPU per GB", better: lower, base: nginxFiles, within: coarse, format: seconds},
 	}, memoryMetrics...)},
 	"blob": {append([]metric{
 		{key: "gbs", title: "GB/s", better: higher, base: nginxFiles, within: shared, format: plain},
@@ -254,32 +274,32 @@ var families = map[string]family{
 	"manifest": {append([]metric{
 		{key: "rps", title: "requests/s", better: higher, base: bareGo, within: shared, format: count},
 		{key: "p50", title: "p50", better: lower, format: seconds},
-		{key: "p99", title: "p99", better: lower, format: seconds},
+		{key: "p99", title: "p99", better: lower, base: bareGo, within: coarse, format: seconds},
 		{key: "cpu_k", title: "CPU per 1,000", better: lower, base: bareGo, within: shared, format: seconds},
 	}, memoryMetrics...)},
 	"ranges": {append([]metric{
 		{key: "first_p50", title: "first byte, median", better: lower, base: hubItself, within: shared, format: seconds},
-		{key: "first_max", title: "first byte, worst", better: lower, base: hubItself, format: seconds},
-		{key: "up_ratio", title: "upstream bytes per byte asked for", better: lower, within: exact, format: times},
+		{key: "first_max", title: "first byte, worst", better: lower, base: hubItself, within: coarse, format: seconds},
+		{key: "up_ratio", title: "upstream bytes per byte asked for", better: lower, worst: true, within: exact, format: times},
 		{key: "reads", title: "reads done", better: higher, format: count},
 		{key: "cpu_gb", title: "CPU per GB", better: lower, format: seconds},
 	}, memoryMetrics...)},
 	"trace": {append([]metric{
 		{key: "hit_bytes", title: "hits by bytes", better: higher, per: "lru_bytes", within: exact, format: percent},
 		{key: "lru_bytes", title: "LRU's", format: percent},
-		{key: "hit_objects", title: "hits by objects", better: higher, format: percent},
+		{key: "hit_objects", title: "hits by objects", better: higher, per: "lru_objects", within: near, format: percent},
 		{key: "lru_objects", title: "LRU's", format: percent},
-		{key: "quota", title: "counted GETs per manifest", better: lower, within: exact, format: times},
+		{key: "quota", title: "counted GETs per manifest", better: lower, worst: true, within: exact, format: times},
 		{key: "disk", title: "most on disk", better: lower, per: "bound", within: near, format: megabyte},
 		{key: "seconds", title: "time", better: lower, format: seconds},
 		{key: "cpu_gb", title: "CPU per GB", better: lower, format: seconds},
 	}, memoryMetrics...)},
 	"start": {append([]metric{
-		{key: "ready", title: "until it answers", better: lower, format: seconds},
+		{key: "ready", title: "until it answers", better: lower, within: wild, format: seconds},
 		{key: "cpu", title: "CPU", better: lower, format: seconds},
 	}, memoryMetrics...)},
 	"far": {append([]metric{
 		{key: "mbs", title: "MB/s", better: higher, base: nginxFiles, within: shared, format: count},
-		{key: "cpu_gb", title: "CPU per GB", better: lower, base: nginxFiles, format: seconds},
+		{key: "cpu_gb", title: "CPU per GB", better: lower, base: nginxFiles, within: coarse, format: seconds},
 	}, memoryMetrics...)},
 }

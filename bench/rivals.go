@@ -46,6 +46,7 @@ type site struct {
 	Files     string // what was laid out for those who serve files
 	TTL       int    // seconds for which a tag may be served without asking
 	CacheSize int64  // bound of what is kept, in bytes; 0: none
+	Admin     string // host:port of our own admin listener; empty: none
 	Root      bool   // we are root: nginx would change its user
 	link      *link  // to clients that are far away; nil: they are here
 	ownDisk   bool   // Data is a file system of its own, so that what it takes can be told
@@ -74,11 +75,11 @@ func allRivals() []rival {
 		},
 		{
 			name: dist2, roles: caches, start: startDistribution("docker-registry"), version: firstLine("docker-registry", "--version"),
-			about: "Debian's docker-registry in proxy mode",
+			about: "Debian's docker-registry in proxy mode, else set up as the package does (bench/rivals/distribution.yml) but for its log and its password file",
 		},
 		{
 			name: dist3, roles: caches, start: startDistribution("bin/registry"), version: moduleVersion("github.com/distribution/distribution/v3"),
-			about: "distribution 3 in proxy mode, built from its module",
+			about: "distribution 3 in proxy mode, built from its module, set up alike",
 		},
 		{
 			name: nginxCache, roles: caches | bounded, start: startNginx("nginx-cache.conf"), version: firstLine("nginx", "-v"),
@@ -147,7 +148,7 @@ const upstreamName = "registry.test"
 
 func startOurs(b *bench, s site) (*process, error) {
 	env := []string{
-		"ENTREPOT_LISTEN=" + s.Listen, "ENTREPOT_ADMIN_LISTEN=", "ENTREPOT_DATA=" + filepath.Join(s.Data, "data"),
+		"ENTREPOT_LISTEN=" + s.Listen, "ENTREPOT_ADMIN_LISTEN=" + s.Admin, "ENTREPOT_DATA=" + filepath.Join(s.Data, "data"),
 		"ENTREPOT_UPSTREAMS=" + upstreamName, "ENTREPOT_DEFAULT_UPSTREAM=" + upstreamName,
 		"ENTREPOT_UPSTREAM_0_NAME=" + upstreamName, "ENTREPOT_UPSTREAM_0_URL=" + s.Upstream,
 		"ENTREPOT_TAG_TTL=" + strconv.Itoa(s.TTL) + "s",

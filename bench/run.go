@@ -34,7 +34,7 @@ func measure(ctx context.Context, o options) (results, error) {
 	}
 	var todo []workload
 	for _, w := range workloads(o) {
-		if len(o.only) == 0 || slices.ContainsFunc(o.only, func(p string) bool { return strings.HasPrefix(w.name, p) }) {
+		if o.wants(w.name) {
 			todo = append(todo, w)
 		}
 	}
@@ -48,6 +48,7 @@ func measure(ctx context.Context, o options) (results, error) {
 		return results{}, err
 	}
 	defer func() { _ = os.RemoveAll(b.dir) }()
+	date := time.Now()
 	if err := b.build(ctx); err != nil {
 		return results{}, err
 	}
@@ -56,7 +57,7 @@ func measure(ctx context.Context, o options) (results, error) {
 	}
 	defer b.hub.stop()
 	defer func() { b.away.close() }()
-	found := results{Date: time.Now().UTC().Truncate(time.Second), Machine: b.describe(), Full: o.full, Short: o.short}
+	found := results{Date: date.UTC().Truncate(time.Second), Machine: b.describe(), Full: o.full, Short: o.short}
 	for _, r := range rivals {
 		entry := rivalInfo{Name: r.name, About: r.about}
 		if r.version != nil {
@@ -71,7 +72,10 @@ func measure(ctx context.Context, o options) (results, error) {
 		}
 		found.Workloads = append(found.Workloads, result)
 	}
-	found.Seconds = time.Since(found.Date).Seconds()
+	found.Seconds = time.Since(date).Seconds()
+	if o.began > 0 {
+		found.Before = date.Sub(time.Unix(o.began, 0)).Seconds()
+	}
 	return found, nil
 }
 
@@ -163,6 +167,7 @@ type server struct {
 	*process
 	rival
 	addr  string
+	admin string // of our own admin listener
 	dial  dialer
 	data  string
 	disk  bool          // data is a file system of its own
@@ -210,10 +215,14 @@ func (b *bench) launch(ctx context.Context, s *server, where site, seed seeder) 
 	if where.Listen, err = freePort(); err != nil {
 		return err
 	}
-	if where.link != nil {
+	if where.link == nil {
+		if where.Admin, err = freePort(); err != nil {
+			return err
+		}
+	} else {
 		where.Listen, s.dial = where.link.listen(where.Listen), where.link.dial
 	}
-	s.addr = where.Listen
+	s.addr, s.admin = where.Listen, where.Admin
 	if s.process, err = s.rival.start(b, where); err != nil {
 		return err
 	}
@@ -274,18 +283,16 @@ func (b *bench) do(ctx context.Context, w workload, rivals []rival) (workloadRes
 	}
 	defer func() {
 		for _, s := range seats {
-			if s.server != nil {
-				b.end(s.server)
-			}
+			s.leave(b)
 		}
 	}()
 	rounds := w.rounds
 	if b.rounds > 0 {
 		rounds = b.rounds
 	}
-	for range rounds {
+	for n := range rounds {
 		for _, s := range seats {
-			if s.result.Failed != "" || s.spent > w.budget {
+			if s.result.Failed != "" || s.spent > w.budget || b.rounds == 0 && w.enough(s.rival.name, n) {
 				continue
 			}
 			if ctx.Err() != nil {
@@ -296,10 +303,20 @@ func (b *bench) do(ctx context.Context, w workload, rivals []rival) (workloadRes
 		}
 	}
 	for _, s := range seats {
+		if w.looked && s.rival.name == ours && s.result.Failed == "" {
+			result.Insight = b.look(ctx, w, s)
+		}
 		result.Rivals = append(result.Rivals, s.result)
 	}
 	result.Seconds = time.Since(begin).Seconds()
 	return result, nil
+}
+
+// enough reports whether a rival has had its rounds after some. What ours are
+// compared with has as many as they.
+func (w workload) enough(rival string, rounds int) bool {
+	isBase := func(m metric) bool { return m.base == rival }
+	return w.few > 0 && rounds >= w.few && rival != ours && !slices.ContainsFunc(families[w.family].metrics, isBase)
 }
 
 // seat is a rival's place in a workload.
@@ -329,23 +346,11 @@ func (s *seat) round(ctx context.Context, b *bench, w workload) {
 }
 
 func (s *seat) attempt(ctx context.Context, b *bench, w workload) (measures, error) {
-	if s.server == nil {
-		started, err := b.start(ctx, s.rival, w.site, w.seed)
-		if err != nil {
-			return nil, err
-		}
-		s.server, started.round = started, len(s.result.Runs)
-		if w.warmUp != nil {
-			if err := w.warmUp(ctx, b, s.server); err != nil {
-				return nil, err
-			}
-		}
+	if err := s.seat(ctx, b, w); err != nil {
+		return nil, err
 	}
 	if !w.warm {
-		defer func() {
-			b.end(s.server)
-			s.server = nil
-		}()
+		defer s.leave(b)
 	}
 	if !b.short {
 		syscall.Sync() // nobody pays for what others wrote
@@ -354,6 +359,30 @@ func (s *seat) attempt(ctx context.Context, b *bench, w workload) (measures, err
 		return nil, err
 	}
 	return w.run(ctx, b, s.server)
+}
+
+// seat has the rival's server run, and hold what it is to hold.
+func (s *seat) seat(ctx context.Context, b *bench, w workload) error {
+	if s.server != nil {
+		return nil
+	}
+	started, err := b.start(ctx, s.rival, w.site, w.seed)
+	if err != nil {
+		return err
+	}
+	s.server, started.round = started, len(s.result.Runs)
+	if w.warmUp != nil {
+		return w.warmUp(ctx, b, s.server)
+	}
+	return nil
+}
+
+// leave ends the rival's server, if it runs.
+func (s *seat) leave(b *bench) {
+	if s.server != nil {
+		b.end(s.server)
+		s.server = nil
+	}
 }
 
 // brief is an error on one line of a table.

@@ -1,8 +1,8 @@
 #!/bin/sh
-# What make bench needs: Go, which it asks for, and Debian's packages, of which its
-# rivals are made. Where they are installed already, nothing is done; a rival that
-# is missing is shown as failing.
-set -eu
+# What make bench needs beside Go, which has to be there: Debian's packages, of which
+# its rivals are made. Where they are installed already, nothing is done; a rival that
+# cannot be installed is shown as failing, and keeps no other from it.
+set -u
 if ! command -v "${GO:-go}" >/dev/null; then
   echo "bench: ${GO:-go} is not found. Debian's is too old: install Go as go.mod names it from https://go.dev/dl, or set GO" >&2
   exit 1
@@ -18,13 +18,15 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   exit 0
 fi
 # The packages' own services must not start.
-policy=/usr/sbin/policy-rc.d
-if [ ! -e $policy ]; then
-  printf '#!/bin/sh\nexit 101\n' >$policy
-  chmod +x $policy
-  trap 'rm -f $policy' EXIT
+policy=${POLICY:-/usr/sbin/policy-rc.d}
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
+  trap 'rm -f "$policy"' EXIT
 fi
 export DEBIAN_FRONTEND=noninteractive
-apt-get -q update
-# shellcheck disable=SC2086 # a list
-apt-get -q -y --no-install-recommends install $missing
+apt-get -q update || echo "bench: the lists of packages could not be brought up to date" >&2
+for p in $missing; do
+  apt-get -q -y --no-install-recommends install "$p" || echo "bench: $p could not be installed: what needs it will fail" >&2
+done
+exit 0

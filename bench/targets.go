@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 )
 
 // target is something that the product is held to.
@@ -13,7 +14,11 @@ type target struct {
 	what   string
 	wanted string
 	judge  func(*figures) (found string, met bool)
-	why    func(*figures) string // it is missed where it is; nil: nobody has looked
+	// about is the workload whose insight says why it is missed; empty: none does.
+	about string
+	// almost is a judge that allows for what rounds of one program differ by; nil:
+	// nothing is to be allowed for. Once met, a target may be missed by as much.
+	almost func(*figures) (found string, met bool)
 }
 
 // judgement is what became of a target.
@@ -55,11 +60,18 @@ func (t target) of(r results) judgement {
 	case ok:
 		return judgement{found: found, state: met}
 	}
-	j := judgement{found: found, state: missed}
-	if t.why != nil {
-		j.reason = t.why(f)
+	w, _ := r.workload(t.about)
+	return judgement{found: found, state: missed, reason: w.Insight.String()}
+}
+
+// within reports whether a target is missed by no more than rounds differ.
+func (t target) within(r results) bool {
+	if t.almost == nil {
+		return false
 	}
-	return j
+	f := &figures{results: r}
+	_, ok := t.almost(f)
+	return ok && f.gone == nil
 }
 
 // figures are results from which a judge takes what it needs, and the first
@@ -103,41 +115,26 @@ func (f *figures) relative(workload, key string) float64 {
 // targets are those that the project set itself, in the order of its issue
 // list.
 var targets = []target{
-	{
-		"warm blob, 1 connection, against nginx's plain file", "at least 1.0 ×", atLeast("warm-blob-1", "gbs", 1.0), nil,
-	},
-	{
-		"warm blob, 16 connections, against nginx's plain file", "at least 2 ×", atLeast("warm-blob-16", "gbs", 2), nil,
-	},
-	{
-		"CPU per GB of that", "at most 0.5 ×", atMost("warm-blob-16", "cpu_gb", 0.5), nil,
-	},
-	{
-		"far client, against nginx's plain file", "no slower (0.95 × at least)", atLeast(farName, "mbs", 0.95), nil,
-	},
-	{
-		"warm manifest by tag, kept-alive connections, against a bare Go handler", "at least 0.95 ×", atLeast("warm-manifest-tag-keep", "rps", 0.95), whySlower("warm-manifest-tag-keep"),
-	},
-	{
-		"the same by digest", "at least 0.95 ×", atLeast("warm-manifest-digest-keep", "rps", 0.95), whySlower("warm-manifest-digest-keep"),
-	},
-	{
-		"by tag, a new connection for each request", "at least 0.95 ×", atLeast("warm-manifest-tag-new", "rps", 0.95), whySlower("warm-manifest-tag-new"),
-	},
-	{
-		"the same by digest", "at least 0.95 ×", atLeast("warm-manifest-digest-new", "rps", 0.95), whySlower("warm-manifest-digest-new"),
-	},
-	{"herd of 100: upstream bytes", "1.00 ×", herdBytes, nil},
-	{"herd of 100: GETs at the registry", "one for each manifest and blob", herdGets, nil},
-	{"herd of 100: first layer byte, last client", "under 0.4 s", herdFirst, nil},
-	{"herd of 100: slowest client", "within 1.3 × of a single client's time and the time that nginx needs to send as much", herdSlowest, nil},
-	{"cold pull by one client, against going directly", "at most 0.35 ×", atMost("cold-pull", "seconds", 0.35), nil},
-	{"cold ranged reads: upstream bytes", "under 1.1 × what is asked for, and 1 MiB for each isolated read", rangesBytes, nil},
-	{"cold ranged reads: first byte, against going directly", "at most 1.5 ×", atMost("cold-ranges", "first_p50", 1.5), nil},
-	{"anonymous memory, any workload", "under 64 MiB and 64 KiB for each client", mostMemory, nil},
-	{"trace: counted GETs for each manifest pulled", "1", traceQuota, nil},
-	{"trace: most on disk", "never above the bound", traceDisk, nil},
-	{"trace: hits by bytes", "above LRU's, in each round", traceHits, nil},
+	{what: "warm blob, 1 connection, against nginx's plain file", wanted: "at least 1.0 ×", judge: atLeast("warm-blob-1", "gbs", 1.0), about: "warm-blob-1"},
+	{what: "warm blob, 16 connections, against nginx's plain file", wanted: "at least 2 ×", judge: atLeast("warm-blob-16", "gbs", 2), about: "warm-blob-16"},
+	{what: "CPU per GB of that", wanted: "at most 0.5 ×", judge: atMost("warm-blob-16", "cpu_gb", 0.5), about: "warm-blob-16"},
+	{what: "far client, against nginx's plain file", wanted: "no slower (0.95 × at least)", judge: atLeast(farName, "mbs", 0.95)},
+	manifestsTarget("warm manifest by tag, kept-alive connections, against a bare Go handler", "warm-manifest-tag-keep"),
+	manifestsTarget("the same by digest", "warm-manifest-digest-keep"),
+	manifestsTarget("by tag, a new connection for each request", "warm-manifest-tag-new"),
+	manifestsTarget("the same by digest", "warm-manifest-digest-new"),
+	{what: "herd of 100: upstream bytes", wanted: "1.00 ×", judge: herdBytes},
+	{what: "herd of 100: GETs at the registry", wanted: "one for each manifest and blob", judge: herdGets},
+	{what: "herd of 100: first layer byte, last client", wanted: "under 0.4 s, in each round", judge: herdFirst, about: herd},
+	{what: "herd of 100: slowest client", wanted: "within 1.3 × of a single client's time and the time that sending as much needs here", judge: herdSlowest, about: herd},
+	{what: "cold pull by one client, against going directly", wanted: "at most 0.35 ×", judge: atMost("cold-pull", "seconds", 0.35), about: "cold-pull"},
+	{what: "cold ranged reads: upstream bytes", wanted: "under 1.1 × what is asked for, and 1 MiB for each isolated read", judge: rangesBytes},
+	{what: "cold ranged reads: first byte, against going directly", wanted: "at most 1.5 ×", judge: atMost("cold-ranges", "first_p50", 1.5), about: "cold-ranges"},
+	{what: "anonymous memory, any workload", wanted: "under 64 MiB and 64 KiB for each client", judge: mostMemory},
+	{what: "trace: counted GETs for each manifest pulled", wanted: "1", judge: traceQuota},
+	{what: "trace: most on disk", wanted: "never above the bound", judge: traceDisk},
+	{what: "trace: hits by bytes", wanted: "above LRU's, in each round, by 0.01 % at least", judge: traceHits},
+	{what: "`make bench`, with all that it installs and builds", wanted: "under 30 minutes", judge: runTime},
 }
 
 func atLeast(workload, key string, bound float64) func(*figures) (string, bool) {
@@ -147,14 +144,26 @@ func atLeast(workload, key string, bound float64) func(*figures) (string, bool) 
 	}
 }
 
-// whySlower tells what a warm manifest takes beyond the bare handler, and by how
-// much rounds differ.
-func whySlower(workload string) func(*figures) string {
-	return func(f *figures) string {
+// manifestsTarget is of a workload's requests. Rounds of one program were 0.915 to
+// 0.996 of bare in one sitting, and medians of seven differ by 0.03.
+func manifestsTarget(what, workload string) target {
+	const bound, noise = 0.95, 0.03
+	return target{
+		what: what, wanted: "at least 0.95 ×", judge: manifestsAtLeast(workload, bound), about: workload,
+		almost: atLeast(workload, "rps", bound-noise),
+	}
+}
+
+// manifestsAtLeast also tells what an answer takes beyond the bare handler's where
+// there are too few.
+func manifestsAtLeast(workload string, bound float64) func(*figures) (string, bool) {
+	return func(f *figures) (string, bool) {
+		v := f.relative(workload, "rps")
 		own, bare := f.of(workload, ours, "cpu_k").median/1000, f.of(workload, bareGo, "cpu_k").median/1000
-		rate, floor := f.of(workload, ours, "rps"), f.of(workload, bareGo, "rps").median
-		return fmt.Sprintf("an answer takes %s of processor time where bare takes %s: what it is asked for, the clock, metrics and the ledger come on top; rounds were %s to %s of bare; "+
-			"what it consists of is in [decision 7](decisions/0007-plain-net-http.md)", seconds(own), seconds(bare), times(rate.min/floor), times(rate.max/floor))
+		if v >= bound || f.gone != nil {
+			return times(v), v >= bound
+		}
+		return fmt.Sprintf("%s; an answer takes %s of processor time, bare's %s", times(v), seconds(own), seconds(bare)), false
 	}
 }
 
@@ -180,11 +189,18 @@ func herdGets(f *figures) (string, bool) {
 
 func herdFirst(f *figures) (string, bool) {
 	s := f.of(herd, ours, "first_max")
-	return seconds(s.median), s.median < 0.4
+	return seconds(s.max), s.max < 0.4
 }
 
+// herdSlowest takes for sending what nginx needs with its files, or what we need of
+// the blob that many read when it is held, if that is less.
 func herdSlowest(f *figures) (string, bool) {
 	slowest, single, sending := f.of(herd, ours, "max").median, f.of("herd-1", ours, "max").median, f.of(herd, nginxFiles, "max").median
+	if w, ok := f.workload("warm-blob-64"); ok {
+		if warm, err := w.metric(ours, "gbs"); err == nil {
+			sending = min(sending, 100*f.of("herd-1", ours, "ideal").median/1e9/warm.median)
+		}
+	}
 	ideal := single + sending
 	return fmt.Sprintf("%s of %s + %s: %s", seconds(slowest), seconds(single), seconds(sending), times(slowest/ideal)), slowest <= 1.3*ideal
 }
@@ -233,5 +249,14 @@ func traceHits(f *figures) (string, bool) {
 	w, _ := f.workload("trace")
 	rounds, err := w.quotient(ours, "hit_bytes", "lru_bytes")
 	f.miss(err)
-	return fmt.Sprintf("%s, LRU %s; of %s at least %.4f ×", percent(s.median), percent(lru.median), plural(rounds.n, "round"), rounds.min), rounds.min > 1
+	return fmt.Sprintf("%s, LRU %s; of %s at least %.4f ×", percent(s.median), percent(lru.median), plural(rounds.n, "round"), rounds.min), rounds.min > 1.0001
+}
+
+// runTime is told by whole runs that make has begun.
+func runTime(f *figures) (string, bool) {
+	if f.Before == 0 || f.Full || f.Short {
+		f.miss(errNotMeasured)
+	}
+	took := time.Duration((f.Before + f.results.Seconds) * float64(time.Second)).Round(time.Second)
+	return took.String(), took < 30*time.Minute
 }

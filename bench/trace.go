@@ -32,7 +32,7 @@ const (
 	traceMoves   = 20
 	traceEvery   = 15 * time.Minute // between two pulls, for those who look at the time of what they hold
 	traceBatch   = 50               // pulls after which all rest, and those are told that it has passed
-	traceRest    = 2 * time.Second  // at most, between two batches
+	traceRest    = time.Second      // at most, between two batches
 )
 
 // plan is a trace made in advance, the same in every run but another in each of

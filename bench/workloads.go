@@ -20,8 +20,10 @@ type workload struct {
 	site    site     // what differs from the defaults
 	warm    bool     // one server serves all rounds
 	far     bool     // clients are at the far end of a link
+	looked  bool     // into what we do, in a round more, so that a target that is missed says why
 
 	rounds int
+	few    int           // rounds of those who are neither us nor what we are measured by; 0: as many
 	budget time.Duration // of one rival; no round is begun after it
 	limit  time.Duration // of one round
 
@@ -102,14 +104,14 @@ func workloads(o options) []workload {
 	add(workload{
 		name: "cold-pull", family: "pull", title: "Cold pull by one client",
 		about: fmt.Sprintf("One client pulls an image of %s that nobody has pulled before. Upstream gives each connection 50 MiB/s, 20 ms after it was asked.", mebibytes(s.cold)),
-		line:  upstream, clients: 1, roles: caches | direct, rounds: 3, budget: 40 * time.Second, limit: 60 * time.Second,
+		line:  upstream, clients: 1, roles: caches | direct, looked: true, rounds: 3, few: 2, budget: 40 * time.Second, limit: 60 * time.Second,
 		setUp: pushImage("cold", seeds(1000, s.cold...), false), run: pullOnce("cold"),
 	})
 	for _, n := range s.herds {
 		w := workload{
 			name: fmt.Sprintf("herd-%d", n), family: "herd", title: fmt.Sprintf("Herd of %d on one cold image", n),
 			about: fmt.Sprintf("%d clients pull the same image of %s at the same moment; nobody has pulled it before. Upstream as above. Who serves files has it already: that is what the machine can send.", n, mebibytes(s.herd)),
-			line:  upstream, clients: n, roles: caches | files, among: nil, rounds: 3, budget: 45 * time.Second, limit: 120 * time.Second,
+			line:  upstream, clients: n, roles: caches | files, among: nil, looked: true, rounds: 3, few: 2, budget: 45 * time.Second, limit: 120 * time.Second,
 			setUp: pushImage("herd", seeds(2000, s.herd...), true), run: pullHerd("herd", n),
 		}
 		if n == 1 {
@@ -121,20 +123,20 @@ func workloads(o options) []workload {
 		add(workload{
 			name: fmt.Sprintf("warm-blob-%d", n), family: "blob", title: fmt.Sprintf("Warm blob, %s", plural(n, "connection")),
 			about:   fmt.Sprintf("%s, kept alive, read a blob of %s that is held, again and again, for %v.", plural(n, "connection"), mebibytes([]int64{s.warm}), s.seconds),
-			clients: n, roles: caches | files, warm: true, rounds: 3, budget: 30 * time.Second, limit: 60 * time.Second,
+			clients: n, roles: caches | files, looked: true, warm: true, rounds: 3, budget: 30 * time.Second, limit: 60 * time.Second,
 			setUp: pushImage("warm", seeds(3000, s.warm), true), warmUp: pullFirst("warm"), run: readBlob("warm", n, s.seconds),
 		})
 	}
 	for _, by := range []string{"tag", "digest"} {
 		for _, keep := range []bool{true, false} {
-			n, name, how, times := s.keepAlive, "keep", "kept alive", 3
-			if !keep { // rounds differ by more than what is to be told apart
-				n, name, how, times = s.oneShot, "new", "a new one for each request, as dockerd and podman do", 7
+			n, name, how := s.keepAlive, "keep", "kept alive"
+			if !keep {
+				n, name, how = s.oneShot, "new", "a new one for each request, as dockerd and podman do"
 			}
 			add(workload{
 				name: "warm-manifest-" + by + "-" + name, family: "manifest", title: fmt.Sprintf("Warm manifest by %s, connections %s", by, how),
 				about:   fmt.Sprintf("%d clients ask for a manifest that is held, by %s, for %v.", n, by, s.seconds),
-				clients: n, roles: caches | files, warm: true, rounds: times, budget: 20 * time.Second, limit: 30 * time.Second,
+				clients: n, roles: caches | files, looked: true, warm: true, rounds: 7, few: 2, budget: 20 * time.Second, limit: 30 * time.Second,
 				setUp: pushImage("small", seeds(4000, 1<<10), true), warmUp: pullFirst("small"), run: askManifest("small", by, keep, n, s.seconds),
 			})
 		}
@@ -145,18 +147,18 @@ func workloads(o options) []workload {
 	}
 	add(workload{
 		name: "cold-ranges", family: "ranges", title: "Cold ranged reads of a big blob",
-		about: fmt.Sprintf("One client reads %d pieces of 256 KiB, far from each other, and then %s in order in such pieces, from a blob of %s that is not held, as lazy pullers do. "+
+		about: fmt.Sprintf("One client reads %d pieces of 256 KiB, far from each other, and then %s in order in such pieces, from a blob of %s that is not held, as lazy pullers do: where they are redirected to they ask from then on. "+
 			"Upstream gives each connection 50 MiB/s after 20 ms.%s", s.pieces, mebibytes([]int64{s.run}), mebibytes([]int64{s.lazy}), ends),
-		line: upstream, clients: 1, roles: caches | direct, rounds: 3, budget: 20 * time.Second, limit: time.Minute,
+		line: upstream, clients: 1, roles: caches | direct, looked: true, rounds: 3, budget: 20 * time.Second, limit: time.Minute,
 		setUp: pushImage("lazy", seeds(5000, s.lazy), false), run: readPieces("lazy", s.pieces, s.run),
 	})
 	add(workload{
 		name: "trace", family: "trace", title: "Zipf pull trace under a bound",
-		about: fmt.Sprintf("4 clients pull %d times from %d images by Zipf's law, through a cache bounded to %d MB, tags believed for %d s. Popular tags move to new images meanwhile. What is kept lies on a tmpfs of its own, so that its size is known at each moment. "+
+		about: fmt.Sprintf("4 clients pull %d times from %d images by Zipf's law, through a cache bounded to %d MB, tags believed for %d s. Popular tags move to new images meanwhile. What is kept lies on a tmpfs of its own, so that its size can be looked at, which is done each 100 ms. "+
 			"Each round has another trace, the same for all. After each %d pulls everybody rests, for up to %v, until what is kept has not changed for a quarter of a second; that is no part of the time below, and caches that make room in the background do it then. "+
 			"Eviction here goes by the time of files, so at rest these are moved back as if there were a pull each %d minutes; rivals go by order.",
 			s.trace.pulls, s.trace.images, s.trace.bound/1_000_000, traceTTL, traceBatch, traceRest, int(traceEvery.Minutes())),
-		clients: traceClients, line: line{Latency: 2 * time.Millisecond}, roles: caches, rounds: 3, budget: 80 * time.Second, limit: 3 * time.Minute,
+		clients: traceClients, line: line{Latency: 2 * time.Millisecond}, roles: caches, rounds: 3, few: 1, budget: 80 * time.Second, limit: 3 * time.Minute,
 		site: site{TTL: traceTTL, CacheSize: s.trace.bound, ownDisk: true}, run: pullTrace(s.trace),
 	})
 	for _, n := range s.start {
