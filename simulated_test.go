@@ -376,6 +376,39 @@ func TestTenThousandPullsInAnOutageCostAHandfulOfRequests(t *testing.T) {
 	}
 }
 
+// A tag has moved, as somebody's HEAD found out, and nobody had fetched the new image
+// when its hub went away: who begins by HEAD, and goes on by the digest that he is
+// told, has the image that is held, as whoever gets the tag itself has.
+func TestAMoveThatNobodyFetchedIsNoneInAnOutage(t *testing.T) {
+	t.Parallel()
+	for name, effect := range map[string]ocitest.Effect{"500": ocitest.Answer(500), "reset": ocitest.Reset(), "silence": ocitest.Hang(), "quota": ocitest.QuotaSpent()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulated(t, ocitest.Habits{}, []string{"ENTREPOT_TAG_TTL=1h"}, func(s *simulation) {
+				s.push(1)
+				held := s.mustGet(tagged(0)).header.Get("Docker-Content-Digest")
+				s.hub.Push("library/app", "0", ocitest.RandomImage(100, 10))
+				time.Sleep(2 * time.Hour)
+				if moved := s.ask(http.MethodHead, tagged(0)); moved.mark != "miss" {
+					t.Fatalf("it is a %s", moved.mark)
+				}
+				s.hub.Inject(&ocitest.Fault{Effect: effect})
+				for range 10 {
+					time.Sleep(time.Minute)
+					told := s.ask(http.MethodHead, tagged(0))
+					if told.mark != "stale" || told.header.Get("Docker-Content-Digest") != held {
+						t.Errorf("HEAD is told of %s as %s, want the one that is held as stale", told.header.Get("Docker-Content-Digest"), told.mark)
+					}
+					s.mustGet("/v2/library/app/manifests/" + told.header.Get("Docker-Content-Digest"))
+					if got := s.mustGet(tagged(0)); got.mark != "stale" || got.header.Get("Docker-Content-Digest") != held {
+						t.Errorf("GET has a %s", got.mark)
+					}
+				}
+			})
+		})
+	}
+}
+
 // One tag whose check hangs, at a hub that answers all others: one client waits
 // for it, and none after him for as long as that lasts, whatever he asks for.
 func TestATagWhoseCheckHangsIsWaitedForOnce(t *testing.T) {

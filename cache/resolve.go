@@ -15,6 +15,11 @@ import (
 // may take; upstream's own timeouts are shorter for each part of it.
 const questionBound = time.Minute
 
+// unfetchedTTL bounds how long a HEAD is told of an image that nobody has fetched, in
+// place of one that is here: the GET that follows finds out too late that its
+// upstream is away.
+const unfetchedTTL = 30 * time.Second
+
 // resolution is what a check found out.
 type resolution struct {
 	desc  oci.Descriptor
@@ -52,7 +57,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	case rung.Serve == Error:
 		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
 	case failed == nil:
-		return resolved(q.rec), oci.Outcome{Cache: rung.Mark, Checked: q.rec.Checked, Why: "offline"}, nil
+		return c.ours(q.rec), oci.Outcome{Cache: rung.Mark, Checked: q.rec.Checked, Why: "offline"}, nil
 	}
 	return c.answer(&q, rung, resolution{}, failed)
 }
@@ -68,6 +73,9 @@ func (c *Cache) tagFacts(q *tagQuestion, rec *store.Tag, held bool) Case {
 	}
 	if held {
 		facts.Held, facts.Age = Whole, time.Since(rec.Checked)
+		if !rec.Previous.Digest.IsZero() && !q.ask.Manifest && !c.has(rec.Digest) {
+			facts.TTL = min(facts.TTL, unfetchedTTL)
+		}
 	}
 	return facts
 }
@@ -191,12 +199,9 @@ func (c *Cache) answer(q *tagQuestion, r Rung, found resolution, err error) (oci
 		case Hidden:
 			out.Why = WhyHidden
 		case Withheld:
-			if desc, held := c.image(q.rec); held {
-				out.Why = WhyWithheld
-				return oci.Resolved{Descriptor: desc}, out, nil
-			}
+			out.Why = WhyWithheld
 		}
-		return resolved(q.rec), out, nil
+		return c.ours(q.rec), out, nil
 	}
 	return oci.Resolved{}, out, err
 }
@@ -283,6 +288,15 @@ func (c *Cache) previous(rec *store.Tag, now oci.Resolved) store.Previous {
 	}
 	old, _ := c.image(rec)
 	return store.Previous{Digest: old.Digest, MediaType: old.MediaType, Size: old.Size}
+}
+
+// ours is what is served of a tag by its record alone: its image, since what is not
+// here could not be had by who is told of it.
+func (c *Cache) ours(rec *store.Tag) oci.Resolved {
+	if desc, held := c.image(rec); held {
+		return oci.Resolved{Descriptor: desc}
+	}
+	return resolved(rec)
 }
 
 // image is what a record names if that is here, or else what it named before.

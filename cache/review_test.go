@@ -229,6 +229,58 @@ func testMovedTag(t *testing.T, refusal error) {
 	}
 }
 
+// TestMovedTagThatNobodyFetchedBeforeAnOutage: a check told of a new image, and then
+// its upstream went away. Clients get the one that is here, by whichever question
+// they begin, and however often; not one that nobody can give them.
+func TestMovedTagThatNobodyFetchedBeforeAnOutage(t *testing.T) {
+	for _, ask := range []oci.Ask{{}, {Manifest: true}} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			old := s.pushImage(alpine, "latest", pattern(1, 10))
+			dir := t.TempDir()
+			c := openCache(t, dir, s, Config{TTL: 10 * time.Minute})
+			if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+				t.Fatal(err)
+			}
+			moved := s.pushImage(alpine, "latest", pattern(2, 10))
+			time.Sleep(time.Hour)
+			if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != moved.Digest {
+				t.Fatalf("%s %v, want what upstream says", res.Digest, err)
+			}
+			time.Sleep(time.Hour)
+			for range 60 { // who only looks costs few checks
+				time.Sleep(time.Second)
+				if _, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := len(s.questions()); n > 10 {
+				t.Errorf("%d questions: %q", n, s.questions())
+			}
+			want := func(c *Cache, mark oci.CacheStatus) {
+				t.Helper()
+				for range 3 {
+					res, out, err := c.Resolve(t.Context(), alpine, "latest", ask)
+					if err != nil || res.Digest != old.Digest || out.Cache != mark {
+						t.Errorf("%+v: %s as %s, %v, want %s as %s", ask, res.Digest, out.Cache, err, old.Digest, mark)
+					}
+				}
+			}
+			s.set(func() { s.down = errDown })
+			time.Sleep(unfetchedTTL) // its record is fresh
+			want(c, oci.Stale)
+			s.set(func() { s.down, s.delay = nil, 50*time.Second })
+			time.Sleep(time.Hour)
+			want(c, oci.Stale)
+			time.Sleep(time.Minute)
+			closeCache(t, c)
+			offline := openCache(t, dir, s, Config{TTL: 10 * time.Minute, Offline: true})
+			defer closeCache(t, offline)
+			want(offline, oci.Hit)
+		})
+	}
+}
+
 // TestAMovedTagLeavesTheReserve: while a quota is down to what it keeps for others,
 // who holds an image is told of that one, whether or not he goes on to get what he
 // is told; who holds nothing, or insists, is not.
