@@ -602,6 +602,44 @@ func TestABlackHole(t *testing.T) {
 	})
 }
 
+// Of many repositories, whose tokens have all ended, only the first pull is slow: a
+// token service and its registry that hang do not cost a wait each.
+func TestABlackHoleOfManyRepositories(t *testing.T) {
+	t.Parallel()
+	for _, dials := range []bool{true, false} { // no connection, or no answer
+		for _, every := range []time.Duration{time.Millisecond, time.Second, 3 * time.Second, 11 * time.Second, 5 * time.Minute} {
+			t.Run(fmt.Sprint(dials, every), func(t *testing.T) {
+				t.Parallel()
+				simulated(t, ocitest.Habits{}, nil, func(s *simulation) {
+					const repositories = 30
+					at := func(i int) string { return fmt.Sprintf("/v2/library/app%d/manifests/latest", i) }
+					for i := range repositories {
+						s.hub.Push(fmt.Sprint("library/app", i), "latest", ocitest.RandomImage(uint64(i), 10))
+						s.mustGet(at(i))
+					}
+					time.Sleep(time.Hour)
+					if dials {
+						s.hole.Store(true)
+						s.hub.Close() // connections that are open end as well
+					} else {
+						s.hub.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+					}
+					for i := range repositories {
+						most := time.Duration(0)
+						if i == 0 {
+							most = 2 * time.Second
+						}
+						if r := s.mustGet(at(i)); r.mark != "stale" || r.after > most {
+							t.Errorf("pull %d is a %s after %v, want stale within %v", i, r.mark, r.after, most)
+						}
+						time.Sleep(every)
+					}
+				})
+			})
+		}
+	}
+}
+
 // No request stays without headers for longer than the bound, whatever is wrong
 // and whatever is asked for; trouble is not told as 404, and who is told to come
 // again is told when.

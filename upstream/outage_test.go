@@ -3,7 +3,9 @@ package upstream
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -204,6 +206,59 @@ func TestADeadTokenService(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A token service that gives no answer has its registry asked, once for all who wait,
+// whether it gives one; who finds that neither does is refused at once from then on.
+func TestASilentTokenServiceHasItsRegistryAsked(t *testing.T) {
+	asked := ocitest.Match{Role: ocitest.Registry, Method: http.MethodHead}
+	for _, both := range []bool{false, true} {
+		simulate(t, ocitest.Config{}, func(w *world) {
+			t, hub := w.t, w.hub
+			c := w.connect()
+			mustResolve(t, c)
+			match := ocitest.Match{Role: ocitest.Token}
+			if both {
+				match = ocitest.Match{}
+			}
+			time.Sleep(time.Hour)
+			hub.Inject(&ocitest.Fault{Match: match, Effect: ocitest.Hang()})
+			hub.Reset()
+			var asking sync.WaitGroup
+			for i := range 10 {
+				hub.Push(fmt.Sprint("library/private", i), "latest", ocitest.RandomImage(1, 100))
+				asking.Go(func() {
+					if err := resolveAt(t, c, fmt.Sprint("library/private", i)); err == nil || !oci.IsRetryable(err) {
+						t.Errorf("without a token: %v", err)
+					}
+				})
+			}
+			time.Sleep(c.cfg.Timeouts.ResponseHeader + time.Millisecond)
+			if n := hub.Count(asked); both && n != 1 {
+				t.Errorf("the registry was asked %d times, want once for all", n)
+			}
+			asking.Wait()
+			if s := stateOf(t, c, hub.URL()); (s.State != BreakerClosed) != both {
+				t.Errorf("both hang: %v; %+v", both, s)
+			}
+			took, err := timed(func() error { return resolveAt(t, c, "library/other") })
+			if err == nil || took > 0 {
+				t.Errorf("both hang: %v; %v after %v", both, err, took)
+			}
+		})
+	}
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		mustResolve(t, c)
+		time.Sleep(time.Hour)
+		inject(ocitest.Hang())(hub)
+		go func() { _ = resolve(t, c) }()
+		time.Sleep(c.cfg.Timeouts.ResponseHeader + time.Second)
+		if took, _ := timed(func() error { c.Close(); return nil }); took > 0 {
+			t.Errorf("Close took %v", took)
+		}
+	})
 }
 
 // A registry that wants a token for some repositories may give others to

@@ -105,7 +105,7 @@ func (b *breakers) mayTryLocked(host *breaker, t target) bool {
 		br := b.known[p]
 		switch {
 		case br == nil, p.isHost(), !br.isFailing(now):
-		case br.open, p.path != "":
+		case p.path != "":
 			return false
 		case host.tried.After(now.Add(-firstTrials * trialWait)): // other parts of it failed: the rest goes first
 			return false
@@ -114,26 +114,24 @@ func (b *breakers) mayTryLocked(host *breaker, t target) bool {
 	return true
 }
 
-// triedLocked ends a trial.
+// triedLocked ends a trial, or a request from before that was as good as one.
 func (br *breaker) triedLocked() {
-	early := time.Now().Add(-firstTrials * trialWait)
-	if br.tried.Before(early) {
+	now := time.Now()
+	if early := now.Add(-firstTrials * trialWait); br.tried.Before(early) {
 		br.tried = early
 	}
-	br.tried = br.tried.Add(trialWait)
+	if !br.tried.After(now) {
+		br.tried = br.tried.Add(trialWait)
+	}
 	br.trial = br.tried
 }
 
 // doubtLocked keeps requests from a host, one of which hangs, while a probe finds
-// out whether it answers anything else: what it answered last, if that is of
-// another repository, or where a redirect leads another path, or else its root.
+// out whether it answers anything else: what it answered last, if that is of another
+// repository, or else its root.
 func (b *breakers) doubtLocked(br *breaker, t target) {
 	other := br.well
-	same := other.repo == t.repo
-	if t.led && other.url != nil {
-		same = other.url.Path == t.url.Path
-	}
-	if same || other.url == nil {
+	if other.url == nil || other.repo == t.repo {
 		other.url = &url.URL{Scheme: t.url.Scheme, Host: t.url.Host, Path: "/v2/"}
 	}
 	br.open, br.doubt, br.since, br.refused, br.outcome = true, true, time.Now(), 0, hung
@@ -238,6 +236,37 @@ func (b *breakers) probe(br *breaker) {
 		b.report(br.scope.host, err)
 	case up && br.scope.isHost() && !wasDoubt:
 		b.report(br.scope.host, nil)
+	}
+}
+
+// hear sends one request for all who want to know if a host answers, unless that is
+// known: it has answered since a time, or is down. It returns when what came of it is
+// noted, or ctx ends.
+func (b *breakers) hear(ctx context.Context, t target, since time.Time) {
+	b.mu.Lock()
+	br := b.atLocked(scope{host: t.url.Host})
+	if b.ended || br.open || br.answered.After(since) {
+		b.mu.Unlock()
+		return
+	}
+	heard := br.heard
+	if heard == nil {
+		heard = make(chan struct{})
+		br.heard = heard
+		b.probes.Go(func() {
+			began := time.Now()
+			o, retry, err := b.ask(t.url)
+			b.note(t, began, o, retry, err)
+			b.mu.Lock()
+			br.heard = nil
+			b.mu.Unlock()
+			close(heard)
+		})
+	}
+	b.mu.Unlock()
+	select {
+	case <-heard:
+	case <-ctx.Done():
 	}
 }
 

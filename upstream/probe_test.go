@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -198,6 +199,11 @@ func TestWhatIsBusyRestsThroughAnOutage(t *testing.T) {
 		hub.Reset()
 		time.Sleep(20 * time.Second)
 		mustResolve(t, c)
+		for _, b := range c.Breakers() {
+			if b.Part != "" && time.Until(b.Next) < 9*time.Minute {
+				t.Errorf("%+v, want its next probe after its rest", b)
+			}
+		}
 		time.Sleep(20 * time.Second)
 		wantCode(t, resolveAt(t, c, "library/busy"), oci.Unavailable)
 		if n := hub.Count(busy); n != 0 {
@@ -454,6 +460,66 @@ func TestATrialTellsWhetherThereAreMore(t *testing.T) {
 			t.Errorf("%d requests, want a trial", n)
 		}
 	})
+	simulate(t, open, func(w *world) { // a probe tells it, too
+		t, hub := w.t, w.hub
+		c := w.connect()
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500)})
+		for i := range tripAfter {
+			wantCode(t, resolveAt(t, c, fmt.Sprint("library/broken", i)), oci.Unavailable)
+		}
+		down.Remove()
+		inject(ocitest.Reset())(hub)
+		time.Sleep(2 * minProbeWait)
+		hub.Reset()
+		wantCode(t, resolveAt(t, c, "library/other"), oci.Unavailable)
+		saw(t, hub)
+	})
+}
+
+// A probe that fails when others have been answered says nothing any more.
+func TestALateProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		b := newBreakers(func(context.Context, *url.URL) (outcome, time.Duration, error) {
+			<-release
+			return failed, 0, errStalled
+		}, func(string, error) {})
+		defer b.close()
+		at := target{url: &url.URL{Scheme: "https", Host: "a.example", Path: "/"}}
+		for range tripAfter {
+			b.note(at, time.Now(), failed, 0, errStalled)
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(2 * minProbeWait)
+		b.note(at, time.Now(), answered, 0, nil)
+		close(release)
+		synctest.Wait()
+		if s := b.state("a.example", "a.example"); len(s) != 1 || s[0].State != BreakerClosed || s[0].Failures != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// That a part of a host fails, or does so no more, is no news of the host.
+func TestNobodyIsToldOfParts(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		var rec recorder
+		c := w.connect(rec.attach)
+		hub.Push("library/broken", "latest", ocitest.RandomImage(2, 100))
+		broken := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/broken"}, Effect: ocitest.Answer(500)})
+		for range 2 * tripAfter {
+			wantCode(t, resolveAt(t, c, "library/broken"), oci.Unavailable)
+		}
+		broken.Remove()
+		time.Sleep(2 * minProbeWait)
+		if err := resolveAt(t, c, "library/broken"); err != nil {
+			t.Error(err)
+		}
+		if told := rec.troubles(); len(told) > 0 {
+			t.Errorf("an operator is told of %v", told)
+		}
+	})
 }
 
 // Probes take what is wanted in turn, what is new first, by the URL that it was last
@@ -532,6 +598,28 @@ func TestAnAnswerEndsTheBackoff(t *testing.T) {
 	})
 }
 
+// Requests that were under way when their host was given up are no trials that there
+// were too many of.
+func TestWhatWasUnderWayHoldsNoTrialUp(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect(func(cfg *Config) { cfg.Limits.Requests = 100 })
+		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500)})
+		hub.Set(func(h *ocitest.Habits) { h.Latency = time.Second })
+		var asking sync.WaitGroup
+		for i := range 60 {
+			asking.Go(func() {
+				time.Sleep(time.Duration(i) * 50 * time.Millisecond)
+				_ = resolveAt(t, c, fmt.Sprint("library/broken", i))
+			})
+		}
+		asking.Wait()
+		down.Remove()
+		time.Sleep(trialWait)
+		mustResolve(t, c)
+	})
+}
+
 // What failed by itself, and nobody wants any more, is not probed. Whoever wants it
 // again asks for it, and one failure has it refused again; one answer ends all that.
 func TestWhatNobodyWantsIsNotProbed(t *testing.T) {
@@ -573,13 +661,16 @@ func TestWhatNobodyWantsIsNotProbed(t *testing.T) {
 // A host one of whose repositories hangs is asked for something else before it
 // counts as down, and nobody is told if it answers that.
 func TestADoubtedHostIsAskedForSomethingElse(t *testing.T) {
-	for _, known := range []bool{false, true} {
+	for _, known := range []string{"", "library/alpine", "library/slow"} { // what was answered last
 		simulate(t, open, func(w *world) {
 			t, hub := w.t, w.hub
 			var rec recorder
 			c := w.connect(rec.attach)
-			if known {
-				mustResolve(t, c)
+			hub.Push("library/slow", "latest", ocitest.RandomImage(2, 100))
+			if known != "" {
+				if err := resolveAt(t, c, known); err != nil {
+					t.Fatal(err)
+				}
 			}
 			time.Sleep(time.Minute)
 			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/slow"}, Effect: ocitest.Hang()})
@@ -598,7 +689,7 @@ func TestADoubtedHostIsAskedForSomethingElse(t *testing.T) {
 				t.Errorf("warnings %v", got)
 			}
 			other := "/v2/"
-			if known {
+			if known == "library/alpine" {
 				other = "/v2/library/alpine/manifests/latest"
 			}
 			if r := hub.Requests()[1]; r.Method != http.MethodHead || r.URI != other {

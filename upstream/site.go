@@ -71,6 +71,7 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 		life:     cfg.Timeouts.Token,
 		fetch:    s.fetchToken,
 		refused:  s.warnRefused,
+		silent:   s.hear,
 		entries:  map[tokenKey]*list.Element{},
 		order:    list.New(),
 		running:  map[*refresh]context.CancelFunc{},
@@ -181,6 +182,15 @@ func (s *site) warn(t Trouble, host, detail string) {
 	if s.warnings.pass(occasion{t, host}) {
 		s.cfg.Warn(Warning{Upstream: s.cfg.Name, Trouble: t, Host: host, Detail: detail})
 	}
+}
+
+// hear finds out, if the registry has not answered since a time, whether it does.
+// What cuts off its token service may cut off the registry, too: whoever waited in
+// vain for the one waits for this, so that nobody else does.
+func (s *site) hear(ctx context.Context, since time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeouts.headers())
+	defer cancel()
+	s.breakers.hear(ctx, target{url: s.url(oci.Request{Kind: oci.Ping})}, since)
 }
 
 // hostChanged tells that a host stopped answering, or with nil that it does

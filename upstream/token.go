@@ -95,7 +95,8 @@ type tokens struct {
 	accounts *accounts
 	life     time.Duration // bound on getting one
 	fetch    func(ctx context.Context, q *question, d demand, cred credential) (*token, verdict, error)
-	refused  func(host string, heldBack bool) // a credential was
+	refused  func(host string, heldBack bool)           // a credential was
+	silent   func(ctx context.Context, since time.Time) // a token service was
 
 	wg sync.WaitGroup // of the goroutines that get them
 
@@ -187,7 +188,7 @@ func (s *tokens) find(ctx context.Context, q *question, key tokenKey, d demand, 
 	r = &refresh{done: make(chan struct{})}
 	e.refresh = r
 	// The context is not the caller's: others may come to wait as well.
-	ctx, cancel := context.WithTimeout(oci.CarrySpan(ctx, context.Background()), s.life)
+	ctx, cancel := context.WithCancel(oci.CarrySpan(ctx, context.Background()))
 	s.running[r] = cancel
 	ask := oci.Ask{Background: q.ask.Background, Client: q.ask.Client, Since: q.ask.Since, Begun: q.begun()}
 	s.wg.Go(func() { s.run(ctx, e, r, d, cred, ask) })
@@ -229,7 +230,13 @@ func (s *tokens) forgetLocked() {
 // run gets a token and gives it to all who wait.
 func (s *tokens) run(ctx context.Context, e *tokenEntry, r *refresh, d demand, cred credential, ask oci.Ask) {
 	q := &question{repo: oci.Repository{Path: e.key.repo}, ask: ask}
-	t, v, err := s.attempt(ctx, q, d, cred)
+	began := time.Now()
+	getting, cancel := context.WithTimeout(ctx, s.life)
+	t, v, err := s.attempt(getting, q, d, cred)
+	cancel()
+	if oci.CodeOf(err) == oci.Timeout {
+		s.silent(ctx, began)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.running[r]()
