@@ -337,11 +337,10 @@ func (r *heldReader) Outcome() oci.Outcome { return r.outcome }
 // openFill joins the running fill of the blob, or starts one. errFillOver says
 // that the fill ended just now: look again.
 func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, error) {
-	now := time.Now()
 	if err := b.mayAsk(ctx); err != nil {
 		return nil, err
 	}
-	if _, _, err := b.c.unkept.get(b.dg.String(), now); err != nil {
+	if _, _, err := b.c.unkept.get(b.dg.String(), time.Now()); err != nil {
 		return b.openBypass(ctx, offset, length, err.Error(), nil)
 	}
 	f, started := b.c.joinOrStart(ctx, b)
@@ -375,7 +374,6 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	}
 	r, err := b.follow(ctx, f, offset, length)
 	if errors.Is(err, errCannotKeep) {
-		b.c.unkept.put(b.dg.String(), now.Add(unkeptFor), "", err)
 		return b.openBypass(ctx, offset, length, err.Error(), nil)
 	}
 	if err != nil {
@@ -394,10 +392,6 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	r.outcome = out
 	return r, nil
 }
-
-// unkeptFor is how long a blob that the disk would not take is passed through
-// before the disk is tried again.
-const unkeptFor = time.Minute
 
 func (b *blob) key() string { return b.place().String() + "@" + b.dg.String() }
 

@@ -290,8 +290,11 @@ func TestPastTheDiskThoughAnotherFillHasBegun(t *testing.T) {
 				full.Store(true)
 				close(more)
 				awaitNoFills(c)
+				if _, out, err := read(t.Context(), c, alpine, d, 0, 1000); err != nil || out.Cache != oci.Bypass {
+					t.Errorf("who came next was served as %s, %v", out.Cache, err)
+				}
 				full.Store(false)
-				c.Forget()
+				c.Forget() // or a minute later
 				if row.noRecord {
 					if err := os.Remove(filepath.Join(dir, "fills", "sha256", d.Hex()+".spans")); err != nil {
 						t.Fatal(err)
@@ -343,4 +346,56 @@ func mustOpen(t *testing.T, c *Cache, repo oci.Repository, d oci.Digest, offset 
 		t.Fatal(err)
 	}
 	return r
+}
+
+// TestFillsThatDoNotFitTogether: as many are held as there is room for, and the
+// others go past the disk from their first byte on.
+func TestFillsThatDoNotFitTogether(t *testing.T) {
+	const readers = 4
+	for _, row := range []struct {
+		name        string
+		blobs, size int
+		held        int
+	}{
+		{"two, each more than half", 2, 5 * mib, 1},
+		{"six, two of which fit", 6, 3 * mib, 2},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				s.body = func(_ int, c []byte, off int64) io.Reader { return steady{bytes.NewReader(c[off:])} }
+				contents := make(map[oci.Digest][]byte)
+				for i := range row.blobs {
+					content := pattern(i+1, row.size)
+					contents[s.pushBlob(alpine, content)] = content
+				}
+				c := openCacheOf(t, store.Config{Dir: t.TempDir(), Budget: 8 * mib}, s, Config{})
+				defer closeCache(t, c)
+				var all sync.WaitGroup
+				for d, content := range contents {
+					for range readers {
+						all.Go(func() {
+							if got, err := readSlowly(t.Context(), c, d, 64<<10, 0); err != nil || !bytes.Equal(got, content) {
+								t.Errorf("%d bytes, %v", len(got), err)
+							}
+						})
+					}
+				}
+				all.Wait()
+				awaitNoFills(c)
+				if moved, once := s.bytesMoved(), int64(row.blobs*row.size); moved > once*105/100 {
+					t.Errorf("%.2f times the bytes were moved", float64(moved)/float64(once))
+				}
+				held := 0
+				for d := range contents {
+					if _, err := c.disk.Size(d); err == nil {
+						held++
+					}
+				}
+				if held < row.held {
+					t.Errorf("%d are held, want %d", held, row.held)
+				}
+			})
+		})
+	}
 }

@@ -326,10 +326,20 @@ func (f *fill) begin() bool {
 	if err != nil {
 		f.c.cfg.Warn("a blob cannot be kept; it is passed through", f.origin, err)
 		f.err = fmt.Errorf("%w: %w", errCannotKeep, err)
+		f.passBy(f.err)
 		return false
 	}
 	f.file, f.had = file, file.Landed()
 	return true
+}
+
+// unkeptFor is how long a blob that the disk would not take is passed through
+// before the disk is tried again.
+const unkeptFor = time.Minute
+
+// passBy has whoever comes next leave the disk alone.
+func (f *fill) passBy(why error) {
+	f.c.unkept.put(f.digest.String(), time.Now().Add(unkeptFor), "", why)
 }
 
 // remove lets the next request start anew.
@@ -344,12 +354,16 @@ func (f *fill) remove() {
 func (f *fill) end(err error) {
 	f.mu.Lock()
 	f.over, f.orphan = true, false
+	wanted := len(f.readers) > 0
 	f.mu.Unlock()
 	switch {
 	case err == nil:
 		f.blob.markProven(f.file.Size())
 	case isWrong(err):
 		err = oci.Errorf(oci.BadUpstream, "upstream's bytes are not what %s names: %w", f.digest, err)
+	}
+	if wanted && errors.Is(err, errCannotKeep) { // what was fetched ahead may fit when somebody comes for it
+		f.passBy(err)
 	}
 	if err != nil && !errors.Is(err, errIdle) {
 		f.file.Fail(err)

@@ -294,6 +294,7 @@ func (w *world) setFull() {
 	w.mu.Lock()
 	w.full = w.rng.IntN(2) == 0
 	w.mu.Unlock()
+	w.cache.unkept.clear() // as after the minute for which the disk is left alone
 }
 
 func (w *world) setWorn() {

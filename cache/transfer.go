@@ -82,6 +82,9 @@ func (t *transfer) untilHashed(ctx context.Context, hashed <-chan error) error {
 		if err := t.judge(); err != nil {
 			return err
 		}
+		if err := t.reserve(); err != nil { // of what is wanted whole only now
+			return err
+		}
 		if t.isOver() {
 			return errIdle
 		}
@@ -123,6 +126,18 @@ func (t *transfer) judge() error {
 	}
 	t.pause = time.Now().Add(wait)
 	return nil
+}
+
+// reserve has the disk keep room for what is wanted whole. Who reads a stretch of
+// a blob may never need the rest.
+func (t *transfer) reserve() error {
+	t.mu.Lock()
+	whole := t.whole
+	t.mu.Unlock()
+	if !whole {
+		return nil
+	}
+	return cannotKeep(t.file.Reserve())
 }
 
 // schedule starts streams while there is something to start them for, and
@@ -419,7 +434,10 @@ func (t *transfer) copyStream(ctx context.Context, s *stream) error {
 		if err := cannotKeep(t.file.SetSize(n)); err != nil {
 			return err
 		}
-		t.wasGiven(n) // before any client can have it all
+		t.wasGiven(n)                       // before any client can have it all
+		if err := t.reserve(); err != nil { // before any has a byte: those then begin together past the disk
+			return err
+		}
 	}
 	if (src.Outcome().Whole || src.Offset() < at) && !t.goRangeless(s) {
 		return nil

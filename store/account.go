@@ -81,9 +81,9 @@ type account struct {
 	settled int64
 	writing int64
 	names   int64
-	fills   map[oci.Digest]bool // open: the walk leaves their files to writing
-	walk    *walk               // the one that runs; nil if none does
-	owners  map[owner]int64     // bytes by who filled them, as of the last walk and since
+	fills   map[oci.Digest]int64 // open, by what each was promised: the walk leaves their files to writing
+	walk    *walk                // the one that runs; nil if none does
+	owners  map[owner]int64      // bytes by who filled them, as of the last walk and since
 
 	total, free int64 // of the file system, when last asked
 	spent       int64 // taken since then
@@ -102,7 +102,7 @@ type account struct {
 func newAccount(cfg Config) (*account, error) {
 	a := &account{
 		budget: cfg.Budget, headroom: cfg.MinFree, space: cfg.space,
-		shares: make(map[owner]float64), sharing: make(map[owner]string), seed: maphash.MakeSeed(), fills: make(map[oci.Digest]bool), owners: make(map[owner]int64),
+		shares: make(map[owner]float64), sharing: make(map[owner]string), seed: maphash.MakeSeed(), fills: make(map[oci.Digest]int64), owners: make(map[owner]int64),
 		changed: make(chan struct{}), poke: make(chan struct{}, 1), pass: math.MaxInt64, passed: make(chan struct{}, 1),
 	}
 	if cfg.Budget != 0 && cfg.Budget < minBudget {
@@ -371,9 +371,26 @@ func (a *account) own(o owner, n int64) {
 // openFill notes that dg's fill is open, and charges the n bytes that it has.
 func (a *account) openFill(dg oci.Digest, n int64) {
 	a.mu.Lock()
-	a.fills[dg] = true
+	a.fills[dg] = 0
 	a.writing += n
 	a.mu.Unlock()
+}
+
+// promise keeps n bytes of the budget for dg's fill, which is open: of fills that
+// do not fit together those are held that came first. Nothing is charged or evicted
+// for it, since a size is only announced. ErrNoRoom if others were promised too much.
+func (a *account) promise(dg oci.Digest, n int64) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	others := -a.fills[dg]
+	for _, promised := range a.fills {
+		others += promised
+	}
+	if a.budget > 0 && others+blocks(n) > a.limit {
+		return fmt.Errorf("%w: %d of %d bytes are promised to others", ErrNoRoom, others, a.budget)
+	}
+	a.fills[dg] = blocks(n)
+	return nil
 }
 
 // closeFill takes back the n bytes that dg's fill is charged.

@@ -297,6 +297,40 @@ func TestNoRoomIsSaidSoon(t *testing.T) {
 	}
 }
 
+// TestRoomIsForWhoReservedItFirst: until that one has ended.
+func TestRoomIsForWhoReservedItFirst(t *testing.T) {
+	d := openBudget(t, t.TempDir(), 8*mib, nil)
+	begin := func(seed int, size int64) *Fill {
+		f, err := d.Fill(oci.Sum(content(seed, 10)), busybox)
+		if err == nil {
+			err = f.SetSize(size)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return f
+	}
+	first, second, third := begin(1, 5*mib), begin(2, 5*mib), begin(3, 2*mib)
+	for range 2 { // it is the same room
+		if err := first.Reserve(); err != nil {
+			t.Errorf("the first: %v", err)
+		}
+	}
+	if err := second.Reserve(); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("the second: %v, want %v", err, ErrNoRoom)
+	}
+	if err := third.Reserve(); err != nil {
+		t.Errorf("what fits beside the first: %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Reserve(); err != nil {
+		t.Errorf("once the first has ended: %v", err)
+	}
+}
+
 func TestHostileSizesEvictNothing(t *testing.T) {
 	d := openBudget(t, t.TempDir(), 8<<20, nil)
 	<-d.counted
@@ -313,6 +347,7 @@ func TestHostileSizesEvictNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = f.SetSize(7 << 20) // by a header that lies
+		_ = f.Reserve()
 		if err := f.Close(); err != nil {
 			t.Fatal(err)
 		}

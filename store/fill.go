@@ -175,6 +175,19 @@ func (f *Fill) SetSize(n int64) error {
 	return f.stretch(n)
 }
 
+// Reserve keeps room in the budget for all of the blob until f is closed, once the
+// size is known. ErrNoRoom if what is open already was promised too much of it.
+func (f *Fill) Reserve() error {
+	n := f.Size()
+	if n < 0 {
+		return nil
+	}
+	if err := f.disk.account.promise(f.digest, n); err != nil {
+		return fmt.Errorf("fill %s: %w", f.digest, err)
+	}
+	return nil
+}
+
 // stretch gives the file its final length at once, which costs no block: a file
 // system that sees a file grow (XFS) allocates far ahead of its end.
 func (f *Fill) stretch(n int64) error {

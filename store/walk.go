@@ -193,7 +193,8 @@ func (d *Disk) leaveOut(e entry) bool {
 	}
 	d.account.mu.Lock()
 	defer d.account.mu.Unlock()
-	return d.account.fills[dg]
+	_, open := d.account.fills[dg]
+	return open
 }
 
 // statEntry looks at one file of an open directory: on a million files this
