@@ -62,8 +62,9 @@ type Breaker struct {
 // 5xx, nobody waits: it may be that of some of its parts alone, so one request at
 // a time for what is not known to fail goes out, as a trial. A probe repeats what was
 // refused, as a HEAD without credentials, so that it costs no quota: what is not
-// known to fail first, then one after the other. Whatever it is answered with,
-// but a 5xx, closes the breaker.
+// known to fail first, then one after the other. Whatever it is answered with, but a
+// 5xx, closes the breaker; that of a part opens again with the next failure, since
+// such a probe proves little of it.
 type breakers struct {
 	ask    func(u *url.URL) (outcome, time.Duration, error) // the probe
 	cancel context.CancelFunc                               // of probes
