@@ -160,6 +160,61 @@ func TestChunkedFetch(t *testing.T) {
 	}
 }
 
+// TestRangesThatAreClosedEarly: a client that reads a little of a range that is
+// open to the end costs a window or two, wherever the range begins, and is no
+// reason to fetch the other layers.
+func TestRangesThatAreClosedEarly(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		header string // Range
+		whole  bool   // all of the image comes
+	}{
+		{"bytes=0-", false}, {"bytes=1-", false}, {"bytes=0-20971519", false}, {"bytes=-20971520", false}, {"bytes=2097152-", false},
+		{"", true}, {"lines=0-", true},
+	} {
+		t.Run(row.header, func(t *testing.T) {
+			t.Parallel()
+			simulated(t, ocitest.Habits{}, []string{"ENTREPOT_PREFETCH=on"}, func(s *simulation) {
+				layers := []ocitest.Content{ocitest.Blob(1, 20<<20), ocitest.Blob(2, 1<<20)}
+				s.hub.Push("library/app", "0", ocitest.ImageSpec{Layers: layers}.Build())
+				s.mustGet(tagged(0))
+				header := http.Header{}
+				if row.header != "" {
+					header.Set("Range", row.header)
+				}
+				s.leaveAfter(300_000, "/v2/library/app/blobs/"+layers[0].Digest.String(), header)
+				time.Sleep(time.Minute)
+				switch sent, all := s.hub.Sent(transfers), layers[0].Size+layers[1].Size; {
+				case row.whole && sent != all:
+					t.Errorf("%d bytes came, want all %d", sent, all)
+				case !row.whole && sent > 3<<20:
+					t.Errorf("%d bytes came for 300 kB", sent)
+				}
+			})
+		})
+	}
+}
+
+// leaveAfter reads n bytes of an answer and closes it.
+func (s *simulation) leaveAfter(n int64, uri string, header http.Header) {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.url+uri, http.NoBody)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header = header
+	resp, err := s.client.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, resp.Body, n); err != nil {
+		s.t.Errorf("%s: %s: %v", uri, resp.Status, err)
+	}
+	if err := resp.Body.Close(); err != nil {
+		s.t.Error(err)
+	}
+}
+
 // takeChunk reads what lies between two offsets of an answer that goes on to the
 // end, and closes it.
 func takeChunk(ctx context.Context, from puller, blob ocitest.Content, offset, end int64) error {

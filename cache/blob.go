@@ -188,9 +188,14 @@ func (b *blob) markProven(size int64) {
 	b.c.mark(b.repo, b.dg, store.Marker{MediaType: mediaType, Size: size, State: store.Proven})
 }
 
+// isWhole reports that a read is of the whole blob, and likely to go on to its end.
+func (b *blob) isWhole(offset, length int64) bool {
+	return offset == 0 && length < 0 && !b.ask.Ranged
+}
+
 // Open serves what is held; what is not is filled, and read along.
 func (b *blob) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
-	if offset == 0 && length < 0 && !b.ask.Background {
+	if b.isWhole(offset, length) && !b.ask.Background {
 		b.c.prefetchWith(ctx, b.repo, b.dg, b.ask.Client)
 	}
 	for range 8 {
@@ -397,7 +402,7 @@ func (b *blob) key() string { return b.place().String() + "@" + b.dg.String() }
 
 // follow adds a reader to a fill and waits for its first byte.
 func (b *blob) follow(ctx context.Context, f *fill, offset, length int64) (*fillReader, error) {
-	r, err := f.open(ctx, offset, length)
+	r, err := f.open(ctx, offset, length, b.isWhole(offset, length))
 	if errors.Is(err, errFillOver) {
 		return nil, f.awaitEnd(ctx)
 	}

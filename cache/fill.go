@@ -182,9 +182,9 @@ func (c *Cache) newFill(b *blob) *fill {
 	}
 }
 
-// open adds a reader. errFillOver if the fill has ended, errCannotKeep if it
-// never could begin.
-func (f *fill) open(ctx context.Context, offset, length int64) (*fillReader, error) {
+// open adds a reader, of a part or of the whole blob. errFillOver if the fill has
+// ended, errCannotKeep if it never could begin.
+func (f *fill) open(ctx context.Context, offset, length int64, whole bool) (*fillReader, error) {
 	if err := f.awaitReady(ctx); err != nil {
 		return nil, err
 	}
@@ -194,11 +194,11 @@ func (f *fill) open(ctx context.Context, offset, length int64) (*fillReader, err
 		return nil, errFillOver
 	}
 	r := &fillReader{FillReader: f.file.Open(ctx, offset, length), fill: f, offset: offset, length: length}
-	if length < 0 && offset > 0 {
+	if length < 0 && !whole {
 		r.Starved = f.poke // it is given its bytes bit by bit
 	}
 	f.readers = append(f.readers, r)
-	f.whole = f.whole || offset == 0 && length < 0
+	f.whole = f.whole || whole
 	f.orphan = false
 	f.mu.Unlock()
 	f.poke()
@@ -214,9 +214,9 @@ func (f *fill) wantWhole() {
 }
 
 // forFill is ask as a fill asks, which outlasts whoever began it: each of its
-// requests has a deadline of its own.
+// requests has a deadline of its own, and what they are for is its own matter.
 func forFill(ask oci.Ask) oci.Ask {
-	ask.Since = time.Time{}
+	ask.Since, ask.Ranged = time.Time{}, false
 	return ask
 }
 

@@ -338,7 +338,11 @@ func closeCache(t *testing.T, c *Cache) {
 
 // read reads a stretch of a blob to its end.
 func read(ctx context.Context, c *Cache, repo oci.Repository, d oci.Digest, offset, length int64) ([]byte, oci.Outcome, error) {
-	b, err := c.Blob(ctx, repo, d, oci.Ask{})
+	return readAs(ctx, c, repo, d, oci.Ask{}, offset, length)
+}
+
+func readAs(ctx context.Context, c *Cache, repo oci.Repository, d oci.Digest, ask oci.Ask, offset, length int64) ([]byte, oci.Outcome, error) {
+	b, err := c.Blob(ctx, repo, d, ask)
 	if err != nil {
 		return nil, oci.Outcome{}, err
 	}

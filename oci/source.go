@@ -78,6 +78,7 @@ type Ask struct {
 	Manifest   bool   // of a tag: its manifest is wanted too, so that one which cannot be had is no answer
 	Background bool   // nobody waits: give way to those who do
 	Held       bool   // what is held can be served instead: leave the reserve of a quota alone
+	Ranged     bool   // of a blob: a range is wanted, and who reads it may leave early, also one of everything
 	Client     string // who asks, a user or else an address, for accounting
 
 	Since time.Time // when the client asked: what is sent for it has one deadline; zero: now, each time

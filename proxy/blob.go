@@ -25,6 +25,8 @@ func (x *exchange) blob() error {
 		}
 		defer end()
 	}
+	ranges, refused := x.ranges(d)
+	x.ask.Ranged = ranges != nil
 	b, err := x.pass.Source.Blob(&x.ctx, x.at.repo, d, x.ask)
 	if err != nil {
 		return err
@@ -34,11 +36,10 @@ func (x *exchange) blob() error {
 			return err
 		}
 	}
-	ranges, err := x.ranges(d)
-	if err != nil {
-		return err
-	}
-	if ranges == nil {
+	switch {
+	case refused != nil:
+		return refused
+	case ranges == nil:
 		return x.sendWhole(b, d)
 	}
 	return x.sendRanges(b, d, ranges)

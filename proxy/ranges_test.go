@@ -84,8 +84,12 @@ func TestRanges(t *testing.T) {
 			}
 			expectHeaders(t, got.Header, "Content-Range", c.crange)
 			if c.open != "" {
-				if calls := g.took(); !slices.Equal(calls[1:], []string{c.open}) {
+				calls := g.took()
+				if !slices.Equal(calls[1:], []string{c.open}) {
 					t.Errorf("source was asked %q, want %q", calls[1:], c.open)
+				}
+				if ranged := strings.HasSuffix(calls[0], " ranged"); ranged != (c.status == 206) {
+					t.Errorf("source was told of a range: %v, by %q", ranged, calls[0])
 				}
 			}
 			switch c.status {

@@ -148,8 +148,8 @@ func (g *registry) Manifest(ctx context.Context, repo oci.Repository, d oci.Dige
 	return m, g.outcome, nil
 }
 
-func (g *registry) Blob(ctx context.Context, repo oci.Repository, d oci.Digest, _ oci.Ask) (oci.Blob, error) {
-	if err := g.enter(ctx, "Blob", repo, d); err != nil {
+func (g *registry) Blob(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Blob, error) {
+	if err := g.enter(ctx, "Blob", repo, d, note(ask.Ranged, "ranged")); err != nil {
 		return nil, err
 	}
 	c, ok := g.repos[repo]
