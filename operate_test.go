@@ -58,6 +58,14 @@ func (o operator) refused(code int, words []string, args ...string) {
 	}
 }
 
+// keeps runs an rm that is to fail, with these words in its error: first as a dry
+// run, which is to fail likewise.
+func (o operator) keeps(words []string, args ...string) {
+	o.t.Helper()
+	o.refused(1, words, append([]string{"rm", "--dry-run"}, args...)...)
+	o.refused(1, words, append([]string{"rm"}, args...)...)
+}
+
 var (
 	times = regexp.MustCompile(`"(since|lastUse|checked|changed)":"[^"]+"`)
 	since = regexp.MustCompile(`(just now|about a minute ago|\d+ \w+ ago)`)
@@ -147,9 +155,17 @@ func TestRemovingIsRefusedForWhatIsPinned(t *testing.T) {
 	_, _, server, _ := heldWorld(t)
 	wantLines(t, server.must("pin", "--table", "alpine:3.20"), `pinned docker.io/library/alpine:3.20, of which not all is held yet: 1 digest`)
 	wantLines(t, server.must("pin", "--table", "nosuch:1"), `pinned docker.io/library/nosuch:1, of which nothing is held yet`)
-	server.refused(1, []string{"rm docker.io/library/alpine:3.20: it is pinned; first: entrepot unpin docker.io/library/alpine:3.20"}, "rm", "alpine:3.20")
-	server.refused(1, []string{"rm docker.io/library/alpine: some of it is pinned; entrepot pin lists"}, "rm", "--all", "alpine")
-	wantLines(t, server.must("rm", "--dry-run", "--table", "alpine:*"), `would remove docker.io/library/alpine:3.19`, `would remove docker.io/library/alpine:3.20`)
+	server.keeps([]string{"rm docker.io/library/alpine:3.20: it is pinned; first: entrepot unpin docker.io/library/alpine:3.20"}, "alpine:3.20")
+	server.keeps([]string{"rm docker.io/library/alpine: some of it is pinned; entrepot pin lists"}, "--all", "alpine")
+	server.keeps([]string{"rm docker.io/library/alpine: some of it is pinned"}, "--all", "docker.io/library/*")
+	server.keeps([]string{"rm docker.io/library/nosuch2: nothing is held by this name"}, "--all", "nosuch2")
+
+	// A dry run says of each what the real one does.
+	dry, err := server.run("rm", "--dry-run", "--table", "alpine:*", "docker.io/team/app:1", "docker.io/team/app:2")
+	wantLines(t, dry, `would remove docker.io/library/alpine:3.19`, `would remove docker.io/team/app:1`)
+	if err == nil || !strings.Contains(err.Error(), "3.20: it is pinned") || !strings.Contains(err.Error(), "app:2: nothing is held") {
+		t.Errorf("dry run of both: %v", err)
+	}
 
 	// What may go, goes.
 	out, err := server.run("rm", "--table", "alpine:*", "docker.io/team/app:1")
@@ -167,8 +183,8 @@ func TestRemovingIsRefusedForWhatIsPinned(t *testing.T) {
 	}
 	wantLines(t, server.must("ls", "--table"), "nothing is held")
 	server.refused(1, []string{"unpin docker.io/library/alpine:3.20: there is no such pin"}, "unpin", "alpine:3.20")
-	server.refused(1, []string{"rm docker.io/library/alpine:3.20: nothing is held by this name; entrepot ls"}, "rm", "alpine:3.20")
-	server.refused(1, []string{`nothing that is held matches "alpine:*"`}, "rm", "alpine:*")
+	server.keeps([]string{"rm docker.io/library/alpine:3.20: nothing is held by this name; entrepot ls"}, "alpine:3.20")
+	server.keeps([]string{`nothing that is held matches "alpine:*"`}, "alpine:*")
 }
 
 // What was told of a repository's referrers goes with it.
@@ -196,16 +212,16 @@ func TestOneManifestIsRemovedByDigest(t *testing.T) {
 	p, _, server, rest := heldWorld(t)
 	loose := ocitest.RandomImage(1, 100_000).Digest.String() // of the index of 3.20
 	tagged := ocitest.RandomImage(3, 50_000).Digest.String()
-	server.refused(1, []string{"rm docker.io/library/alpine@" + tagged + ": docker.io/library/alpine:3.19 leads to it: remove that first"}, "rm", "alpine@"+tagged)
-	server.refused(1, []string{"docker.io/library/alpine:3.20 leads to it"}, "rm", "*@"+tagged, "alpine@"+loose)
+	server.keeps([]string{"rm docker.io/library/alpine@" + tagged + ": docker.io/library/alpine:3.19 leads to it: remove that first"}, "alpine@"+tagged)
+	server.keeps([]string{"docker.io/library/alpine:3.20 leads to it"}, "*@"+tagged, "alpine@"+loose)
 	server.must("rm", "alpine:3.19", "alpine:3.20")
 	wantLines(t, server.must("ls", "--table", "alpine"), `docker.io/library/alpine +- +`+tagged[:19]+` .*`)
 	server.must("pin", "alpine@"+tagged)
-	server.refused(1, []string{"it is pinned; first: entrepot unpin docker.io/library/alpine@" + tagged}, "rm", "alpine@"+tagged)
+	server.keeps([]string{"it is pinned; first: entrepot unpin docker.io/library/alpine@" + tagged}, "alpine@"+tagged)
 	server.must("unpin", "alpine@"+tagged)
 	wantLines(t, server.must("rm", "--dry-run", "--table", "alpine@"+tagged), `would remove docker.io/library/alpine@`+tagged)
 	wantLines(t, server.must("rm", "--table", "docker.io/*@"+tagged), `removed docker.io/library/alpine@`+tagged)
-	server.refused(1, []string{"nothing is held by this name"}, "rm", "alpine@"+tagged)
+	server.keeps([]string{"nothing is held by this name"}, "alpine@"+tagged)
 	stopProgram(t, p)
 	out := rest.must("ls", "alpine")
 	_, index, _ := strings.Cut(out, `"digest":"`)
@@ -213,7 +229,7 @@ func TestOneManifestIsRemovedByDigest(t *testing.T) {
 	if strings.Contains(out, tagged) || strings.Count(out, "\n") != 1 {
 		t.Errorf("after rm:\n%s", out)
 	}
-	rest.refused(1, []string{"docker.io/library/alpine@" + index + " leads to it"}, "rm", "alpine@"+loose)
+	rest.keeps([]string{"docker.io/library/alpine@" + index + " leads to it"}, "alpine@"+loose)
 	rest.must("rm", "alpine@"+index)
 	if out := rest.must("ls", "alpine"); out != "" {
 		t.Errorf("after rm at rest:\n%s", out)

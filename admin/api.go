@@ -118,7 +118,7 @@ func (m routeMarks) has(one routeMarks) bool { return m&one != 0 }
 
 func routes() map[string]route {
 	const get, post = http.MethodGet, http.MethodPost
-	const target, reference = "`repository`, and `reference` or `all`", "`repository`, `reference`"
+	const removal, reference = "`repository`, and `reference` or `all`; `dryRun`", "`repository`, `reference`"
 	return map[string]route{
 		"about":        {get, (*exchange).tellAbout, 0, "", "Which server this is: version, data directory, process"},
 		"status":       {get, (*exchange).status, notAtRest, "`hours`, 1 to 24; `top`, 0 to 100", "What goes on: hosts, quotas, fills, disk and memory, and who and what spent most in the last hours"},
@@ -131,7 +131,7 @@ func routes() map[string]route {
 		"evictions":    {get, (*exchange).evictions, alone, "`n`, 1 to 1000", "An item for each thing that eviction would take next, and why"},
 		"pin":          {post, (*exchange).pin, 0, reference, "Protects what a tag or digest names, now and later"},
 		"unpin":        {post, (*exchange).unpin, 0, reference, "Takes a pin away"},
-		"remove":       {post, (*exchange).remove, 0, target, "Forgets a tag, a manifest that nothing else leads to, or a repository with all that it has"},
+		"remove":       {post, (*exchange).remove, 0, removal, "Forgets a tag, a manifest that nothing else leads to, or a repository with all that it has; or only says whether it would"},
 		"prune":        {post, (*exchange).prune, alone, "`unusedSeconds`, `dryRun`", "Removes what no repository has, and, above 0, what was not used for so long; or has an item for each thing that it would remove"},
 		"refresh":      {post, (*exchange).refresh, notAtRest, "`repository`, `reference`", "Forgets what its upstream refused of the repository or did not have, and checks now what a tag names; a pause that a 429 asked for is kept"},
 		"warm":         {post, (*exchange).warm, notAtRest, "`repository`, `reference`, and `platforms`, `waitSeconds`", "Fetches an image, for these platforms or those of the server's list, in the background, and waits for its upstream so long; leaving ends it"},

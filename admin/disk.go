@@ -10,15 +10,14 @@ import (
 
 // What is asked of the data directory alone.
 
-// target reads what a request is about; all says whether that may be a whole
-// repository.
-func (x *exchange) target(all bool) (Target, oci.Repository, error) {
+// target reads what a pin is for.
+func (x *exchange) target() (Target, oci.Repository, error) {
 	var t Target
 	if err := x.body(&t); err != nil {
 		return t, oci.Repository{}, err
 	}
 	repo, err := t.parse()
-	if err == nil && t.All && !all {
+	if err == nil && t.All {
 		err = badRequest("a pin is for a tag or a digest")
 	}
 	return t, repo, err
@@ -98,7 +97,7 @@ func (x *exchange) evictions() error {
 }
 
 func (x *exchange) pin() error {
-	t, repo, err := x.target(false)
+	t, repo, err := x.target()
 	if err != nil {
 		return err
 	}
@@ -118,7 +117,7 @@ func (x *exchange) pin() error {
 }
 
 func (x *exchange) unpin() error {
-	t, repo, err := x.target(false)
+	t, repo, err := x.target()
 	if err != nil {
 		return err
 	}
@@ -129,25 +128,39 @@ func (x *exchange) unpin() error {
 }
 
 func (x *exchange) remove() error {
-	t, repo, err := x.target(true)
-	dg, digestErr := oci.ParseDigest(t.Reference)
-	switch {
-	case err != nil:
+	var ask Removal
+	if err := x.body(&ask); err != nil {
 		return err
-	case t.All:
-		err = x.api.cfg.Disk.RemoveRepository(x.r.Context(), repo)
-	case digestErr == nil:
-		err = x.api.cfg.Disk.RemoveManifest(x.r.Context(), repo, dg)
-	default:
-		err = x.api.cfg.Disk.RemoveTag(x.r.Context(), repo, t.Reference)
 	}
+	repo, err := ask.parse()
 	if err != nil {
 		return err
 	}
-	if live := x.api.cfg.Live; live != nil {
+	if err := x.forget(repo, ask); err != nil {
+		return err
+	}
+	if live := x.api.cfg.Live; live != nil && !ask.DryRun {
 		live.Cache.ForgetReferrers(repo)
 	}
-	return x.result(t)
+	return x.result(ask.Target)
+}
+
+func (x *exchange) forget(repo oci.Repository, ask Removal) error {
+	ctx, disk := x.r.Context(), x.api.cfg.Disk
+	dg, err := oci.ParseDigest(ask.Reference)
+	switch isDigest := err == nil; {
+	case ask.All && ask.DryRun:
+		return disk.CanRemoveRepository(ctx, repo)
+	case ask.All:
+		return disk.RemoveRepository(ctx, repo)
+	case isDigest && ask.DryRun:
+		return disk.CanRemoveManifest(ctx, repo, dg)
+	case isDigest:
+		return disk.RemoveManifest(ctx, repo, dg)
+	case ask.DryRun:
+		return disk.CanRemoveTag(ctx, repo, ask.Reference)
+	}
+	return disk.RemoveTag(ctx, repo, ask.Reference)
 }
 
 func (x *exchange) prune() error {

@@ -120,6 +120,12 @@ func (t Target) String() string {
 	return t.Repository + ":" + t.Reference
 }
 
+// Removal says what is to be forgotten.
+type Removal struct {
+	Target
+	DryRun bool `json:"dryRun,omitempty"` // nothing is; the answer is what it would be
+}
+
 // Prune says what is to be removed.
 type Prune struct {
 	UnusedSeconds int64 `json:"unusedSeconds"`    // 0: only what no repository has

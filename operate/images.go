@@ -34,7 +34,7 @@ Content goes by and by, as room is needed, or by entrepot prune, but for what ca
 within the last hour. What is pinned is refused: entrepot unpin comes first.
 
   --all              whole repositories
-  --dry-run          only say what would be removed
+  --dry-run          only say what would be removed, or refused, as things are now
 ` + operatorHelp
 
 const pinHelp = `Usage: entrepot pin [<reference>...]
@@ -172,10 +172,11 @@ func (o *operation) some(targets []admin.Target, arg string, err error) ([]admin
 func (o *operation) forEach(ctx context.Context, targets []admin.Target, route, verb string, dry bool) error {
 	var failed []error
 	for _, t := range targets {
-		raw, err := json.Marshal(t)
-		if err == nil && !dry {
-			raw, err = o.client.Post(ctx, route, t, nil)
+		var ask any = t
+		if dry {
+			ask = admin.Removal{Target: t, DryRun: true}
 		}
+		raw, err := o.client.Post(ctx, route, ask, nil)
 		if ctx.Err() != nil {
 			return errors.Join(append(failed, context.Cause(ctx))...)
 		}

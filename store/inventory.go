@@ -240,14 +240,32 @@ func (d *Disk) configPlatform(ctx context.Context, config oci.Digest) (p oci.Pla
 // RemoveTag forgets a tag. What it named stays until it is evicted or pruned.
 // ErrNotHeld if there is no such tag, ErrPinned if a pin protects it.
 func (d *Disk) RemoveTag(ctx context.Context, repo oci.Repository, tag string) error {
-	pins, err := d.readPins(ctx)
-	if err != nil {
-		return err
-	}
-	if slices.ContainsFunc(pins, func(p Pin) bool { return p.Repository == repo && p.Reference == tag }) {
-		return fmt.Errorf("remove %s:%s: %w", repo, tag, ErrPinned)
+	if err := d.spared(ctx, repo, tag); err != nil {
+		return fmt.Errorf("remove %s:%s: %w", repo, tag, err)
 	}
 	return d.dropTag(repo, tag)
+}
+
+// CanRemoveTag returns the error that RemoveTag would, and removes nothing.
+func (d *Disk) CanRemoveTag(ctx context.Context, repo oci.Repository, tag string) error {
+	err := d.spared(ctx, repo, tag)
+	if err == nil {
+		_, err = d.root.Lstat(tagName(repo, tag))
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s:%s: %w", repo, tag, notHeld(err))
+	}
+	return nil
+}
+
+// spared returns ErrPinned if a tag of repo, or anything of it if tag is empty, is
+// pinned by name.
+func (d *Disk) spared(ctx context.Context, repo oci.Repository, tag string) error {
+	pins, err := d.readPins(ctx)
+	if err == nil && slices.ContainsFunc(pins, func(p Pin) bool { return p.Repository == repo && (tag == "" || p.Reference == tag) }) {
+		err = ErrPinned
+	}
+	return err
 }
 
 // DropTag forgets a tag that its upstream does not have any more, pinned or not:
@@ -282,17 +300,9 @@ func (e LedTo) Error() string { return e.By + " leads to it: remove that first" 
 // manifest, ErrPinned if a pin protects it, LedTo if a tag or another manifest of
 // repo leads to it.
 func (d *Disk) RemoveManifest(ctx context.Context, repo oci.Repository, dg oci.Digest) error {
-	m, err := d.Marker(repo, dg)
-	if err == nil && !oci.IsManifestType(m.MediaType) {
-		err = fmt.Errorf("it is no manifest: %w", ErrNotHeld)
-	}
+	alone, err := d.removable(ctx, repo, dg)
 	if err != nil {
-		return fmt.Errorf("remove %s@%s: %w", repo, dg, err)
-	}
-	alone := make(map[oci.Digest]bool)
-	d.eachOf(ctx, dg, func(desc oci.Descriptor) { alone[desc.Digest] = true })
-	if err := d.spareOthers(ctx, repo, dg, alone); err != nil {
-		return fmt.Errorf("remove %s@%s: %w", repo, dg, err)
+		return err
 	}
 	delete(alone, dg) // the last one: until then this can be done again
 	for _, one := range append(slices.Collect(maps.Keys(alone)), dg) {
@@ -305,6 +315,30 @@ func (d *Disk) RemoveManifest(ctx context.Context, repo oci.Repository, dg oci.D
 		d.removeEmpty(path.Dir(name), reposDir)
 	}
 	return nil
+}
+
+// CanRemoveManifest returns the error that RemoveManifest would, and removes nothing.
+func (d *Disk) CanRemoveManifest(ctx context.Context, repo oci.Repository, dg oci.Digest) error {
+	_, err := d.removable(ctx, repo, dg)
+	return err
+}
+
+// removable is a manifest of repo, and what it alone leads to there. Its errors are
+// those of RemoveManifest.
+func (d *Disk) removable(ctx context.Context, repo oci.Repository, dg oci.Digest) (map[oci.Digest]bool, error) {
+	m, err := d.Marker(repo, dg)
+	if err == nil && !oci.IsManifestType(m.MediaType) {
+		err = fmt.Errorf("it is no manifest: %w", ErrNotHeld)
+	}
+	alone := make(map[oci.Digest]bool)
+	if err == nil {
+		d.eachOf(ctx, dg, func(desc oci.Descriptor) { alone[desc.Digest] = true })
+		err = d.spareOthers(ctx, repo, dg, alone)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove %s@%s: %w", repo, dg, err)
+	}
+	return alone, nil
 }
 
 // spareOthers takes out of alone, which is all that manifest leads to, what else
@@ -349,12 +383,8 @@ func (d *Disk) spareOthers(ctx context.Context, repo oci.Repository, manifest oc
 // it too. ErrNotHeld if there is no such repository, ErrPinned if a pin protects
 // some of it.
 func (d *Disk) RemoveRepository(ctx context.Context, repo oci.Repository) error {
-	pins, err := d.readPins(ctx)
-	if err != nil {
-		return err
-	}
-	if slices.ContainsFunc(pins, func(p Pin) bool { return p.Repository == repo }) {
-		return fmt.Errorf("remove %s: %w", repo, ErrPinned)
+	if err := d.spared(ctx, repo, ""); err != nil {
+		return fmt.Errorf("remove %s: %w", repo, err)
 	}
 	removed := 0
 	for _, part := range []string{tagsDir, contentDir} {
@@ -369,6 +399,41 @@ func (d *Disk) RemoveRepository(ctx context.Context, repo oci.Repository) error 
 		return fmt.Errorf("remove %s: %w", repo, ErrNotHeld)
 	}
 	return nil
+}
+
+// CanRemoveRepository returns the error that RemoveRepository would, and removes
+// nothing.
+func (d *Disk) CanRemoveRepository(ctx context.Context, repo oci.Repository) error {
+	err := d.spared(ctx, repo, "")
+	held := false
+	for _, part := range []string{tagsDir, contentDir} {
+		if err == nil && !held {
+			held, err = d.hasFileBelow(ctx, path.Join(repoDir(repo), part))
+		}
+	}
+	if err == nil && !held {
+		err = ErrNotHeld
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", repo, err)
+	}
+	return nil
+}
+
+func (d *Disk) hasFileBelow(ctx context.Context, dir string) (found bool, err error) {
+	err = fs.WalkDir(d.root.FS(), dir, func(_ string, e fs.DirEntry, err error) error {
+		switch {
+		case isGone(err):
+			return nil
+		case err != nil:
+			return err
+		case !e.IsDir():
+			found = true
+			return fs.SkipAll
+		}
+		return ctx.Err()
+	})
+	return found, err
 }
 
 // removeBelow removes a directory of records with all that is in it.

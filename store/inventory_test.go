@@ -184,10 +184,27 @@ func copyTimes(from, to string) error {
 	})
 }
 
+// asSaid compares what removing came to with what was said of it before.
+func asSaid(t *testing.T, could, did error) error {
+	t.Helper()
+	if (could == nil) != (did == nil) || did != nil && (errors.Is(could, ErrPinned) != errors.Is(did, ErrPinned) || errors.Is(could, ErrNotHeld) != errors.Is(did, ErrNotHeld)) {
+		t.Errorf("%v, but it was said: %v", did, could)
+	}
+	return did
+}
+
 func TestRemovedRepositoriesAreForgottenAndPruned(t *testing.T) {
 	dir := t.TempDir()
 	d := openDisk(t, dir, nil)
 	<-d.counted
+	removeTag := func(tag string) error {
+		could := d.CanRemoveTag(t.Context(), busybox, tag)
+		return asSaid(t, could, d.RemoveTag(t.Context(), busybox, tag))
+	}
+	removeAll := func() error {
+		could := d.CanRemoveRepository(t.Context(), busybox)
+		return asSaid(t, could, d.RemoveRepository(t.Context(), busybox))
+	}
 	parent := oci.Repository{Host: "docker.io", Path: "library"}
 	mine, both := pushImage(t, d, busybox, "latest", 1), pushImage(t, d, busybox, "shared", 2)
 	pushImage(t, d, parent, "shared", 2)
@@ -197,13 +214,13 @@ func TestRemovedRepositoriesAreForgottenAndPruned(t *testing.T) {
 	if err := d.Pin(t.Context(), busybox, "latest"); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.RemoveTag(t.Context(), busybox, "latest"); !errors.Is(err, ErrPinned) {
+	if err := removeTag("latest"); !errors.Is(err, ErrPinned) {
 		t.Errorf("remove a pinned tag: %v", err)
 	}
-	if err := d.RemoveRepository(t.Context(), busybox); !errors.Is(err, ErrPinned) {
+	if err := removeAll(); !errors.Is(err, ErrPinned) {
 		t.Errorf("remove a repository with a pin: %v", err)
 	}
-	if err := errors.Join(d.Unpin(t.Context(), busybox, "latest"), d.RemoveRepository(t.Context(), busybox)); err != nil {
+	if err := errors.Join(d.Unpin(t.Context(), busybox, "latest"), removeAll()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := d.Tag(busybox, "latest"); !errors.Is(err, ErrNotHeld) {
@@ -212,10 +229,10 @@ func TestRemovedRepositoriesAreForgottenAndPruned(t *testing.T) {
 	if _, err := d.Marker(busybox, mine.index); !errors.Is(err, ErrNotHeld) {
 		t.Errorf("marker: %v", err)
 	}
-	if err := d.RemoveRepository(t.Context(), busybox); !errors.Is(err, ErrNotHeld) {
+	if err := removeAll(); !errors.Is(err, ErrNotHeld) {
 		t.Errorf("remove it again: %v", err)
 	}
-	if err := d.RemoveTag(t.Context(), busybox, "latest"); !errors.Is(err, ErrNotHeld) {
+	if err := removeTag("latest"); !errors.Is(err, ErrNotHeld) {
 		t.Errorf("remove its tag again: %v", err)
 	}
 	if names, _, err := d.Repositories("", -1); err != nil || len(names) != 1 || names[0] != parent.String() {
@@ -328,7 +345,10 @@ func TestOneManifestIsForgottenWithWhatItAloneLeadsTo(t *testing.T) {
 	if err := errors.Join(d.Put(index, shared), d.Mark(busybox, index, Marker{MediaType: indexType, Size: int64(len(shared)), State: Proven})); err != nil {
 		t.Fatal(err)
 	}
-	remove := func(dg oci.Digest) error { return d.RemoveManifest(t.Context(), busybox, dg) }
+	remove := func(dg oci.Digest) error {
+		could := d.CanRemoveManifest(t.Context(), busybox, dg)
+		return asSaid(t, could, d.RemoveManifest(t.Context(), busybox, dg))
+	}
 	for _, dg := range []oci.Digest{one.index, one.children[1], other.children[0]} {
 		if led, ok := errors.AsType[LedTo](remove(dg)); !ok || led.By != busybox.String()+":one" && led.By != busybox.String()+":other" {
 			t.Errorf("a manifest that a tag leads to: %v", led)
@@ -337,7 +357,7 @@ func TestOneManifestIsForgottenWithWhatItAloneLeadsTo(t *testing.T) {
 	if err := remove(one.blobs[0]); !errors.Is(err, ErrNotHeld) {
 		t.Errorf("a blob: %v", err)
 	}
-	if err := errors.Join(d.RemoveTag(t.Context(), busybox, "one"), d.Pin(t.Context(), busybox, one.index.String())); err != nil {
+	if err := errors.Join(d.CanRemoveTag(t.Context(), busybox, "one"), d.RemoveTag(t.Context(), busybox, "one"), d.Pin(t.Context(), busybox, one.index.String())); err != nil {
 		t.Fatal(err)
 	}
 	for _, dg := range []oci.Digest{one.index, one.children[1]} {
