@@ -130,11 +130,14 @@ func (d *Disk) openProven(ctx context.Context, dg oci.Digest, want int64) (*open
 	if err != nil {
 		return nil, nil, err
 	}
+	if d.believes(dg, info, want) {
+		d.touch(f.File, dg, info)
+		return f, info, nil
+	}
 	if err := d.judge(ctx, dg, f, info, want); err != nil {
 		_ = f.Close()
 		return nil, nil, err
 	}
-	d.touch(dg, info.ModTime())
 	return f, info, nil
 }
 
@@ -142,7 +145,7 @@ func (d *Disk) openProven(ctx context.Context, dg oci.Digest, want int64) (*open
 func (d *Disk) openFile(dg oci.Digest) (*openBlob, fs.FileInfo, error) {
 	d.inUse.hold(dg)
 	name := blobName(dg)
-	f, err := d.root.Open(name)
+	f, err := d.openToRead(name)
 	if err != nil {
 		d.inUse.release(dg)
 		return nil, nil, d.unread(name, err)
@@ -156,23 +159,40 @@ func (d *Disk) openFile(dg oci.Digest) (*openBlob, fs.FileInfo, error) {
 	return o, info, nil
 }
 
-// judge decides whether a file may be served as what its name says. One that
-// did not come through the gate, or whose size is not known to be right, is
-// hashed: an expectation may be wrong as well.
+// believes reports that a file may be served as what its name says, unhashed: it
+// came through the gate, its size is known to be right, and nobody has touched it
+// since. What is read into memory is hashed by whoever reads it. What we know of
+// a file goes before what it says itself: times can be copied while they are new.
+func (d *Disk) believes(dg oci.Digest, info fs.FileInfo, want int64) bool {
+	if !info.Mode().IsRegular() {
+		return false
+	}
+	if p, ok := d.proofs.get(dg); ok {
+		return isUnchanged(p.file, info)
+	}
+	if want < 0 || info.Size() != want || info.Mode().Perm() != proofMode {
+		return false
+	}
+	if info.Size() <= maxInMemory {
+		return true
+	}
+	ours := isOurs(info)
+	if ours {
+		d.proofs.put(dg, proof{info})
+	}
+	return ours
+}
+
+// judge hashes a file that is not believed, to tell whether it is what its name
+// says: an expectation of its size may be wrong as well.
 func (d *Disk) judge(ctx context.Context, dg oci.Digest, f *openBlob, info fs.FileInfo, want int64) error {
 	if !info.Mode().IsRegular() {
 		return d.unread(blobName(dg), d.drop(dg, info, "it is not a regular file"))
 	}
-	known := d.known(dg, info)
-	sized := want >= 0 && info.Size() == want || known
-	inMemory := info.Size() <= maxInMemory // then whoever reads it checks it
-	if sized && info.Mode().Perm() == proofMode && (inMemory || known || isOurs(info)) {
-		return nil
-	}
-	if !sized && want >= 0 && info.Mode().Perm() != proofMode && justWritten(info) {
+	if want >= 0 && info.Size() != want && info.Mode().Perm() != proofMode && justWritten(info) {
 		return fmt.Errorf("%s is being copied in: %w", dg, ErrNotHeld)
 	}
-	if !inMemory {
+	if info.Size() > maxInMemory {
 		return d.proveOnce(ctx, dg, info)
 	}
 	if err := d.prove(ctx, dg, f, info); err != nil {
@@ -214,27 +234,18 @@ func (d *Disk) lose(dg oci.Digest, info fs.FileInfo, err error) error {
 	return d.unread(blobName(dg), err)
 }
 
-// touch records a use in the file's time, now and then. last is the time that
-// the file had.
-func (d *Disk) touch(dg oci.Digest, last time.Time) {
-	now := time.Now()
-	idle := now.Sub(last)
-	if idle >= 0 && idle < touchEvery {
+// touch records a use of a file that is right in its time, now and then. info is
+// what was just seen of it.
+func (d *Disk) touch(f *os.File, dg oci.Digest, info fs.FileInfo) {
+	idle := time.Since(info.ModTime())
+	if idle >= -ahead && idle < touchEvery {
 		return
 	}
-	h := hintOf(last)
-	if idle > 0 { // the future counts as now
-		h = h.again(idle)
+	p, known := d.proofs.get(dg)
+	d.mark(f, dg, hintOf(info.ModTime()).again(idle))
+	if known && isUnchanged(p.file, info) {
+		d.remember(dg, f)
 	}
-	d.stamp(dg, h, now)
-}
-
-// stamp sets the time of a blob's file that is known to be right. Losing this says
-// that the content was used longer ago than it was, and may cost a hash.
-func (d *Disk) stamp(dg oci.Digest, h hint, now time.Time) {
-	h.uses = max(1, h.uses) // or it is no hint
-	stamp := h.stamp(now)
-	_ = d.root.Chtimes(blobName(dg), stamp, stamp)
 }
 
 func (d *Disk) touchFromMemory(dg oci.Digest, e *inMemory, at time.Time) {
@@ -242,8 +253,13 @@ func (d *Disk) touchFromMemory(dg oci.Digest, e *inMemory, at time.Time) {
 	if now-last < int64(touchEvery/time.Second) || !e.touched.CompareAndSwap(last, now) {
 		return
 	}
-	if info, err := d.root.Lstat(blobName(dg)); err == nil {
-		d.touch(dg, info.ModTime())
+	f, info, err := d.openFile(dg)
+	if err != nil {
+		return
+	}
+	defer f.done()
+	if info.Mode().IsRegular() && info.Size() == int64(len(e.content)) { // and if it is not right, who reads it will see
+		d.touch(f.File, dg, info)
 	}
 }
 
@@ -266,7 +282,8 @@ func (d *Disk) PutFrom(dg oci.Digest, content []byte, upstream string) error {
 	}
 	now := time.Now()
 	h := hint{owner: ownerOf(upstream), uses: 1}
-	if err := d.writeFile(blobName(dg), content, written{mode: proofMode, sync: true, large: true, stamp: h.stamp(now)}); err != nil {
+	d.proofs.forget(dg) // it is of an earlier file
+	if err := d.writeFile(blobName(dg), content, written{mode: proofMode, sync: true, large: true, stamp: h.proving(now)}); err != nil {
 		return fmt.Errorf("keep %s: %w", dg, err)
 	}
 	d.account.own(h.owner, blocks(int64(len(content))))

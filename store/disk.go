@@ -7,6 +7,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -369,11 +370,14 @@ func fillName(d oci.Digest) string { return path.Join(fillsDir, d.Algorithm(), d
 
 // readFile reads a small file, refusing one that is larger than limit.
 func (d *Disk) readFile(name string, limit int64) ([]byte, error) {
-	f, err := d.root.Open(name)
+	f, err := d.openToRead(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, cmp.Or(err, fmt.Errorf("%s is not a regular file", name))
+	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(b)) > limit {
 		err = fmt.Errorf("%s has more than %d bytes", name, limit)

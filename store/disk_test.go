@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -257,8 +258,13 @@ func TestCopiesThatKeepModeAndTimesAreHashed(t *testing.T) {
 		if err := d.PutFrom(dg, good, "docker.io"); err != nil {
 			t.Fatal(err)
 		}
-		if age > 0 { // it is used after a pause
-			d.touch(dg, time.Now().Add(-age))
+		if age != 0 { // it is used after a pause
+			f, info, err := d.openFile(dg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.touch(f.File, dg, lastUsed{info, time.Now().Add(-age)})
+			f.done()
 		}
 		closeDisk(t, d)
 	}
@@ -271,9 +277,18 @@ func TestCopiesThatKeepModeAndTimesAreHashed(t *testing.T) {
 		{"cp, a bit wrong", copied(bad, plain, 0), false, true},
 		{"tar, a bit wrong", copied(bad, plain, time.Hour), false, true},
 		{"rsync -a, a bit wrong", copied(bad, hinted.stamp, time.Hour), false, true},
+		{"cp --preserve=mode, at a time that looks like a hint", copied(bad, hinted.stamp, 0), false, true},
 		{"rsync -a, right", copied(good, hinted.stamp, time.Hour), true, true},
+		{"a time that is a little ahead, and no hint", copied(bad, plain, -1900*time.Millisecond), false, true},
 		{"rsync -a, by a clock that is ahead", copied(bad, hinted.stamp, -time.Hour), false, true},
 		{"ours", func(t *testing.T, dir string) { t.Helper(); ours(t, dir, 0) }, true, false},
+		{"ours, and its mode was changed", func(t *testing.T, dir string) {
+			t.Helper()
+			ours(t, dir, 0)
+			if err := os.Chmod(blobFile(dir, dg), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, true, true},
 		{"ours, and used", func(t *testing.T, dir string) { t.Helper(); ours(t, dir, time.Hour) }, true, false},
 		{"ours, and used by a clock that was ahead", func(t *testing.T, dir string) { t.Helper(); ours(t, dir, -time.Hour) }, true, false},
 		{"filled", func(t *testing.T, dir string) {
@@ -318,6 +333,153 @@ func TestCopiesThatKeepModeAndTimesAreHashed(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatWasProvenIsHashedOnceItIsTouched: a file that this very process filled,
+// or hashed, is not the one that lies there now, though it has its number, its
+// mode, its size, or its times.
+func TestWhatWasProvenIsHashedOnceItIsTouched(t *testing.T) {
+	good := content(2, maxInMemory+1000)
+	bad := bytes.Clone(good)
+	bad[len(bad)/2] ^= 1
+	dg := oci.Sum(good)
+	size := int64(len(good))
+	for come, bring := range map[string]func(*testing.T, *Disk, string){
+		"filled": func(t *testing.T, d *Disk, _ string) {
+			t.Helper()
+			f, err := d.Fill(dg, busybox)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(fillAll(t, f, good), f.Close()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"put": func(t *testing.T, d *Disk, _ string) {
+			t.Helper()
+			if err := d.PutFrom(dg, good, "docker.io"); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"copied in and hashed": func(t *testing.T, _ *Disk, dir string) {
+			t.Helper()
+			writeAged(t, blobFile(dir, dg), good, 0o644, time.Hour)
+		},
+		"hashed by the scrub": func(t *testing.T, d *Disk, dir string) {
+			t.Helper()
+			writeAged(t, blobFile(dir, dg), good, 0o644, time.Hour)
+			if v, err := d.Verify(t.Context(), nil); err != nil || v.Damaged != 0 {
+				t.Fatal(v, err)
+			}
+		},
+	} {
+		for name, change := range map[string]func(name string, info os.FileInfo) error{
+			"written over": func(name string, _ os.FileInfo) error { return os.WriteFile(name, bad, 0) },
+			"written over, its times kept": func(name string, info os.FileInfo) error {
+				return errors.Join(os.WriteFile(name, bad, 0), os.Chtimes(name, info.ModTime(), info.ModTime()))
+			},
+			"altered": func(name string, _ os.FileInfo) error {
+				f, err := os.OpenFile(name, os.O_WRONLY, 0)
+				if err != nil {
+					return err
+				}
+				_, err = f.WriteAt([]byte{good[7] ^ 1}, 7)
+				return errors.Join(err, f.Close())
+			},
+			"removed, and another one put there": func(name string, _ os.FileInfo) error {
+				return errors.Join(os.Remove(name), os.WriteFile(name, bad, proofMode))
+			},
+		} {
+			t.Run(come+", "+name, func(t *testing.T) {
+				dir := t.TempDir()
+				d := openDisk(t, dir, nil)
+				for range 5 { // a number that became free need not be given out at once
+					bring(t, d, dir)
+					if _, err := readAll(t, d, dg, size); err != nil {
+						t.Fatal(err)
+					}
+					info, err := os.Stat(blobFile(dir, dg))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if err := change(blobFile(dir, dg), info); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := readAll(t, d, dg, size); !errors.Is(err, ErrNotHeld) {
+						t.Errorf("%v, want that it is not held", err)
+					}
+					if err := os.Remove(blobFile(dir, dg)); err != nil && !errors.Is(err, os.ErrNotExist) {
+						t.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestNamedPipes: whoever opens one that nobody writes to waits for ever.
+func TestNamedPipes(t *testing.T) {
+	b := content(1, mib)
+	dg := oci.Sum(b)
+	for name, tc := range map[string]struct {
+		at  string
+		try func(*Disk) error
+	}{
+		"blob": {blobName(dg), func(d *Disk) error {
+			_, err := d.Open(t.Context(), dg, mib)
+			return err
+		}},
+		"blob, verified": {blobName(dg), func(d *Disk) error {
+			v, err := d.Verify(t.Context(), nil)
+			if v.Damaged != 1 {
+				err = errors.Join(err, fmt.Errorf("%+v", v))
+			}
+			return errors.Join(ErrNotHeld, err)
+		}},
+		"tag": {tagName(busybox, "latest"), func(d *Disk) error {
+			_, err := d.Tag(busybox, "latest")
+			return err
+		}},
+		"marker": {markerName(busybox, dg), func(d *Disk) error {
+			_, err := d.Marker(busybox, dg)
+			return err
+		}},
+		"spans": {fillName(dg) + spansSuffix, func(d *Disk) error {
+			f, err := d.Fill(dg, busybox)
+			if err == nil {
+				err = errors.Join(ErrNotHeld, fillAll(t, f, b), f.Close())
+			}
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			d := openDisk(t, dir, nil)
+			<-d.counted
+			at := filepath.Join(dir, tc.at)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), syscall.Mkfifo(at, 0o444)); err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- tc.try(d) }()
+			select {
+			case err := <-done:
+				if !errors.Is(err, ErrNotHeld) || errors.Is(err, ErrDisk) && name == "blob" {
+					t.Errorf("%v, want that it is not held", err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("it hangs")
+			}
+		})
+	}
+}
+
+// lastUsed is a file with another time.
+type lastUsed struct {
+	fs.FileInfo
+	at time.Time
+}
+
+func (l lastUsed) ModTime() time.Time { return l.at }
 
 func TestLinksOutOfTheDataDirectoryLeadNowhere(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "outside")

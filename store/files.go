@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"strconv"
+	"syscall"
 	"time"
 
 	"entrepot/oci"
@@ -27,6 +28,12 @@ func (d *Disk) create(name string, flag int) (*os.File, error) {
 		return err
 	})
 	return f, err
+}
+
+// openToRead opens a file to be read. It does not wait for what is none, such as
+// a named pipe that nobody writes to: the caller has to look.
+func (d *Disk) openToRead(name string) (*os.File, error) {
+	return d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
 // inDir does something with name and, if a directory above is missing, makes it
@@ -164,7 +171,7 @@ type written struct {
 	sync  bool      // it survives a crash of the machine
 	large bool      // it leaves the reserve to records
 	hurry bool      // it does not wait for room, nor leave any free; for the keeper, who makes it
-	stamp time.Time // its file time; zero for now
+	stamp time.Time // its file time, set last of all; zero for now
 }
 
 // record is how small records are written that can be had again.
@@ -185,7 +192,12 @@ func (d *Disk) writeFile(name string, content []byte, how written) error {
 	}
 	defer d.account.give(n)
 	tmp := path.Join(path.Dir(name), d.session+strconv.FormatUint(d.temporary.Add(1), 36))
-	n, err = d.writeAside(tmp, name, content, how)
+	f, err := d.create(tmp, os.O_EXCL)
+	if err != nil {
+		return onDisk(err)
+	}
+	defer f.Close() // what it may fail with, a sync has told before
+	n, err = d.writeAside(f, name, content, how)
 	if err == nil {
 		err = d.rename(tmp, name, n)
 	}
@@ -193,16 +205,14 @@ func (d *Disk) writeFile(name string, content []byte, how written) error {
 		_ = d.root.Remove(tmp)
 		return onDisk(err)
 	}
+	if !how.stamp.IsZero() {
+		_ = setTimes(f, d.root, name, how.stamp) // only advice
+	}
 	return nil
 }
 
-// writeAside writes a temporary file and returns what it takes on disk.
-func (d *Disk) writeAside(tmp, name string, content []byte, how written) (n int64, err error) {
-	f, err := d.create(tmp, os.O_EXCL)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+// writeAside writes a temporary file for name and returns what it takes on disk.
+func (d *Disk) writeAside(f *os.File, name string, content []byte, how written) (n int64, err error) {
 	if err := d.faults(OpWrite, name); err != nil {
 		return 0, err
 	}
@@ -219,9 +229,6 @@ func (d *Disk) writeAside(tmp, name string, content []byte, how written) (n int6
 	}
 	if err := f.Chmod(how.mode); err != nil {
 		return 0, err
-	}
-	if !how.stamp.IsZero() {
-		_ = d.root.Chtimes(tmp, how.stamp, how.stamp) // only advice
 	}
 	info, err := f.Stat()
 	if err != nil {

@@ -455,9 +455,6 @@ func (f *Fill) keep() error {
 	if err := f.file.Chmod(proofMode); err != nil {
 		return onDisk(err)
 	}
-	h := hint{owner: ownerOf(f.origin.Host), uses: 1}
-	stamp := h.stamp(time.Now())
-	_ = f.disk.root.Chtimes(f.name, stamp, stamp) // only advice
 	info, err := f.file.Stat()
 	if err != nil {
 		return onDisk(err)
@@ -470,7 +467,9 @@ func (f *Fill) keep() error {
 	charged := f.charged
 	f.name, f.charged = to, 0
 	f.mu.Unlock()
-	f.disk.proofs.put(f.digest, proof{info, info.Size()})
+	h := hint{owner: ownerOf(f.origin.Host), uses: 1}
+	f.disk.mark(f.file, f.digest, h)
+	f.disk.remember(f.digest, f.file)
 	f.disk.account.own(h.owner, allocated(info))
 	f.disk.account.closeFill(f.digest, charged)
 	f.disk.dropSpans(f.digest)

@@ -206,7 +206,7 @@ func (r *FillReader) openOwn() (err error) {
 		f.mu.Lock()
 		name := f.name
 		f.mu.Unlock()
-		if r.own, err = f.disk.root.Open(name); err == nil {
+		if r.own, err = f.disk.openToRead(name); err == nil {
 			break
 		}
 	}

@@ -44,6 +44,13 @@ func (h hint) stamp(t time.Time) time.Time {
 	return stamp
 }
 
+// proving is a time with h in it that marks a file of content that is right: it
+// lies ahead of now, where nothing but we would put it.
+func (h hint) proving(now time.Time) time.Time {
+	h.uses = max(1, h.uses) // or it is no hint
+	return h.stamp(now.Add(ahead))
+}
+
 // hintOf reads the hint in a file's time; the zero hint if there is none.
 func hintOf(t time.Time) hint {
 	n := int64(t.Nanosecond())
@@ -54,8 +61,12 @@ func hintOf(t time.Time) hint {
 	return h
 }
 
-// again is the hint after another use, idle after the last.
+// again is the hint after another use, idle after the last; it counts if there
+// was a pause. A last use in the future counts as now.
 func (h hint) again(idle time.Duration) hint {
+	if idle < touchEvery {
+		return h
+	}
 	uses := h.uses >> min(8, max(0, idle/fading))
 	h.uses = uses + 1
 	if h.uses == 0 {

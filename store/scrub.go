@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"syscall"
@@ -198,7 +199,7 @@ var errDamaged = fmt.Errorf("damaged: %w", ErrNotHeld)
 // check hashes one blob from the disk and drops it if it is damaged. It does not
 // hold the blob: what is evicted meanwhile is read to its end all the same.
 func (d *Disk) check(dg oci.Digest, pace func(int64) error) (n int64, err error) {
-	f, err := d.root.Open(blobName(dg))
+	f, err := d.openToRead(blobName(dg))
 	if err != nil {
 		return 0, notHeld(err)
 	}
@@ -221,7 +222,7 @@ func (d *Disk) check(dg oci.Digest, pace func(int64) error) (n int64, err error)
 		n += int64(m)
 		switch {
 		case errors.Is(err, io.EOF):
-			return n, d.judged(dg, info, dg.Matches(h))
+			return n, d.judged(dg, f, info, dg.Matches(h))
 		case errors.Is(err, syscall.EIO): // the sector is gone: so is the content
 			return n, d.dropDamaged(dg, info, err.Error())
 		case err != nil:
@@ -237,13 +238,12 @@ func (d *Disk) check(dg oci.Digest, pace func(int64) error) (n int64, err error)
 }
 
 // judged deals with a file that was hashed whole.
-func (d *Disk) judged(dg oci.Digest, info fs.FileInfo, right bool) error {
+func (d *Disk) judged(dg oci.Digest, f *os.File, info fs.FileInfo, right bool) error {
 	gated := info.Mode().Perm() == proofMode
 	switch {
 	case right:
 		if !gated || !isOurs(info) { // copied in by somebody: we need not hash it again. Its time, the last use, stays
-			_ = d.root.Chmod(blobName(dg), proofMode)
-			d.proofs.put(dg, proof{info, info.Size()})
+			d.approve(dg, f, info, false)
 		}
 		return nil
 	case !gated && justWritten(info):
