@@ -299,21 +299,22 @@ func (c *Config) UpstreamSettings() []UpstreamSettings {
 	for _, name := range c.Upstreams {
 		all = append(all, UpstreamSettings{Name: string(name)})
 	}
-	for _, u := range c.Upstream {
+	for n, u := range c.Upstream {
+		variables := fmt.Sprintf("ENTREPOT_UPSTREAM_%d_", n)
 		i := slices.IndexFunc(all, func(s UpstreamSettings) bool { return s.Name == string(u.Name) })
 		if i < 0 {
 			all, i = append(all, UpstreamSettings{}), len(all)
 		}
 		all[i] = UpstreamSettings{
-			Name: string(u.Name), URL: string(u.URL), Login: Login{string(u.Username), u.Password},
-			Logins: prefixLogins(u.Credential), Mirrors: mirrorSettings(u.Mirror),
+			Name: string(u.Name), URL: string(u.URL), Login: newLogin(variables, u.Username, u.Password),
+			Logins: prefixLogins(variables, u.Credential), Mirrors: mirrorSettings(variables, u.Mirror),
 			CA: u.CAFile, AllowPrivate: bool(u.AllowPrivate), Share: u.Share.Fraction(),
 			Offline: bool(u.Offline), DropDeleted: !bool(u.KeepDeleted), Rate: u.Rate.perSecond(),
 		}
 	}
 	for i := range all {
 		if all[i].Name == oci.DockerHub && c.DockerHubUsername != "" {
-			all[i].Login = Login{string(c.DockerHubUsername), c.DockerHubPassword}
+			all[i].Login = newLogin("ENTREPOT_DOCKERHUB_", c.DockerHubUsername, c.DockerHubPassword)
 		}
 	}
 	c.addRuleLogins(all)

@@ -41,6 +41,12 @@ type TagTTLConfig struct {
 type Login struct {
 	Username string
 	Password Secret
+	Variable string // that has the password, without the _FILE that it may end in
+}
+
+// newLogin is the account that <variables>USERNAME and <variables>PASSWORD are set to.
+func newLogin(variables string, name Username, password Secret) Login {
+	return Login{string(name), password, variables + "PASSWORD"}
 }
 
 // PrefixLogin is the account for the repositories below a path.
@@ -59,19 +65,19 @@ type MirrorSettings struct {
 	AllowPrivate bool
 }
 
-func prefixLogins(list []CredentialConfig) []PrefixLogin {
+func prefixLogins(variables string, list []CredentialConfig) []PrefixLogin {
 	var all []PrefixLogin
-	for _, c := range list {
-		all = append(all, PrefixLogin{string(c.Prefix), false, Login{string(c.Username), c.Password}})
+	for i, c := range list {
+		all = append(all, PrefixLogin{string(c.Prefix), false, newLogin(fmt.Sprintf("%sCREDENTIAL_%d_", variables, i), c.Username, c.Password)})
 	}
 	return all
 }
 
-func mirrorSettings(list []MirrorConfig) []MirrorSettings {
+func mirrorSettings(variables string, list []MirrorConfig) []MirrorSettings {
 	var all []MirrorSettings
-	for _, m := range list {
+	for i, m := range list {
 		all = append(all, MirrorSettings{
-			URL: string(m.URL), First: bool(m.First), Login: Login{string(m.Username), m.Password},
+			URL: string(m.URL), First: bool(m.First), Login: newLogin(fmt.Sprintf("%sURL_%d_", variables, i), m.Username, m.Password),
 			CA: m.CAFile, AllowPrivate: bool(m.AllowPrivate),
 		})
 	}
@@ -107,6 +113,47 @@ func (u *UpstreamSettings) logins() []Login {
 		all = append(all, m.Login)
 	}
 	return all
+}
+
+// loginSettings names the settings that an account at an upstream comes from, with
+// what it is for where that is not all.
+func (c *Config) loginSettings(upstream, account string) string {
+	var all []string
+	for _, u := range c.UpstreamSettings() {
+		if u.Name != upstream {
+			continue
+		}
+		scopes := map[string]string{} // of logins, by variable
+		for _, l := range u.Logins {
+			scopes[l.Variable] = ", for " + l.scope()
+		}
+		for _, l := range u.logins() {
+			if l.Username == account {
+				all = append(all, c.passwordSetting(l.Variable)+scopes[l.Variable])
+			}
+		}
+	}
+	if len(all) == 0 && c.DockerConfig != "" {
+		return "DOCKER_CONFIG"
+	}
+	return strings.Join(all, "; ")
+}
+
+// scope says which repositories a login is for.
+func (l PrefixLogin) scope() string {
+	if l.Exact {
+		return l.Prefix
+	}
+	return l.Prefix + "/*"
+}
+
+// passwordSetting is what a password is set by: the variable itself, or the one that
+// names its file.
+func (c *Config) passwordSetting(variable string) string {
+	if file, ok := strings.CutPrefix(c.sources[variable], "file "); ok {
+		return variable + "_FILE=" + file
+	}
+	return variable
 }
 
 // signedInAt are the addresses that passwords are sent to.

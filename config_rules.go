@@ -115,7 +115,7 @@ func (c *Config) checkRuleLogins(found *problems) {
 
 // addRuleLogins gives the accounts of rules to their upstreams.
 func (c *Config) addRuleLogins(all []UpstreamSettings) {
-	for _, r := range c.Rule {
+	for n, r := range c.Rule {
 		if r.Username == "" {
 			continue
 		}
@@ -124,7 +124,7 @@ func (c *Config) addRuleLogins(all []UpstreamSettings) {
 		if i < 0 {
 			continue // and is refused
 		}
-		login := Login{string(r.Username), r.Password}
+		login := newLogin(fmt.Sprintf("ENTREPOT_RULE_%d_", n), r.Username, r.Password)
 		if path == "" {
 			all[i].Login = login
 		} else {

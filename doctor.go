@@ -23,7 +23,7 @@ const doctorHelp = `Usage: entrepot doctor [--json] [image...]
 
 Looks at all that a server needs, as this machine and these settings have it: the
 settings, the data directory, the addresses to listen on, the certificate, and, for
-each upstream, its name, its TLS, its answer, the login, the clock and what is left
+each upstream, its name, its TLS, its answer, its logins, the clock and what is left
 of the quota. Images that are named are looked up too. It pulls nothing and costs no
 quota; a server may be running meanwhile.
 

@@ -91,6 +91,13 @@ func (w *upstreamWarnings) add(one upstream.Warning) {
 	w.all = append(w.all, one)
 }
 
+// forget lets of find what comes from now on.
+func (w *upstreamWarnings) forget(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = slices.DeleteFunc(w.all, func(one upstream.Warning) bool { return one.Upstream == name })
+}
+
 // of is the first warning of an upstream's login.
 func (w *upstreamWarnings) of(name string) (upstream.Warning, bool) {
 	w.mu.Lock()
@@ -134,6 +141,7 @@ func (p patient) examine(ctx context.Context) []finding {
 	if all[0].State == "failed" && all[0].Code != int(badLogin) {
 		return all
 	}
+	all = append(all, p.examineLogins(ctx)...)
 	all = append(all, p.examineImages(ctx)...)
 	return append(all, p.examineQuota(ctx)...)
 }
@@ -148,10 +156,7 @@ func (p patient) judge(ctx context.Context, ping upstream.Ping) finding {
 		return p.diagnose(ctx, subject, ping)
 	}
 	if refused, ok := p.warnings.of(p.settings.Name); ok {
-		if refused.Trouble == upstream.CredentialsWithheld {
-			return failed(badLogin, subject, refused.Detail, "set the URL to the registry's own address, in the domain of its token service, "+refused.Host)
-		}
-		return failed(badLogin, subject, refused.Detail, "look at the user name and the password: Docker Hub wants a personal access token in its place")
+		return p.refused(subject, refused)
 	}
 	detail := fmt.Sprintf("answers within %s", ping.Took.Round(time.Millisecond))
 	switch {
@@ -161,6 +166,40 @@ func (p patient) judge(ctx context.Context, ping upstream.Ping) finding {
 		return well(subject, "%s, signed in as %s", detail, ping.Account)
 	}
 	return well(subject, "%s, asked anonymously", detail)
+}
+
+// refused says what to do about a login.
+func (p patient) refused(subject string, w upstream.Warning) finding {
+	if w.Trouble == upstream.CredentialsWithheld {
+		return failed(badLogin, subject, w.Detail, "set the URL to the registry's own address, in the domain of its token service, "+w.Host)
+	}
+	where := ""
+	if w.Account != "" {
+		where = ", which " + p.cfg.loginSettings(p.settings.Name, w.Account) + " sets"
+	}
+	return failed(badLogin, subject, w.Detail, "look at the user name and the password"+where+": Docker Hub wants a personal access token in its place")
+}
+
+// examineLogins tries the accounts that single paths have.
+func (p patient) examineLogins(ctx context.Context) []finding {
+	var all []finding
+	for _, l := range p.settings.Logins {
+		subject := "login " + l.Username + " for " + p.settings.Name + "/" + l.scope()
+		p.warnings.forget(p.settings.Name)
+		ping := p.client.PingAs(ctx, l.Prefix)
+		warning, warned := p.warnings.of(p.settings.Name)
+		switch {
+		case ping.Err != nil:
+			all = append(all, p.diagnose(ctx, subject, ping))
+		case warned:
+			all = append(all, p.refused(subject, warning))
+		case ping.Account != l.Username: // refused before, or not asked for
+			all = append(all, doubtful(subject, "it is not known whether it is good: "+ping.Host+" was asked anonymously", "name an image that it is for: entrepot doctor "+p.settings.Name+"/"+l.Prefix+"/...:tag"))
+		default:
+			all = append(all, well(subject, "signed in"))
+		}
+	}
+	return all
 }
 
 // diagnose says of what the question to an address failed.

@@ -70,7 +70,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	m.watch(func() store.Stats { return store.Stats{} }, func() cache.Stats { return cache.Stats{} }, func() []upstream.Quota {
 		return []upstream.Quota{{Upstream: "docker.io", Quota: ratelimit.Quota{Limit: 100, Left: 10, Reserve: 5, Window: time.Hour}}}
 	}, 0)
-	m.watchUpstreams(ledger.New(), func() []upstream.Breaker { return nil })
+	m.watchUpstreams(ledger.New(), upstream.NewSet())
 	m.watchCertificate(time.Now)
 	m.watchWarm(warm.NewList(warm.Config{}).Totals)
 	m.watchClients(nil)

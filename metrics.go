@@ -232,7 +232,7 @@ func (m *metrics) watch(disk func() store.Stats, cacheStats func() cache.Stats, 
 }
 
 // watchUpstreams adds what the ledger and the breakers say of each upstream.
-func (m *metrics) watchUpstreams(l *ledger.Ledger, breakers func() []upstream.Breaker) {
+func (m *metrics) watchUpstreams(l *ledger.Ledger, upstreams *upstream.Set) {
 	for _, one := range []struct {
 		name, help string
 		value      func(ledger.Sum) int64
@@ -253,10 +253,18 @@ func (m *metrics) watchUpstreams(l *ledger.Ledger, breakers func() []upstream.Br
 	help := "Hosts of an upstream, and single repositories and paths, that are not asked, since they do not answer."
 	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("breakers_open", help), func() map[string]float64 {
 		values := map[string]float64{}
-		for _, b := range breakers() {
+		for _, b := range upstreams.Breakers() {
 			if b.State != upstream.BreakerClosed {
 				values[b.Upstream]++
 			}
+		}
+		return values
+	}})
+	help = "Accounts of an upstream whose password it refuses: what they are for is asked for anonymously."
+	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("logins_refused", help), func() map[string]float64 {
+		values := map[string]float64{}
+		for _, login := range upstreams.RefusedLogins() {
+			values[login.Upstream]++
 		}
 		return values
 	}})

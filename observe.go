@@ -25,13 +25,17 @@ type observer struct {
 	throttle *throttle
 	traces   bool // requests have spans
 	access   bool // each request has a line at info
+
+	settingOf func(upstream, account string) string // that the account comes from
 }
 
 // repeatInterval is how often the same trouble is logged above debug.
 const repeatInterval = time.Minute
 
 func newObserver(log zerolog.Logger, m *metrics, l *ledger.Ledger) *observer {
-	return &observer{log: log, metrics: m, ledger: l, throttle: newThrottle(repeatInterval)}
+	return &observer{
+		log: log, metrics: m, ledger: l, throttle: newThrottle(repeatInterval), settingOf: func(string, string) string { return "" },
+	}
 }
 
 // request hears of every request of a client. It is on the path of every hit.
@@ -236,7 +240,11 @@ func (o *observer) refusal(r policy.Refusal) {
 
 // upstreamWarning hears of an upstream's refusals, each kind once a minute.
 func (o *observer) upstreamWarning(w upstream.Warning) {
-	o.log.Warn().Str("upstream", w.Upstream).Str("host", w.Host).Str("detail", w.Detail).Msg("upstream: " + string(w.Trouble))
+	e := o.log.Warn().Str("upstream", w.Upstream).Str("host", w.Host)
+	if w.Account != "" {
+		e.Str("account", w.Account).Str("setting", o.settingOf(w.Upstream, w.Account))
+	}
+	e.Str("detail", w.Detail).Msg("upstream: " + string(w.Trouble))
 }
 
 // cacheWarning hears of what the cache could not do. One kind of trouble may

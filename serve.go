@@ -68,7 +68,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	counts := newMetrics(about, cfg.upstreamNames())
 	spent := ledger.New()
 	watcher := newObserver(logger, counts, spent)
-	watcher.access = bool(cfg.AccessLog)
+	watcher.access, watcher.settingOf = bool(cfg.AccessLog), cfg.loginSettings
 
 	traced := openTraces(cfg, about, watcher)
 	defer traced.close(logger)
@@ -117,7 +117,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	clients := ratelimit.NewClients(ratelimit.ClientLimits{Rate: cfg.ClientRate.perSecond(), Transfers: int(cfg.ClientTransfers)})
 	counts.watchClients(clients)
 	counts.watchConnections(front.connections)
-	counts.watchUpstreams(spent, upstreams.Breakers)
+	counts.watchUpstreams(spent, upstreams)
 	allowed := traced.source(guarded(held, leadFinder{disk}, cfg, watcher))
 	guard, err := openAccess(cfg, allowed, held, clients, shown, watcher, reloads)
 	if err != nil {

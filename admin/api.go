@@ -69,6 +69,8 @@ type Live struct {
 	Platforms warm.Platforms // of that list
 	Offline   []string       // upstreams that are set not to be asked
 	Since     time.Time
+
+	SettingOf func(upstream, account string) string // the settings that an account comes from
 }
 
 // New makes the API of a data directory.

@@ -33,7 +33,8 @@ type Explanation struct {
 	Reference  string     `json:"reference"`
 	Rule       *Rule      `json:"rule"` // null: the name means what it says
 	Who        string     `json:"who"`
-	Account    string     `json:"account,omitempty"` // that upstream is asked as
+	Account    string     `json:"account,omitempty"` // that upstream is asked as, unless Login says otherwise
+	Login      *Login     `json:"login,omitempty"`   // that account, where it is refused: it is asked anonymously
 	Policy     string     `json:"policy,omitempty"`  // its verdict, in words
 	Denied     bool       `json:"denied,omitempty"`  // by that; such a pull costs nothing, and pulls are empty
 	Digest     oci.Digest `json:"digest,omitzero"`   // if it is known
@@ -94,8 +95,15 @@ func (x *exchange) explain() error {
 	}
 	if live := x.api.cfg.Live; live != nil {
 		out.Hosts = slices.DeleteFunc(live.breakers(), func(b Breaker) bool { return b.Upstream != out.Upstream })
+		out.Login = live.refused(out.Upstream, out.Account)
 		out.Quotas = slices.DeleteFunc(live.quotas(), func(q Quota) bool {
-			return q.Upstream != out.Upstream || out.Account != "" && q.Account != out.Account
+			switch {
+			case q.Upstream != out.Upstream:
+				return true
+			case out.Login != nil:
+				return q.Account != ""
+			}
+			return out.Account != "" && q.Account != out.Account
 		})
 	}
 	if m.Denied {
@@ -105,6 +113,16 @@ func (x *exchange) explain() error {
 		out.Pulls = append(out.Pulls, Pull{p.Platform.String(), p.Heads, p.Manifests, p.Blobs, p.Bytes, p.AtLeast})
 	}
 	return x.result(out)
+}
+
+// refused is how an account is refused at an upstream; nil if it is not.
+func (l *Live) refused(upstream, account string) *Login {
+	for _, login := range l.logins() {
+		if login.Upstream == upstream && login.Account == account {
+			return &login
+		}
+	}
+	return nil
 }
 
 func freshText(x cache.Explanation) string {

@@ -17,6 +17,7 @@ type Status struct {
 	Now      time.Time `json:"now"`
 	Offline  []string  `json:"offline,omitempty"` // upstreams that are set not to be asked
 	Breakers []Breaker `json:"breakers"`
+	Logins   []Login   `json:"logins"` // that are refused
 	Quotas   []Quota   `json:"quotas"`
 	Spent    Spent     `json:"spent"`
 	Fills    []Fill    `json:"fills"` // those that run, the oldest first
@@ -34,10 +35,22 @@ type Breaker struct {
 	State    string    `json:"state"`              // closed: it is asked; open, probing: it is not
 	Since    time.Time `json:"since,omitzero"`     // when that began
 	Failures int       `json:"failures,omitempty"` // in a row
+	Failed   time.Time `json:"failed,omitzero"`    // when the last of them was
 	Refused  int       `json:"refused,omitempty"`  // requests that were not sent since then
 	Error    string    `json:"error,omitempty"`    // the last failure
 	Next     time.Time `json:"next,omitzero"`      // of the next probe
 	Paused   time.Time `json:"paused,omitzero"`    // until when it asked us to wait, with some of its requests or all
+}
+
+// Login is an account that an upstream refuses: what it is for is asked for
+// anonymously.
+type Login struct {
+	Upstream string    `json:"upstream"`
+	Host     string    `json:"host"` // that refuses it
+	Account  string    `json:"account"`
+	Setting  string    `json:"setting"`       // where it is set
+	Since    time.Time `json:"since"`         // when it was first refused
+	Next     time.Time `json:"next,omitzero"` // until then it is not tried again
 }
 
 // Quota is what an upstream last said of how much an account may pull.
@@ -122,7 +135,7 @@ func newStatus(api *API, hours, top int) Status {
 	l, now, disk := api.cfg.Live, time.Now(), api.cfg.Disk.Stats()
 	s := Status{
 		Version: api.about.Version, Data: api.about.Data, Since: l.Since.Round(0), Now: now.Round(0), Offline: l.Offline,
-		Breakers: l.breakers(), Quotas: l.quotas(), Fills: []Fill{},
+		Breakers: l.breakers(), Logins: l.logins(), Quotas: l.quotas(), Fills: []Fill{},
 		Spent:  newSpent(l.Ledger.Report(hours, top), hours),
 		Disk:   Disk{disk.Held, api.cfg.Budget, disk.Free},
 		Memory: Memory{disk.Memory, api.cfg.Memory, processMemory()},
@@ -138,11 +151,20 @@ func newStatus(api *API, hours, top int) Status {
 func (l *Live) breakers() []Breaker {
 	all := []Breaker{}
 	for _, b := range l.Upstreams.Breakers() {
-		one := Breaker{b.Upstream, b.Host, b.Part, string(b.State), b.Since, b.Failures, b.Refused, "", b.Next, b.Paused}
+		one := Breaker{b.Upstream, b.Host, b.Part, string(b.State), b.Since, b.Failures, b.Failed, b.Refused, "", b.Next, b.Paused}
 		if b.Err != nil {
 			one.Error = oci.Causes(b.Err)
 		}
 		all = append(all, one)
+	}
+	return all
+}
+
+// logins tells which accounts are refused.
+func (l *Live) logins() []Login {
+	all := []Login{}
+	for _, r := range l.Upstreams.RefusedLogins() {
+		all = append(all, Login{r.Upstream, r.Host, r.Account, l.SettingOf(r.Upstream, r.Account), r.Since.Round(0), r.Next.Round(0)})
 	}
 	return all
 }

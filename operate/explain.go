@@ -87,7 +87,7 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 	facts.add("rule", rule)
 	facts.add("who may", x.Who)
 	facts.add("policy", x.Policy)
-	facts.add("asked as", x.Account)
+	facts.add("asked as", askedAs(x))
 	facts.add("reference", x.Reference)
 	facts.add("digest", x.Digest.String())
 	facts.add("held", strconv.FormatBool(x.Held))
@@ -97,7 +97,7 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 	}
 	for _, b := range x.Hosts {
 		if !isWell(b, time.Now()) {
-			facts.add("upstream now", nameOf(b)+" "+plainText(troubleOf(b, time.Now())))
+			facts.add("upstream now", strings.TrimSpace(b.Host+" "+partText(b.Part))+" "+plainText(troubleOf(b, time.Now())))
 		}
 	}
 	for _, q := range x.Quotas {
@@ -125,6 +125,14 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 		}
 	}
 	return t.end("")
+}
+
+// askedAs names the account that counts, or why it does not.
+func askedAs(x admin.Explanation) string {
+	if x.Login == nil {
+		return x.Account
+	}
+	return "nobody: " + x.Account + " is " + plainText(refusalOf(*x.Login, time.Now())) + ": " + x.Login.Setting
 }
 
 func plainText(inks []ink) string {

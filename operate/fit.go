@@ -15,6 +15,7 @@ const (
 	spentWeight
 	fillsWeight
 	quotaWeight
+	loginsWeight
 	hostsWeight
 	roomWeight
 	headerWeight

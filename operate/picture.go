@@ -131,6 +131,7 @@ func (p *picture) draw(s admin.Status, where string) {
 	p.head(ink{bold, "Entrepôt " + s.Version}, ink{plain, "  up " + spanText(s.Now.Sub(s.Since)) + "  "}, ink{dim, strings.TrimSuffix(where, "/") + "  " + s.Data})
 	p.quotas(s)
 	p.hosts(s)
+	p.logins(s)
 	p.spent(s)
 	p.fills(s)
 	p.room(s)
@@ -188,68 +189,6 @@ func quotaStyle(q admin.Quota) style {
 		return yellow
 	}
 	return green
-}
-
-// hosts lists those in trouble, those that are down first. Nothing is said of the others: many have never
-// been asked.
-func (p *picture) hosts(s admin.Status) {
-	troubled := slices.DeleteFunc(slices.Clone(s.Breakers), func(b admin.Breaker) bool { return isWell(b, s.Now) })
-	isUp := func(b admin.Breaker) int {
-		if b.State == "closed" {
-			return 1
-		}
-		return 0
-	}
-	slices.SortStableFunc(troubled, func(a, b admin.Breaker) int { return isUp(a) - isUp(b) })
-	colour := green
-	if len(troubled) > 0 {
-		colour = red
-	}
-	p.heading("HOSTS", hostsWeight, ink{bold, "HOSTS  "}, ink{colour, fmt.Sprintf("%d of %d in trouble", len(troubled), len(s.Breakers))})
-	for _, b := range troubled {
-		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, nameOf(b)) + "  "}}, troubleOf(b, s.Now)...)...)
-		if b.Error != "" {
-			why := strings.TrimPrefix(strings.TrimPrefix(b.Error, "unavailable: "), b.Host+": ")
-			p.under(ink{dim, "    " + b.Upstream + ": " + why})
-		}
-	}
-	for _, name := range s.Offline {
-		p.line(ink{plain, "  " + left(p.nameWidth()-2, name) + "  "}, ink{yellow, "offline"}, ink{plain, " as it is set: only what is held is served"})
-	}
-}
-
-// nameOf names a host, or what of it has trouble of its own.
-func nameOf(b admin.Breaker) string {
-	if b.Part == "" {
-		return b.Host
-	}
-	return b.Host + " " + b.Part
-}
-
-// isWell reports whether nothing keeps us from asking a host.
-func isWell(b admin.Breaker, now time.Time) bool {
-	return b.State == "closed" && b.Failures == 0 && !b.Paused.After(now)
-}
-
-// troubleOf says how a host fares that is not well.
-func troubleOf(b admin.Breaker, now time.Time) []ink {
-	if b.State == "closed" && b.Paused.After(now) {
-		return []ink{{yellow, "limits us"}, {plain, " for " + spanText(b.Paused.Sub(now))}}
-	}
-	if b.State == "closed" {
-		return []ink{{yellow, "shaky"}, {plain, fmt.Sprintf(" %d failed in a row", b.Failures)}}
-	}
-	text := " for " + spanText(now.Sub(b.Since))
-	if b.Refused > 0 {
-		text += ", " + words.Count(b.Refused, "request") + " held back"
-	}
-	switch {
-	case b.State == "probing":
-		text += ", being probed"
-	case b.Next.After(now):
-		text += ", probe in " + spanText(b.Next.Sub(now))
-	}
-	return []ink{{red, "down"}, {plain, text}}
 }
 
 // spent shows what was spent: in all, and by whom on what.

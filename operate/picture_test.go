@@ -30,11 +30,17 @@ func exampleStatus() admin.Status {
 		Version: "v1.2.3", Data: "/var/lib/entrepot", Since: now.Add(-75 * time.Hour), Now: now, Offline: []string{"registry.k8s.io"},
 		Breakers: []admin.Breaker{
 			{Upstream: "docker.io", Host: "registry-1.docker.io", State: "closed"},
-			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Error: "timeout: auth.docker.io: no answer"},
+			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Failed: now.Add(-40 * time.Second), Error: "timeout: auth.docker.io: no answer"},
 			{Upstream: "ghcr.io", Host: "ghcr.io", State: "closed"},
+			{Upstream: "ghcr.io", Host: "ghcr.io", Part: "/v2/an-owner-with-a-name/tests/manifests/latest", State: "open", Since: now.Add(-10 * time.Second), Failures: 3, Refused: 2, Error: "timeout: ghcr.io: no answer in time", Next: now.Add(5 * time.Second)},
+			{Upstream: "ghcr.io", Host: "ghcr.io", Part: "/v2/another-owner/of/tests/manifests/" + oci.Sum(nil).String(), State: "probing", Since: now.Add(-10 * time.Second), Failures: 3},
+			{Upstream: "public.ecr.aws", Host: "public.ecr.aws", State: "closed", Failures: 1, Failed: now.Add(-time.Hour), Error: "unavailable: public.ecr.aws: it cannot be reached"},
 			{Upstream: "quay.io", Host: "quay.io", State: "open", Since: now.Add(-190 * time.Second), Failures: 9, Refused: 31, Error: "unavailable: quay.io: it cannot be reached: dial tcp 192.0.2.1:443: connect: connection refused by the other side", Next: now.Add(12 * time.Second)},
 			{Upstream: "mcr.microsoft.com", Host: "mcr.microsoft.com", State: "closed", Paused: now.Add(25 * time.Second)},
 			{Upstream: "gcr.io", Host: "gcr.io", State: "probing", Since: now.Add(-2 * time.Second), Failures: 3, Refused: 1},
+		},
+		Logins: []admin.Login{
+			{Upstream: "docker.io", Host: "auth.docker.io", Account: "bot", Setting: "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD_FILE=/run/secrets/bot, for team/*", Since: now.Add(-20 * time.Minute), Next: now.Add(5 * time.Minute)},
 		},
 		Quotas: []admin.Quota{
 			{Upstream: "docker.io", Account: "", Limit: 100, Left: 7, Reserve: 10, Resets: now.Add(2*time.Hour + 10*time.Minute)},
@@ -136,7 +142,7 @@ func TestStatusPictureFitsItsHeight(t *testing.T) {
 	}{
 		{120, 100, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM", "and 3 more"}, ""},
 		{120, 39, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM"}, "no room for "},
-		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 3 of QUOTA, 3 of HOSTS, 3 of LAST 6 HOURS, 1 of ACCOUNTS, CLIENTS, …"},
+		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 3 of QUOTA, 7 of HOSTS, 3 of LAST 6 HOURS, ACCOUNTS, CLIENTS, REPOS…"},
 		{60, 14, []string{"QUOTA", "HOSTS", "DISK", "MEMORY", "WARM"}, "no room for "},
 		{40, 3, []string{"Entrepôt"}, "no room for "},
 	} {
@@ -192,5 +198,60 @@ func TestRatesAreCurrentWhileWatched(t *testing.T) {
 	}
 	if got := withCurrentRates(admin.Status{}, second).Fills[0].BytesPerSecond; got != 52<<20 {
 		t.Errorf("at first the mean rate is shown, and not %d", got)
+	}
+}
+
+// A host is one thing that is in trouble, however many of its parts are; what failed
+// once is forgotten, and what makes one worry is red.
+func TestHostsInTrouble(t *testing.T) {
+	now := time.Date(2026, 11, 25, 14, 3, 27, 0, time.UTC)
+	up := func(host string) admin.Breaker {
+		return admin.Breaker{Upstream: "a.example", Host: host, State: "closed"}
+	}
+	part := func(host, path string) admin.Breaker {
+		return admin.Breaker{Upstream: "a.example", Host: host, Part: path, State: "open", Since: now, Failures: 3}
+	}
+	failed := func(ago time.Duration) admin.Breaker {
+		b := up("a.example")
+		b.Failures, b.Failed = 1, now.Add(-ago)
+		return b
+	}
+	const long = "localhost:40123"
+	for name, row := range map[string]struct {
+		breakers []admin.Breaker
+		colour   style
+		want     []string // lines, the first of them the heading
+	}{
+		"none":               {[]admin.Breaker{up("a.example"), up("b.example")}, green, []string{"HOSTS  0 of 2 in trouble"}},
+		"failed a while ago": {[]admin.Breaker{failed(shakyFor)}, green, []string{"HOSTS  0 of 1 in trouble"}},
+		"failed just now":    {[]admin.Breaker{failed(shakyFor - time.Second)}, yellow, []string{"HOSTS  1 of 1 in trouble", "shaky 1 failed in a row, 4m59s ago"}},
+		"parts of one host": {
+			[]admin.Breaker{up(long), part(long, "/v2/first/tests/manifests/latest"), part(long, "/v2/other/tests/manifests/latest"), part(long, "team/repository")}, red,
+			[]string{"HOSTS  1 of 1 in trouble", "  " + long + "         3 parts of it do not answer", "    first/tests:latest", "    other/tests:latest", "    team/repository"},
+		},
+		"a part alone": {[]admin.Breaker{part("cdn.example", "/signed/blob")}, red, []string{"HOSTS  1 of 1 in trouble", "  cdn.example             1 part of it does not answer", "    /signed/blob"}},
+		"a host and its part": {
+			[]admin.Breaker{{Upstream: "a.example", Host: "a.example", State: "open", Since: now, Failures: 3}, part("a.example", "/v2/x/blobs/"+oci.Sum(nil).String())}, red,
+			[]string{"HOSTS  1 of 1 in trouble", "  a.example               down for 0s", "    x@sha256:e3b0c44298fc, blobs"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, colour := range []bool{false, true} {
+				p := picture{width: plainWidth, colour: colour}
+				p.hosts(admin.Status{Now: now, Breakers: row.breakers})
+				all := strings.Join(p.fit(0), "\n")
+				if colour {
+					if want := "\x1b[" + string(row.colour) + "m" + strings.TrimPrefix(row.want[0], "HOSTS  "); !strings.Contains(all, want) {
+						t.Errorf("no %q in\n%q", want, all)
+					}
+					continue
+				}
+				for _, want := range row.want {
+					if !strings.Contains(all, want) {
+						t.Errorf("no %q in\n%s", want, all)
+					}
+				}
+			}
+		})
 	}
 }

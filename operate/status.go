@@ -20,8 +20,8 @@ import (
 const statusHelp = `Usage: entrepot status [--hours 6] [--top 5] [--watch [interval]]
 
 Shows what goes on in a running server: what is left of each quota, which hosts do
-not answer, how much was served from what is held, who and what spent most in the
-last hours, the blobs on their way in, disk and memory. A pull is a GET of a manifest,
+not answer, which logins are refused, how much was served from what is held, who and
+what spent most in the last hours, the blobs on their way in, disk and memory. A pull is a GET of a manifest,
 which is what Docker Hub counts. What several clients share is on the one that began
 it.
 

@@ -154,6 +154,16 @@ func (a *accounts) doubt(acc *account) bool {
 	return true
 }
 
+// heldUntil is until when a credential is held back, or was; zero if it never was.
+func (a *accounts) heldUntil(id credentialID) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if acc := a.byID[id]; acc != nil {
+		return acc.until
+	}
+	return time.Time{}
+}
+
 // forget lets a credential be tried again at once.
 func (a *accounts) forget(id credentialID) {
 	a.mu.Lock()

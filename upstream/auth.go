@@ -24,11 +24,13 @@ const (
 
 // login is what one request carries to say who asks.
 type login struct {
-	header  string // Authorization; empty: nothing
-	account string // whom that makes us; empty: nobody
-	token   *token // that header holds, if it is ours
-	fresh   bool   // token was got for this question
-	full    bool   // token is what the configuration has us be there: no login was refused, or is missing
+	header  string     // Authorization; empty: nothing
+	account string     // whom that makes us; empty: nobody
+	token   *token     // that header holds, if it is ours
+	fresh   bool       // token was got for this question
+	cred    credential // that header stands for, if it is sent by itself
+	without bool       // nobody's, since a login that is set was refused
+	full    bool       // token is what the configuration has us be there: no login was refused, or is missing
 	settle  settlement
 }
 
@@ -62,6 +64,7 @@ func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, e
 		}
 	}
 	a.hidden = a.status == http.StatusUnauthorized && l.full && !refusesToken(a.header)
+	a.without = l.without
 	return a, nil
 }
 
@@ -86,8 +89,12 @@ func (s *site) sendAs(ctx context.Context, q *question, r request, l login) (*an
 		if err == nil {
 			v = passwordVerdict(a.status)
 		}
-		if heldBack := l.settle(v, func() verdict { return s.signInVerdict(ctx, q, l) }); v == rejected || heldBack {
-			s.warnRefused(r.url.Host, heldBack)
+		heldBack := l.settle(v, func() verdict { return s.signInVerdict(ctx, q, l) })
+		switch {
+		case v == rejected || heldBack:
+			s.refusedLogin(l.cred, r.url.Host, heldBack)
+		case v == accepted:
+			s.acceptedLogin(l.cred)
 		}
 	}
 	switch {
@@ -144,6 +151,7 @@ func (s *site) answerChallenge(ctx context.Context, q *question, u *url.URL, l l
 	if err != nil {
 		return login{}, false, err
 	}
+	next.without = next.without || refused
 	if next.header == l.header {
 		if next.settle != nil {
 			next.settle(unclear, nil)
@@ -178,13 +186,16 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 			d.scopes = append(slices.Clip(d.scopes), own)
 		}
 	}
-	key := tokenKey{o, cred.id, q.repo.Path}
+	key, without := tokenKey{o, cred.id, q.repo.Path}, anonymous
 	t, fresh, err := s.tokens.get(ctx, q, key, d, cred, drop)
 	if oci.CodeOf(err) == oci.Denied && !cred.anonymous() {
 		heldBack, _ := s.accounts.state(s.accounts.get(cred.id))
-		s.warnRefused(d.realm.Host, heldBack)
-		cred, key.cred, full = credential{}, credentialID{}, false
+		s.refusedLogin(cred, d.realm.Host, heldBack)
+		cred, key.cred, full, without = credential{}, credentialID{}, false, true
 		t, fresh, err = s.tokens.get(ctx, q, key, d, credential{}, drop)
+	}
+	if without && oci.CodeOf(err) == oci.Denied {
+		err = oci.Errorf(oci.Denied, "%s%s", detail(err), withoutLogin)
 	}
 	if full && oci.CodeOf(err) == oci.Denied { // nobody's password can be what is wrong
 		err = errHidden(err)
@@ -192,7 +203,7 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 	if err != nil {
 		return login{}, err
 	}
-	return login{header: "Bearer " + t.value, account: cred.account(), token: t, fresh: fresh, full: full}, nil
+	return login{header: "Bearer " + t.value, account: cred.account(), token: t, fresh: fresh, full: full, without: without}, nil
 }
 
 // signInDirectly makes a login that needs no token service.
@@ -207,13 +218,14 @@ func (s *site) signInDirectly(ctx context.Context, u *url.URL, cred credential) 
 		return login{}, failure(waiting, u.Host, err, nil)
 	}
 	if !ok {
-		s.warnRefused(u.Host, true)
-		return login{}, nil
+		s.refusedLogin(cred, u.Host, true)
+		return login{without: true}, nil
 	}
+	l := login{header: cred.basic(), account: cred.account(), cred: cred, settle: settle}
 	if cred.registry != "" {
-		return login{header: "Bearer " + cred.registry, account: cred.account(), settle: settle}, nil
+		l.header = "Bearer " + cred.registry
 	}
-	return login{header: cred.basic(), account: cred.account(), settle: settle}, nil
+	return l, nil
 }
 
 // credential looks up who we are to a repository. Trouble with that is no
@@ -245,15 +257,9 @@ func errHidden(err error) error {
 	return &oci.Error{Code: oci.Denied, Detail: detail(err), Err: oci.ErrHidden}
 }
 
-// warnRefused is called for every question that goes on anonymously although
-// there are credentials.
-func (s *site) warnRefused(host string, heldBack bool) {
-	detail := "the configured credentials were refused for a repository; it is asked for anonymously"
-	if heldBack {
-		detail = "the configured credentials are refused: asking anonymously until they are tried again"
-	}
-	s.warn(CredentialsRefused, host, detail)
-}
+// withoutLogin is said to clients beside a refusal: without it they would look for
+// the trouble in their own login. Whose password it is only operators are told.
+const withoutLogin = "; it was asked anonymously, since the password that this cache has for it was refused: its operator can find out more"
 
 // readDemand picks the challenge that can be answered: a token service before a
 // password, as that travels less often. ok is false if there is none.

@@ -40,7 +40,8 @@ type Breaker struct {
 	Since    time.Time // when the outage began; zero while closed
 	Failures int       // in a row; of probes too
 	Refused  int       // requests that failed at once since then
-	Err      error     // the last failure; nil if the host is well
+	Failed   time.Time // when the last of them was; zero if the host is well
+	Err      error     // what it was
 	Next     time.Time // of the next probe, while open
 	Paused   time.Time // until when it asked us to wait, with some of its requests or all; zero if it did not
 }
@@ -361,6 +362,9 @@ func (b *breakers) state(upstream string, always ...string) []Breaker {
 			continue
 		}
 		s := Breaker{Upstream: upstream, Host: host, Part: cmp.Or(p.path, p.repo), State: BreakerClosed, Failures: br.failures, Err: br.err}
+		if br.failures > 0 {
+			s.Failed = br.failed
+		}
 		if br.open {
 			s.State, s.Since, s.Refused, s.Next = BreakerOpen, br.since, br.refused, br.next
 		}

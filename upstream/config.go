@@ -131,6 +131,7 @@ type Warning struct {
 	Upstream string
 	Trouble  Trouble
 	Host     string // that it concerns
+	Account  string // likewise; empty: none in particular
 	Detail   string
 }
 

@@ -25,14 +25,18 @@ type Ping struct {
 func (c *Client) Ping(ctx context.Context) []Ping {
 	var all []Ping
 	for _, s := range c.sites {
-		all = append(all, s.ping(ctx))
+		all = append(all, s.ping(ctx, ""))
 	}
 	return all
 }
 
-func (s *site) ping(ctx context.Context) Ping {
+// PingAs is a Ping of the primary with the login that is for the repository of that
+// path.
+func (c *Client) PingAs(ctx context.Context, path string) Ping { return c.primary.ping(ctx, path) }
+
+func (s *site) ping(ctx context.Context, path string) Ping {
 	p := Ping{Host: s.endpoint.Host}
-	q := &question{repo: oci.Repository{Host: s.cfg.Name}, ask: oci.Ask{Refresh: true}}
+	q := &question{repo: oci.Repository{Host: s.cfg.Name, Path: path}, ask: oci.Ask{Refresh: true}}
 	began := time.Now()
 	a, err := s.exchange(ctx, q, request{kind: ProbeKind, class: ratelimit.List, method: http.MethodGet, url: s.url(oci.Request{Kind: oci.Ping})})
 	p.Took, p.Account = time.Since(began), q.account

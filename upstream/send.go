@@ -65,14 +65,15 @@ type request struct {
 // answer is what came back. The body is open only where content can be: a 2xx
 // to another method than HEAD. Of any other, start is what was read of it.
 type answer struct {
-	status int
-	header http.Header
-	url    *url.URL // that answered
-	length int64    // Content-Length; -1 if it was not sent
-	body   io.ReadCloser
-	start  []byte
-	paused time.Duration // how long requests like this one are to wait
-	hidden bool          // it is a 401 to a login that was not refused itself
+	status  int
+	header  http.Header
+	url     *url.URL // that answered
+	length  int64    // Content-Length; -1 if it was not sent
+	body    io.ReadCloser
+	start   []byte
+	paused  time.Duration // how long requests like this one are to wait
+	without bool          // it is to nobody's request, since a login that is set was refused
+	hidden  bool          // it is a 401 to a login that was not refused itself
 }
 
 func (a *answer) close() {
@@ -258,6 +259,9 @@ func (s *site) refusal(a *answer, unknown oci.Code) *oci.Error {
 	case oci.Denied:
 		if a.hidden {
 			e.Err = oci.ErrHidden
+		}
+		if a.without {
+			e.Detail += withoutLogin
 		}
 	case oci.TooManyRequests, oci.Unavailable:
 		e.RetryAfter = max(e.RetryAfter, a.paused)

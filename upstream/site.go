@@ -29,6 +29,7 @@ type site struct {
 	tokens      *tokens
 	breakers    *breakers
 	demands     *demands
+	refusals    *refusals
 	warnings    *warnings
 	now         func() time.Time // of tokens and refusals
 	ailing      atomic.Int64     // until when others are asked first; Unix time in ns
@@ -51,6 +52,7 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 		origin:      originOf(endpoint),
 		accounts:    newAccounts(now),
 		demands:     &demands{byOrigin: map[origin]demand{}},
+		refusals:    &refusals{byAccount: map[string]*refusal{}},
 		warnings:    &warnings{now: now, last: map[occasion]time.Time{}},
 		now:         now,
 	}
@@ -70,7 +72,8 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 		accounts: s.accounts,
 		life:     cfg.Timeouts.Token,
 		fetch:    s.fetchToken,
-		refused:  s.warnRefused,
+		refused:  s.refusedLogin,
+		accepted: s.acceptedLogin,
 		silent:   s.hear,
 		entries:  map[tokenKey]*list.Element{},
 		order:    list.New(),
@@ -146,7 +149,7 @@ func (d *demands) learn(o origin, want demand, own origin) {
 	d.byOrigin[o] = want
 }
 
-// warnings lets each kind through once a minute for each host.
+// warnings lets each kind through once a minute for each host and account.
 type warnings struct {
 	now  func() time.Time
 	mu   sync.Mutex // guards last
@@ -156,6 +159,7 @@ type warnings struct {
 type occasion struct {
 	trouble Trouble
 	host    string
+	account string
 }
 
 const (
@@ -178,9 +182,12 @@ func (w *warnings) pass(o occasion) bool {
 	return true
 }
 
-func (s *site) warn(t Trouble, host, detail string) {
-	if s.warnings.pass(occasion{t, host}) {
-		s.cfg.Warn(Warning{Upstream: s.cfg.Name, Trouble: t, Host: host, Detail: detail})
+func (s *site) warn(t Trouble, host, detail string) { s.warnOf(t, host, "", detail) }
+
+// warnOf is warn, of one account.
+func (s *site) warnOf(t Trouble, host, account, detail string) {
+	if s.warnings.pass(occasion{t, host, account}) {
+		s.cfg.Warn(Warning{Upstream: s.cfg.Name, Trouble: t, Host: host, Account: account, Detail: detail})
 	}
 }
 

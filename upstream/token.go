@@ -95,7 +95,8 @@ type tokens struct {
 	accounts *accounts
 	life     time.Duration // bound on getting one
 	fetch    func(ctx context.Context, q *question, d demand, cred credential) (*token, verdict, error)
-	refused  func(host string, heldBack bool)           // a credential was
+	refused  func(cred credential, host string, heldBack bool)
+	accepted func(cred credential)
 	silent   func(ctx context.Context, since time.Time) // a token service was
 
 	wg sync.WaitGroup // of the goroutines that get them
@@ -326,8 +327,11 @@ func (s *tokens) attempt(ctx context.Context, q *question, d demand, cred creden
 		_, v, _ := s.fetch(ctx, q, d, cred)
 		return v
 	})
-	if v == rejected || heldBack {
-		s.refused(d.realm.Host, heldBack)
+	switch {
+	case v == rejected || heldBack:
+		s.refused(cred, d.realm.Host, heldBack)
+	case v == accepted:
+		s.accepted(cred)
 	}
 	return t, v, err
 }
