@@ -21,11 +21,31 @@ import (
 // served tells the ledger of an answer to a client. It is on the path of every
 // hit.
 func served(l *ledger.Ledger, r *proxy.Record) {
-	if r.Outcome.Cache == "" || r.Status >= http.StatusBadRequest {
+	if r.Repository.Host == "" {
 		return
 	}
-	held := r.Outcome.Cache == oci.Hit || r.Outcome.Cache == oci.Stale || r.Outcome.Cache == oci.Joined
-	l.Served(r.Repository.Host, r.Repository.Path, cmp.Or(r.User, r.Client), r.Bytes, held)
+	answer, bytes := ledger.Fetched, r.Bytes
+	switch {
+	case isFailure(r):
+		answer = ledger.Failed
+		if r.Status >= http.StatusBadRequest {
+			bytes = 0 // they tell of the failure
+		}
+	case r.Outcome.Cache == "" || r.Status >= http.StatusBadRequest:
+		return
+	case r.Outcome.Cache == oci.Stale:
+		answer = ledger.Stale
+	case r.Outcome.Cache == oci.Hit || r.Outcome.Cache == oci.Joined:
+		answer = ledger.Held
+	}
+	l.Served(r.Repository.Host, r.Repository.Path, cmp.Or(r.User, r.Client), bytes, answer)
+}
+
+// isFailure reports whether a client did not get what there is: for trouble, of an
+// upstream's or of ours, or since it was refused. That there is no such thing is an
+// answer, and that a client is to say who it is no failure.
+func isFailure(r *proxy.Record) bool {
+	return r.Status >= http.StatusInternalServerError || r.Status == http.StatusTooManyRequests || r.Status == http.StatusForbidden || wasCut(r)
 }
 
 // spentBy tells the ledger of a request to an upstream. A redirect and a 401 only

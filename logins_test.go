@@ -46,7 +46,7 @@ func TestARefusedLoginIsNamed(t *testing.T) {
 			if !told {
 				t.Errorf("the log does not say which login is refused:\n%s", p.log)
 			}
-			wantLines(t, o.must("status", "--table"), `LOGINS  1 refused: what they are for is asked for anonymously`, `  bot docker.io +refused for \d+s, tried again in \d+s, by localho.*`, `    `+setting[:60]+`.*`)
+			wantLines(t, o.must("status", "--table"), `HOSTS  0 of \d in trouble, 1 login refused`, `  localhost:\d+ +refuses bot for \d+s, tried again in \d+s`, `    docker.io: `+setting[:60]+`.*`)
 			if logins := o.status().Logins; len(logins) != 1 || logins[0].Account != "bot" || logins[0].Setting != setting {
 				t.Errorf("logins: %+v", logins)
 			}
@@ -61,7 +61,7 @@ func TestARefusedLoginIsNamed(t *testing.T) {
 			if logins := o.status().Logins; len(logins) > 0 {
 				t.Errorf("after the password was put right: %+v", logins)
 			}
-			if out := o.must("status", "--table"); strings.Contains(out, "LOGINS") {
+			if out := o.must("status", "--table"); strings.Contains(out, "refused") {
 				t.Errorf("nothing is refused any more:\n%s", out)
 			}
 		})
@@ -83,9 +83,8 @@ func TestExplainKnowsARefusedLogin(t *testing.T) {
 	wantLines(t, o.must("explain", "--table", "team/app:2"), `asked as +bot`)
 	p.pull(t, newClient(t), "team/app", "1", image)
 	out := o.must("explain", "--table", "team/app:2")
-	wantLines(t, out, `asked as +nobody: bot is refused for \d+s, tried again in \d+s, by localhost:\d+: ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD, for team/\*`, `quota +99 left of 100.*`)
+	wantLines(t, out, `asked as +nobody: bot is refused by localhost:\d+ for \d+s, tried again in \d+s: ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD, for team/\*`, `quota +99 left of 100.*`)
 	if strings.Contains(out, "bot: ") {
 		t.Errorf("a quota that does not count is told:\n%s", out)
 	}
 }
-

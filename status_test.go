@@ -213,6 +213,49 @@ func TestStatusTellsWhatGoesOn(t *testing.T) {
 	}
 }
 
+// In an outage status tells what clients get: what is held, as stale, and errors for
+// the rest. A 404, and a client that is to say who it is, are no trouble.
+func TestStatusTellsWhatClientsGet(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(1, 1000)
+	hub.Push("library/app", "1", image)
+	hub.Push("team/secret", "1", image)
+	hub.Private("team/secret", "somebody")
+	p := startProgram(t, hub, "ENTREPOT_TAG_TTL=0s")
+	client, o := newClient(t), operatorOf(t, p)
+	p.pull(t, client, "library/app", "1", image)
+	awaitNoFills(t, client, p.admin)
+	ask := func(image string, want int) {
+		t.Helper()
+		if status, body, _ := get(t, client, p.registry+"/v2/"+strings.Replace(image, ":", "/manifests/", 1)); status != want {
+			t.Errorf("%s: %d %s, want %d", image, status, body, want)
+		}
+	}
+	ask("library/app:2", http.StatusNotFound)
+	before := o.statusAfter(int64(1 + len(image.Blobs))).Spent.Total
+	if before.Stale != 0 || before.Failed != 0 {
+		t.Errorf("while all is well: %+v", before)
+	}
+	ask("team/secret:1", http.StatusForbidden)
+	hub.Close()
+	const stale, failed = 3, 5
+	for range stale {
+		ask("library/app:1", http.StatusOK)
+	}
+	for range failed {
+		ask("library/other:1", http.StatusServiceUnavailable)
+	}
+	after := o.statusAfter(before.Requests + 1 + stale + failed).Spent
+	got := ledger.Sum{Requests: after.Total.Requests - before.Requests, Held: after.Total.Held - before.Held, Stale: after.Total.Stale, Failed: after.Total.Failed}
+	if diff := cmp.Diff(ledger.Sum{Requests: 1 + stale + failed, Held: stale, Stale: stale, Failed: 1 + failed}, got); diff != "" {
+		t.Errorf("in the outage (-want +got):\n%s", diff)
+	}
+	if line := after.Clients.Lines[0]; line.Stale != stale || line.Failed != 1+failed || line.Served != line.Saved+before.Served-before.Saved {
+		t.Errorf("the client: %+v", line)
+	}
+	wantLines(t, o.must("status", "--table"), `  of the requests 3 stale, 6 failed`)
+}
+
 func TestStatusNeedsAServer(t *testing.T) {
 	p, _, server, rest := heldWorld(t)
 	server.refused(1, []string{"hours: want a number from 1 to 24"}, "status", "--hours", "25")

@@ -31,25 +31,46 @@ type front struct {
 type cell struct {
 	upstream, repository, client string
 
-	fetched, held count
+	counts [answers]count
 }
 
-// count is of the answers for which something was fetched, or nothing.
 type count struct{ requests, bytes atomic.Int64 }
 
-// Served adds an answer to a client: n bytes; held says that nothing was fetched
-// for it. It takes no lock and allocates nothing for a client and repository that
+// Answer is what became of a client's request.
+type Answer int
+
+// The answers.
+const (
+	Fetched Answer = iota // something was asked of upstream for it
+	Held                  // nothing was: it was held, or on its way
+	Stale                 // likewise, and upstream could not confirm it
+	Failed                // it did not get what it was for
+	answers
+)
+
+// sum is what n such answers of so many bytes in all come to.
+func (a Answer) sum(n, bytes int64) Sum {
+	s := Sum{Requests: n, Served: bytes}
+	switch a {
+	case Held:
+		s.Held, s.Saved = n, bytes
+	case Stale:
+		s.Held, s.Saved, s.Stale = n, bytes, n
+	case Failed:
+		s.Failed = n
+	}
+	return s
+}
+
+// Served adds an answer to a client, of n bytes. It takes no lock and allocates nothing for a client and repository that
 // were there lately.
-func (l *Ledger) Served(upstream, repository, client string, n int64, held bool) {
+func (l *Ledger) Served(upstream, repository, client string, n int64, a Answer) {
 	c := l.front.Load().find(upstream, repository, client)
 	if c == nil {
-		l.post(upstream, repository, client, 1, n, held)
+		l.post(upstream, repository, client, a.sum(1, n))
 		return
 	}
-	to := &c.fetched
-	if held {
-		to = &c.held
-	}
+	to := &c.counts[a]
 	to.bytes.Add(n) // first, so that what is told of a request has its bytes
 	to.requests.Add(1)
 }
@@ -101,17 +122,9 @@ func ending(s string) (n uint64) {
 	return n
 }
 
-func (l *Ledger) post(upstream, repository, client string, requests, bytes int64, held bool) {
+func (l *Ledger) post(upstream, repository, client string, s Sum) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.servedLocked(upstream, repository, client, requests, bytes, held)
-}
-
-func (l *Ledger) servedLocked(upstream, repository, client string, requests, bytes int64, held bool) {
-	s := Sum{Requests: requests, Served: bytes}
-	if held {
-		s.Held, s.Saved = requests, bytes
-	}
 	l.postLocked(l.hourLocked(), upstream, repository, client, s)
 }
 
@@ -144,12 +157,11 @@ func (l *Ledger) drainLocked(f *front) {
 		if c == nil {
 			continue
 		}
-		for _, from := range []struct {
-			*count
-			held bool
-		}{{&c.fetched, false}, {&c.held, true}} {
+		for a := range answers {
+			from := &c.counts[a]
 			if from.requests.Load() > 0 || from.bytes.Load() > 0 {
-				l.servedLocked(c.upstream, c.repository, c.client, from.requests.Swap(0), from.bytes.Swap(0), from.held)
+				s := a.sum(from.requests.Swap(0), from.bytes.Swap(0))
+				l.postLocked(l.hourLocked(), c.upstream, c.repository, c.client, s)
 			}
 		}
 	}

@@ -25,6 +25,8 @@ import (
 type Sum struct {
 	Requests int64 `json:"requests,omitempty"` // of clients, that were answered
 	Held     int64 `json:"held,omitempty"`     // of these, those for which nothing was fetched: held, or on its way
+	Stale    int64 `json:"stale,omitempty"`    // of these, those that upstream could not confirm
+	Failed   int64 `json:"failed,omitempty"`   // of the requests, those that did not get what they were for
 	Served   int64 `json:"served,omitempty"`   // bytes to clients
 	Saved    int64 `json:"saved,omitempty"`    // of these, those that were not fetched for the request
 	Pulls    int64 `json:"pulls,omitempty"`    // GETs of manifests that upstream answered: what Docker Hub counts
@@ -33,8 +35,8 @@ type Sum struct {
 	Fetched  int64 `json:"fetched,omitempty"`  // bytes of manifests and blobs from upstreams
 }
 
-func (s *Sum) columns() [8]*int64 {
-	return [...]*int64{&s.Requests, &s.Held, &s.Served, &s.Saved, &s.Pulls, &s.Heads, &s.Calls, &s.Fetched}
+func (s *Sum) columns() [10]*int64 {
+	return [...]*int64{&s.Requests, &s.Held, &s.Stale, &s.Failed, &s.Served, &s.Saved, &s.Pulls, &s.Heads, &s.Calls, &s.Fetched}
 }
 
 func (s *Sum) add(o Sum) {

@@ -50,17 +50,18 @@ func TestWhoAndWhatSpentIt(t *testing.T) {
 		l.Spent(alpine("a"), Sum{Fetched: 1 << 20})
 		l.Spent(Party{hub, "", "library/redis", "b"}, Sum{Calls: 1, Pulls: 1})
 		l.Spent(Party{"quay.io", "", "team/app", ""}, Sum{Calls: 1})
-		l.Served(hub, "library/alpine", "a", 1<<20, false)
-		l.Served(hub, "library/alpine", "b", 1<<20, true)
-		l.Served(hub, "library/alpine", "b", 500, true)
+		l.Served(hub, "library/alpine", "a", 1<<20, Fetched)
+		l.Served(hub, "library/alpine", "b", 1<<20, Held)
+		l.Served(hub, "library/alpine", "b", 500, Stale)
+		l.Served(hub, "library/alpine", "b", 0, Failed)
 		r := l.Report(6, 10)
-		total := Sum{Requests: 3, Held: 2, Served: 2<<20 + 500, Saved: 1<<20 + 500, Pulls: 2, Heads: 1, Calls: 4, Fetched: 1 << 20}
+		total := Sum{Requests: 4, Held: 2, Stale: 1, Failed: 1, Served: 2<<20 + 500, Saved: 1<<20 + 500, Pulls: 2, Heads: 1, Calls: 4, Fetched: 1 << 20}
 		wantExact(t, r, total)
 		want := Report{
 			Since: time.Now().Truncate(time.Hour),
 			Total: total,
 			Upstreams: List{Lines: []Line{
-				{Key{hub, ""}, Sum{Requests: 3, Held: 2, Served: 2<<20 + 500, Saved: 1<<20 + 500, Pulls: 2, Heads: 1, Calls: 3, Fetched: 1 << 20}},
+				{Key{hub, ""}, Sum{Requests: 4, Held: 2, Stale: 1, Failed: 1, Served: 2<<20 + 500, Saved: 1<<20 + 500, Pulls: 2, Heads: 1, Calls: 3, Fetched: 1 << 20}},
 				{Key{"quay.io", ""}, Sum{Calls: 1}},
 			}},
 			Accounts: List{Lines: []Line{
@@ -69,13 +70,13 @@ func TestWhoAndWhatSpentIt(t *testing.T) {
 				{Key{"quay.io", ""}, Sum{Calls: 1}},
 			}},
 			Repositories: List{Lines: []Line{
-				{Key{hub, "library/alpine"}, Sum{Requests: 3, Held: 2, Served: 2<<20 + 500, Saved: 1<<20 + 500, Pulls: 1, Heads: 1, Calls: 2, Fetched: 1 << 20}},
+				{Key{hub, "library/alpine"}, Sum{Requests: 4, Held: 2, Stale: 1, Failed: 1, Served: 2<<20 + 500, Saved: 1<<20 + 500, Pulls: 1, Heads: 1, Calls: 2, Fetched: 1 << 20}},
 				{Key{hub, "library/redis"}, Sum{Pulls: 1, Calls: 1}},
 				{Key{"quay.io", "team/app"}, Sum{Calls: 1}},
 			}},
 			Clients: List{Lines: []Line{
 				{Key{hub, "a"}, Sum{Requests: 1, Served: 1 << 20, Pulls: 1, Heads: 1, Calls: 2, Fetched: 1 << 20}},
-				{Key{hub, "b"}, Sum{Requests: 2, Held: 2, Served: 1<<20 + 500, Saved: 1<<20 + 500, Pulls: 1, Calls: 1}},
+				{Key{hub, "b"}, Sum{Requests: 3, Held: 2, Stale: 1, Failed: 1, Served: 1<<20 + 500, Saved: 1<<20 + 500, Pulls: 1, Calls: 1}},
 				{Key{"quay.io", ""}, Sum{Calls: 1}},
 			}},
 		}
@@ -151,7 +152,7 @@ func TestReportsReachBackADay(t *testing.T) {
 		l := New()
 		for range 30 {
 			l.Spent(alpine("a"), Sum{Pulls: 1})
-			l.Served(hub, "library/alpine", "a", 1, true)
+			l.Served(hub, "library/alpine", "a", 1, Held)
 			l.Settle()
 			time.Sleep(time.Hour)
 		}
@@ -179,7 +180,7 @@ func TestNothingServedIsLostBesideSettling(t *testing.T) {
 	for client := range 4 {
 		clients.Go(func() {
 			for i := range each {
-				l.Served(hub, fmt.Sprintf("repo%d", (client*each+i)%distinct), "c", 10, i%2 == 0)
+				l.Served(hub, fmt.Sprintf("repo%d", (client*each+i)%distinct), "c", 10, Answer(i%2))
 			}
 		})
 	}
@@ -209,7 +210,7 @@ func TestAnswerCountedInAReplacedTable(t *testing.T) {
 		if l.front.Load().find(hub, "library/alpine", "late") == late {
 			t.Fatal("the table of the last hour is still in use")
 		}
-		late.held.requests.Add(1)
+		late.counts[Held].requests.Add(1)
 		time.Sleep(retirement / 2)
 		wantExact(t, l.Report(1, 10), Sum{Requests: 1, Held: 1})
 		time.Sleep(retirement)
@@ -224,7 +225,7 @@ func TestAnswerCountedInAReplacedTable(t *testing.T) {
 func TestNamesThatMeetAreToldApart(t *testing.T) {
 	l := New()
 	for i := range 3 * probes {
-		l.Served(hub, fmt.Sprintf("repo%02d/the-same-ending", i), "c", 1, true)
+		l.Served(hub, fmt.Sprintf("repo%02d/the-same-ending", i), "c", 1, Held)
 	}
 	r := l.Report(1, 100)
 	wantExact(t, r, Sum{Requests: 3 * probes, Held: 3 * probes, Served: 3 * probes, Saved: 3 * probes})
@@ -241,7 +242,7 @@ func TestSpendingOutlivesARestart(t *testing.T) {
 		}
 		l.Spent(alpine(strings.Repeat("long", maxName)), Sum{Pulls: 1})
 		time.Sleep(time.Hour)
-		l.Served(hub, "library/alpine", "a", 7, true)
+		l.Served(hub, "library/alpine", "a", 7, Held)
 		before := l.Report(Hours, 1000)
 		state, changed := l.Save()
 		if !changed {
@@ -341,7 +342,7 @@ func TestStatesThatAreNotBelieved(t *testing.T) {
 func FuzzLoad(f *testing.F) {
 	l := New()
 	l.Spent(alpine("a"), Sum{Pulls: 1, Calls: 2, Fetched: 1000})
-	l.Served(hub, "library/alpine", "b", 7, true)
+	l.Served(hub, "library/alpine", "b", 7, Held)
 	state, _ := l.Save()
 	f.Add(state)
 	f.Add(state[:len(state)/2])

@@ -132,7 +132,7 @@ func askedAs(x admin.Explanation) string {
 	if x.Login == nil {
 		return x.Account
 	}
-	return "nobody: " + x.Account + " is " + plainText(refusalOf(*x.Login, time.Now())) + ": " + x.Login.Setting
+	return "nobody: " + x.Account + " is refused by " + x.Login.Host + refusalText(*x.Login, time.Now()) + ": " + x.Login.Setting
 }
 
 func plainText(inks []ink) string {

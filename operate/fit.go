@@ -15,7 +15,6 @@ const (
 	spentWeight
 	fillsWeight
 	quotaWeight
-	loginsWeight
 	hostsWeight
 	roomWeight
 	headerWeight

@@ -131,7 +131,6 @@ func (p *picture) draw(s admin.Status, where string) {
 	p.head(ink{bold, "Entrepôt " + s.Version}, ink{plain, "  up " + spanText(s.Now.Sub(s.Since)) + "  "}, ink{dim, strings.TrimSuffix(where, "/") + "  " + s.Data})
 	p.quotas(s)
 	p.hosts(s)
-	p.logins(s)
 	p.spent(s)
 	p.fills(s)
 	p.room(s)
@@ -215,11 +214,25 @@ func sumColumns(requests, held, served, saved, pulls, heads, fetched string) str
 	return right(9, requests) + right(7, held) + right(10, served) + right(7, saved) + right(7, pulls) + right(7, heads) + right(9, fetched)
 }
 
+// sum is a row of these columns, with a line below it where clients had trouble.
 func (p *picture) sum(name string, s style, sum ledger.Sum) {
 	p.line(ink{s, left(p.nameWidth(), name)}, ink{plain, sumColumns(
 		numberText(sum.Requests), percent(sum.Held, sum.Requests), sizeText(sum.Served), percent(sum.Saved, sum.Served),
 		numberText(sum.Pulls), numberText(sum.Heads), sizeText(sum.Fetched),
 	)})
+	var trouble []ink
+	if sum.Stale > 0 {
+		trouble = append(trouble, ink{yellow, numberText(sum.Stale) + " stale"})
+	}
+	if sum.Failed > 0 {
+		trouble = append(trouble, ink{red, numberText(sum.Failed) + " failed"})
+	}
+	switch len(trouble) {
+	case 1:
+		p.under(ink{plain, "  of the requests "}, trouble[0])
+	case 2:
+		p.under(ink{plain, "  of the requests "}, trouble[0], ink{plain, ", "}, trouble[1])
+	}
 }
 
 // isVisible reports whether a sum has anything in these columns.

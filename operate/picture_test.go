@@ -50,11 +50,11 @@ func exampleStatus() admin.Status {
 		},
 		Spent: admin.Spent{
 			Hours: 6, Since: now.Add(-5 * time.Hour),
-			Total: ledger.Sum{Requests: 120_345, Held: 120_344, Served: 13 * gib, Saved: 12 * gib, Pulls: 61, Heads: 310, Calls: 900, Fetched: gib},
+			Total: ledger.Sum{Requests: 120_345, Held: 120_344, Stale: 70, Failed: 1200, Served: 13 * gib, Saved: 12 * gib, Pulls: 61, Heads: 310, Calls: 900, Fetched: gib},
 			Upstreams: admin.Spenders{Lines: []admin.Spender{
-				line("docker.io", "", ledger.Sum{Requests: 120_000, Held: 119_000, Served: 12 * gib, Saved: 11 * gib, Pulls: 61, Heads: 310, Calls: 890, Fetched: gib}),
+				line("docker.io", "", ledger.Sum{Requests: 120_000, Held: 119_000, Stale: 70, Served: 12 * gib, Saved: 11 * gib, Pulls: 61, Heads: 310, Calls: 890, Fetched: gib}),
 				line("ghcr.io", "", ledger.Sum{Requests: 345, Held: 345, Served: gib, Saved: gib}),
-				line("quay.io", "", ledger.Sum{Calls: 10}),
+				line("quay.io", "", ledger.Sum{Requests: 1200, Failed: 1200, Calls: 10}),
 			}},
 			Accounts: admin.Spenders{Lines: []admin.Spender{
 				line("docker.io", "spent", ledger.Sum{Pulls: 60, Heads: 300, Calls: 400, Fetched: gib}),
@@ -142,7 +142,7 @@ func TestStatusPictureFitsItsHeight(t *testing.T) {
 	}{
 		{120, 100, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM", "and 3 more"}, ""},
 		{120, 39, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM"}, "no room for "},
-		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 3 of QUOTA, 7 of HOSTS, 3 of LAST 6 HOURS, ACCOUNTS, CLIENTS, REPOS…"},
+		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 3 of QUOTA, 8 of HOSTS, 3 of LAST 6 HOURS, 1 of ACCOUNTS, CLIENTS, …"},
 		{60, 14, []string{"QUOTA", "HOSTS", "DISK", "MEMORY", "WARM"}, "no room for "},
 		{40, 3, []string{"Entrepôt"}, "no room for "},
 	} {

@@ -76,7 +76,11 @@ func (p *picture) hosts(s admin.Status) {
 	case len(hosts) > 0:
 		colour = yellow
 	}
-	p.heading("HOSTS", hostsWeight, ink{bold, "HOSTS  "}, ink{colour, fmt.Sprintf("%d of %d in trouble", len(hosts), all)})
+	title := []ink{{bold, "HOSTS  "}, {colour, fmt.Sprintf("%d of %d in trouble", len(hosts), all)}}
+	if len(s.Logins) > 0 {
+		title = append(title, ink{plain, ", "}, ink{red, words.Count(len(s.Logins), "login") + " refused"})
+	}
+	p.heading("HOSTS", hostsWeight, title...)
 	for _, h := range hosts {
 		how := troubleOf(h.host, s.Now)
 		if isWell(h.host, s.Now) {
@@ -95,6 +99,7 @@ func (p *picture) hosts(s admin.Status) {
 			p.under(how...)
 		}
 	}
+	p.logins(s)
 	for _, name := range s.Offline {
 		p.line(ink{plain, "  " + left(p.nameWidth()-2, name) + "  "}, ink{yellow, "offline"}, ink{plain, " as it is set: only what is held is served"})
 	}
@@ -154,23 +159,20 @@ func troubleOf(b admin.Breaker, now time.Time) []ink {
 	return []ink{{red, "down"}, {plain, text}}
 }
 
-// logins lists the accounts that are refused, if there are any.
+// logins lists the accounts that are refused: what they are for is asked for
+// anonymously.
 func (p *picture) logins(s admin.Status) {
-	if len(s.Logins) == 0 {
-		return
-	}
-	p.heading("LOGINS", loginsWeight, ink{bold, "LOGINS  "}, ink{red, fmt.Sprintf("%d refused", len(s.Logins))}, ink{plain, ": what they are for is asked for anonymously"})
 	for _, l := range s.Logins {
-		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, withUpstream(p.nameWidth()-2, l.Account, l.Upstream)) + "  "}}, refusalOf(l, s.Now)...)...)
-		p.under(ink{dim, "    " + l.Setting})
+		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, l.Host) + "  "}, {red, "refuses " + l.Account}}, ink{plain, refusalText(l, s.Now)})...)
+		p.under(ink{dim, "    " + l.Upstream + ": " + l.Setting})
 	}
 }
 
-// refusalOf says how a login fares.
-func refusalOf(l admin.Login, now time.Time) []ink {
+// refusalText says for how long a login is refused.
+func refusalText(l admin.Login, now time.Time) string {
 	text := " for " + spanText(now.Sub(l.Since))
 	if l.Next.After(now) {
 		text += ", tried again in " + spanText(l.Next.Sub(now))
 	}
-	return []ink{{red, "refused"}, {plain, text + ", by " + l.Host}}
+	return text
 }
