@@ -28,7 +28,7 @@ import (
 const serveHelp = `Serves the registry, and on other addresses metrics and health, until SIGTERM or
 an interrupt. Then running answers may finish within ENTREPOT_SHUTDOWN_TIMEOUT; a
 second signal ends the program at once. SIGHUP has the files of certificates, users,
-rights and secrets read again, and tells which others need a restart. entrepot config shows what is configured.
+rights, secrets and authorities read again. entrepot config shows what is configured.
 `
 
 // closeGrace is how long what is left may take after running answers have ended
