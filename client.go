@@ -399,7 +399,7 @@ func (s *cacheServer) only(cfg *Config, c clientConfig, registry string) error {
 // mirrorsForDocker refuses to tell Docker of a mirror that gives it nothing.
 func (s *cacheServer) mirrorsForDocker(cfg *Config) error {
 	if s.Login {
-		s.Public = cfg.publicGlobs()
+		s.Public = cfg.publicGlobs(oci.DockerHub)
 	}
 	trouble := cfg.dockerMirrorTrouble()
 	switch {
@@ -425,15 +425,15 @@ func (c *Config) dockerMirrorTrouble() string {
 	switch {
 	case c.DefaultUpstream != oci.DockerHub:
 		return fmt.Sprintf("Docker asks a mirror for names without a registry, which to it are Docker Hub's and here those of %s (ENTREPOT_DEFAULT_UPSTREAM)", c.DefaultUpstream)
-	case c.hasAccess() && len(c.publicGlobs()) == 0:
+	case c.hasAccess() && len(c.publicGlobs(oci.DockerHub)) == 0:
 		return "Docker sends a mirror no login, and this server gives nothing of Docker Hub without one: Docker would go to Docker Hub without a word"
 	}
 	return ""
 }
 
-// publicGlobs are what of Docker Hub everybody may pull by the rights; nil for
+// publicGlobs are what of an upstream everybody may pull by the rights; nil for
 // nothing, or where there are none.
-func (c *Config) publicGlobs() []string {
+func (c *Config) publicGlobs(upstream string) []string {
 	if c.AccessFile == "" {
 		return nil
 	}
@@ -441,7 +441,7 @@ func (c *Config) publicGlobs() []string {
 	if err != nil {
 		return nil
 	}
-	globs, _ := access.Public(content, c.Names(), oci.DockerHub) // was checked
+	globs, _ := access.Public(content, c.Names(), upstream) // was checked
 	return globs
 }
 

@@ -405,20 +405,21 @@ func (c *Config) aboutAccess(text string) string {
 // givesAway is the warning that accounts at an upstream are everybody's, empty
 // where there is none or nobody comes in unasked.
 func (c *Config) givesAway(upstream string, accounts []string) string {
-	open := c.openAddresses()
-	if len(accounts) == 0 || len(open) == 0 {
+	open, public := c.openAddresses(), c.publicGlobs(upstream)
+	if len(accounts) == 0 || len(open) == 0 || c.hasAccess() && len(public) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("everybody who reaches %s can pull from %s what the account %s may read", strings.Join(open, " or "), upstream, strings.Join(accounts, " or "))
+	text := fmt.Sprintf("everybody who reaches %s can pull from %s what the account %s may read", strings.Join(open, " or "), upstream, strings.Join(accounts, " or "))
+	if len(public) > 0 {
+		text += fmt.Sprintf(", as far as %s lets them: %s", accessVar, strings.Join(public, ", "))
+	}
+	return text
 }
 
-// openAddresses are those at which clients of other machines need to show
-// nothing.
+// openAddresses are those at which clients of other machines need to show no
+// certificate.
 func (c *Config) openAddresses() []string {
 	var open []string
-	if c.hasAccess() {
-		return open
-	}
 	if !c.Listen.isLoopback() && c.TLSClientAuth != "required" {
 		open = append(open, string(c.Listen))
 	}

@@ -641,6 +641,9 @@ func TestOpenAddressesAreWarnedOf(t *testing.T) {
 	secure := []string{"ENTREPOT_TLS_CERT_FILE=" + chain, "ENTREPOT_TLS_KEY_FILE=" + key}
 	certified := append(slices.Clone(secure), "ENTREPOT_TLS_CLIENT_CA_FILE="+writeFile(t, string(ca.PEM)), "ENTREPOT_TLS_CLIENT_AUTH=required")
 	account := []string{"ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=hunter2"}
+	rights := func(who, repositories string) []string {
+		return []string{"ENTREPOT_ACCESS_FILE=" + writeFile(t, fmt.Sprintf("rules: [{who: %s, repositories: [%q], actions: [content/read]}]\n", who, repositories))}
+	}
 	for name, row := range map[string]struct {
 		env  []string
 		want string // of the addresses
@@ -653,11 +656,16 @@ func TestOpenAddressesAreWarnedOf(t *testing.T) {
 		"a way round certificates":        {append(certified, "ENTREPOT_PLAIN_LISTEN=:5002"), ":5002"},
 		"one round certificates for here": {append(certified, "ENTREPOT_PLAIN_LISTEN=127.0.0.1:5002"), ""},
 		"rights":                          {append(secure, "ENTREPOT_PLAIN_LISTEN=:5002", "ENTREPOT_ACCESS_FILE="+writeFile(t, "rules: []\n")), ""},
+		"users":                           {[]string{"ENTREPOT_USERS_FILE=" + writeFile(t, string(usersFile(t, map[string]string{"ann": "hunter2"})))}, ""},
+		"rights for everybody":            {rights("[anonymous]", "docker.io/library/**"), ":5000, as far as ENTREPOT_ACCESS_FILE lets them: docker.io/library/**"},
+		"rights for everybody, here":      {append(rights("[anonymous]", "**"), "ENTREPOT_LISTEN=127.0.0.1:5000"), ""},
+		"rights for everybody, elsewhere": {rights("[anonymous]", "ghcr.io/**"), ""},
+		"rights for users":                {rights("[authenticated]", "**"), ""},
 	} {
 		got := ""
 		for _, warning := range mustLoad(t, slices.Concat(account, row.env)...).Warnings() {
-			if open, is := strings.CutSuffix(warning, " can pull from docker.io what the account me may read"); is {
-				got = strings.TrimPrefix(open, "everybody who reaches ")
+			if open, allowed, is := strings.Cut(warning, " can pull from docker.io what the account me may read"); is {
+				got = strings.TrimPrefix(open, "everybody who reaches ") + allowed
 			}
 		}
 		if got != row.want {

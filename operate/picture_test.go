@@ -226,12 +226,14 @@ func TestHostsInTrouble(t *testing.T) {
 		"failed a while ago": {[]admin.Breaker{failed(shakyFor)}, green, []string{"HOSTS  0 of 1 in trouble"}},
 		"failed just now":    {[]admin.Breaker{failed(shakyFor - time.Second)}, yellow, []string{"HOSTS  1 of 1 in trouble", "shaky 1 failed in a row, 4m59s ago"}},
 		"parts of one host": {
-			[]admin.Breaker{up(long), part(long, "/v2/first/tests/manifests/latest"), part(long, "/v2/other/tests/manifests/latest"), part(long, "team/repository")}, red,
+			[]admin.Breaker{up(long), part(long, "/v2/first/tests/manifests/latest"), part(long, "/v2/other/tests/manifests/latest"), part(long, "team/repository")},
+			red,
 			[]string{"HOSTS  1 of 1 in trouble", "  " + long + "         3 parts of it do not answer", "    first/tests:latest", "    other/tests:latest", "    team/repository"},
 		},
 		"a part alone": {[]admin.Breaker{part("cdn.example", "/signed/blob")}, red, []string{"HOSTS  1 of 1 in trouble", "  cdn.example             1 part of it does not answer", "    /signed/blob"}},
 		"a host and its part": {
-			[]admin.Breaker{{Upstream: "a.example", Host: "a.example", State: "open", Since: now, Failures: 3}, part("a.example", "/v2/x/blobs/"+oci.Sum(nil).String())}, red,
+			[]admin.Breaker{{Upstream: "a.example", Host: "a.example", State: "open", Since: now, Failures: 3}, part("a.example", "/v2/x/blobs/"+oci.Sum(nil).String())},
+			red,
 			[]string{"HOSTS  1 of 1 in trouble", "  a.example               down for 0s", "    x@sha256:e3b0c44298fc, blobs"},
 		},
 	} {
