@@ -233,12 +233,11 @@ func (m *metrics) watch(disk func() store.Stats, cacheStats func() cache.Stats, 
 
 // watchUpstreams adds what the ledger and the breakers say of each upstream.
 func (m *metrics) watchUpstreams(l *ledger.Ledger, upstreams *upstream.Set) {
+	m.registry.MustRegister(newAccountCollector(m.upstreams, l))
 	for _, one := range []struct {
 		name, help string
 		value      func(ledger.Sum) int64
 	}{
-		{"pulls_total", "GETs of manifests that an upstream answered: what Docker Hub counts.", func(s ledger.Sum) int64 { return s.Pulls }},
-		{"heads_total", "HEADs of manifests that an upstream answered.", func(s ledger.Sum) int64 { return s.Heads }},
 		{"saved_requests_total", "Answers to clients for which nothing was fetched: held, or on its way.", func(s ledger.Sum) int64 { return s.Held }},
 		{"saved_bytes_total", "Bytes to clients for which nothing was fetched: held, or on their way.", func(s ledger.Sum) int64 { return s.Saved }},
 	} {
@@ -296,6 +295,43 @@ func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
 	values := c.values()
 	for _, name := range c.upstreams {
 		ch <- prometheus.MustNewConstMetric(c.desc, c.kind, values[name], name)
+	}
+}
+
+// accountCollector shows what each account of an upstream spent, 0 of whoever asks
+// from our address where nobody has. Accounts are those of the settings: a set that
+// strangers cannot add to.
+type accountCollector struct {
+	upstreams    []string
+	ledger       *ledger.Ledger
+	pulls, heads *prometheus.Desc
+}
+
+func newAccountCollector(upstreams []string, l *ledger.Ledger) *accountCollector {
+	labels := []string{"upstream", "account"}
+	return &accountCollector{
+		upstreams: upstreams, ledger: l,
+		pulls: prometheus.NewDesc(namespace+"_pulls_total", "GETs of manifests that an upstream answered: what Docker Hub counts.", labels, nil),
+		heads: prometheus.NewDesc(namespace+"_heads_total", "HEADs of manifests that an upstream answered.", labels, nil),
+	}
+}
+
+func (c *accountCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.pulls
+	ch <- c.heads
+}
+
+func (c *accountCollector) Collect(ch chan<- prometheus.Metric) {
+	sums := map[ledger.Key]ledger.Sum{}
+	for _, name := range c.upstreams {
+		sums[ledger.Key{Upstream: name}] = ledger.Sum{}
+	}
+	for _, line := range c.ledger.AccountTotals() {
+		sums[line.Key] = line.Sum
+	}
+	for k, sum := range sums {
+		ch <- prometheus.MustNewConstMetric(c.pulls, prometheus.CounterValue, float64(sum.Pulls), k.Upstream, k.Name)
+		ch <- prometheus.MustNewConstMetric(c.heads, prometheus.CounterValue, float64(sum.Heads), k.Upstream, k.Name)
 	}
 }
 

@@ -148,7 +148,7 @@ func TestStatusTellsWhoSpentIt(t *testing.T) {
 		t.Errorf("disk %+v, memory %+v, fills %+v", s.Disk, s.Memory, s.Fills)
 	}
 	_, scrape, _ := get(t, alice, p.admin+"/metrics")
-	for _, want := range []string{"pulls_total{upstream=\"docker.io\"} 2\n", "heads_total{upstream=\"docker.io\"} 2\n", "breakers_open{upstream=\"docker.io\"} 0\n"} {
+	for _, want := range []string{"pulls_total{account=\"robot\",upstream=\"docker.io\"} 2\n", "heads_total{account=\"robot\",upstream=\"docker.io\"} 2\n", "pulls_total{account=\"\",upstream=\"docker.io\"} 0\n", "breakers_open{upstream=\"docker.io\"} 0\n"} {
 		if !strings.Contains(scrape, "\nentrepot_"+want) {
 			t.Errorf("no %q in the metrics", want)
 		}

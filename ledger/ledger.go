@@ -15,7 +15,6 @@ package ledger
 import (
 	"cmp"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,8 +70,8 @@ type Party struct {
 // Hours is how far back the ledger reaches, the running hour included.
 const Hours = 24
 
-// maxUpstreams bounds what is kept apart since the start.
-const maxUpstreams = 1024
+// maxTotals bounds what is kept apart since the start.
+const maxTotals = 1024
 
 // Ledger is safe for concurrent use.
 type Ledger struct {
@@ -81,8 +80,8 @@ type Ledger struct {
 	mu      sync.Mutex // guards what follows
 	retired []*front   // whose last words may still come
 	hours   [Hours]hour
-	since   book // by upstream, since the start
-	changed bool // since it was last saved
+	since   [byAccount + 1]book // by upstream and by account, since the start
+	changed bool                // since it was last saved
 }
 
 // hour holds the sums of one hour.
@@ -106,7 +105,10 @@ func room(side int) int { return [sides]int{64, 64, 256, 256}[side] }
 
 // New makes an empty Ledger.
 func New() *Ledger {
-	l := &Ledger{since: newBook(maxUpstreams)}
+	l := &Ledger{}
+	for side := range l.since {
+		l.since[side] = newBook(maxTotals)
+	}
 	l.front.Store(&front{hour: hourOf(time.Now())})
 	return l
 }
@@ -141,6 +143,7 @@ func (l *Ledger) Spent(p Party, s Sum) {
 	defer l.mu.Unlock()
 	h := l.hourLocked()
 	h.books[byAccount].post(Key{p.Upstream, p.Account}, s)
+	l.since[byAccount].post(Key{p.Upstream, p.Account}, s)
 	l.postLocked(h, p.Upstream, p.Repository, p.Client, s)
 }
 
@@ -149,7 +152,7 @@ func (l *Ledger) postLocked(h *hour, upstream, repository, client string, s Sum)
 	h.books[byUpstream].post(Key{upstream, ""}, s)
 	h.books[byRepository].post(Key{upstream, repository}, s)
 	h.books[byClient].post(Key{upstream, client}, s)
-	l.since.post(Key{upstream, ""}, s)
+	l.since[byUpstream].post(Key{upstream, ""}, s)
 	l.changed = true
 }
 
@@ -231,14 +234,19 @@ func heaviest(sums map[Key]*Sum, total Sum, most int) List {
 }
 
 // Totals are the sums of each upstream since the start, by name.
-func (l *Ledger) Totals() []Line {
+func (l *Ledger) Totals() []Line { return l.totals(byUpstream) }
+
+// AccountTotals are those of each account, of what upstreams were asked for.
+func (l *Ledger) AccountTotals() []Line { return l.totals(byAccount) }
+
+func (l *Ledger) totals(side int) []Line {
 	l.Settle()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []Line
-	for _, r := range l.since.rows {
+	for _, r := range l.since[side].rows {
 		all = append(all, Line{r.key, r.sum})
 	}
-	slices.SortFunc(all, func(a, b Line) int { return strings.Compare(a.Upstream, b.Upstream) })
+	slices.SortFunc(all, func(a, b Line) int { return a.Key.compare(b.Key) })
 	return all
 }

@@ -86,6 +86,10 @@ func TestWhoAndWhatSpentIt(t *testing.T) {
 		if diff := cmp.Diff(want.Upstreams.Lines, l.Totals()); diff != "" {
 			t.Errorf("since the start (-want +got):\n%s", diff)
 		}
+		byName := []Line{want.Accounts.Lines[1], want.Accounts.Lines[0], want.Accounts.Lines[2]}
+		if diff := cmp.Diff(byName, l.AccountTotals()); diff != "" {
+			t.Errorf("accounts since the start (-want +got):\n%s", diff)
+		}
 	})
 }
 
