@@ -39,6 +39,7 @@ type source struct {
 	downHost string // of the only upstream that is down; empty: all are
 	noRanges bool   // every body starts at 0
 	noSize   bool   // bodies do not tell the blob's size, and HEAD does not either
+	sizeOnce int64  // above 0: what the next body tells of the blob's size
 	delay    time.Duration
 	hangs    string // questions that hold this are left without an answer until time is up
 	hanging  int    // of them, now
@@ -271,6 +272,11 @@ func (b *sourceBlob) Open(ctx context.Context, offset, length int64) (oci.Reader
 	if b.s.noSize {
 		size = -1
 	}
+	b.s.set(func() {
+		if b.s.sizeOnce > 0 {
+			size, b.s.sizeOnce = b.s.sizeOnce, 0
+		}
+	})
 	return &sourceReader{ctx, b.s, r, offset, size, whole}, nil
 }
 

@@ -1,8 +1,10 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -60,5 +62,46 @@ func TestLastFailureOfAWrongBodyIsForgotten(t *testing.T) {
 	err := f.bring(context.Background())
 	if f.end(err); err != nil {
 		t.Errorf("second try: %v", err)
+	}
+}
+
+// TestSecondTryAfterAWrongSize: what the first answer said of the size is
+// forgotten with its bytes, unless a client was told it: its headers are out.
+func TestSecondTryAfterAWrongSize(t *testing.T) {
+	content := pattern(1, 100_000)
+	size := int64(len(content))
+	for _, row := range []struct {
+		name        string
+		told, first int64 // a client by HEAD; by upstream's first answer
+		kept        bool
+	}{
+		{"too large", -1, size + 1, true},
+		{"too small", -1, size - 1, true},
+		{"told a client too, who can have no other", size + 1, size + 1, false},
+		{"right, and told a client", size, size, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				b := &blob{c: newCache(t, s, Config{}), repo: alpine, dg: s.pushBlob(alpine, content), marker: store.Marker{Size: -1}}
+				defer closeCache(t, b.c)
+				s.body = func(call int, c []byte, off int64) io.Reader {
+					if call > 1 {
+						return bytes.NewReader(c[off:])
+					}
+					if row.told >= 0 {
+						b.c.fills.tellSize(b.dg, alpine.Host, row.told)
+					}
+					return bytes.NewReader(make([]byte, size+1)[off:])
+				}
+				s.sizeOnce = row.first
+				f, _ := b.c.joinOrStart(t.Context(), b)
+				f.wantWhole()
+				<-f.done
+				if _, err := b.c.disk.Size(b.dg); (err == nil) != row.kept {
+					t.Errorf("kept: %v, want %v", err, row.kept)
+				}
+			})
+		})
 	}
 }
