@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -107,16 +108,25 @@ const barEvery = 100 * time.Millisecond
 type bar struct {
 	out    io.Writer // nil: nobody looks
 	what   string
-	bytes  bool
-	drawn  *progressbar.ProgressBar
+	begun  *progressbar.ProgressBar // its clock runs from the start of the work
+	total  int64                    // that is drawn; 0 before
 	counts bool
 }
 
 func (o *operation) newBar(what string, bytes bool) *bar {
-	b := &bar{what: what, bytes: bytes}
-	if o.in.ErrTerminal {
-		b.out = o.in.Stderr
+	if !o.in.ErrTerminal {
+		return &bar{what: what}
 	}
+	return barOn(o.in.Stderr, what, bytes)
+}
+
+func barOn(out io.Writer, what string, bytes bool) *bar {
+	b := &bar{out: out, what: what}
+	b.begun = progressbar.NewOptions64(math.MaxInt64,
+		progressbar.OptionSetWriter(out), progressbar.OptionSetDescription(what), progressbar.OptionSetWidth(30),
+		progressbar.OptionShowBytes(bytes), progressbar.OptionUseIECUnits(true), progressbar.OptionShowTotalBytes(bytes),
+		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(barEvery))
+	b.begun.StartWithoutRender()
 	return b
 }
 
@@ -125,14 +135,15 @@ func (b *bar) show(done, total int64) {
 	if b.out == nil || total <= 0 {
 		return
 	}
-	if b.drawn == nil {
-		b.drawn = progressbar.NewOptions64(total,
-			progressbar.OptionSetWriter(b.out), progressbar.OptionSetDescription(b.what), progressbar.OptionSetWidth(30),
-			progressbar.OptionShowBytes(b.bytes), progressbar.OptionUseIECUnits(true), progressbar.OptionShowTotalBytes(b.bytes),
-			progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(barEvery))
+	done = min(done, total-1) // at the end it would clear itself, and begin anew
+	if b.total == 0 {
+		_ = b.begun.Set64(done) // first: a new total counts as nothing done till now
 	}
-	b.drawn.ChangeMax64(total)
-	_ = b.drawn.Set64(min(done, total-1)) // at the end it would clear itself, and begin anew
+	if b.total != total {
+		b.total = total
+		b.begun.ChangeMax64(total)
+	}
+	_ = b.begun.Set64(done)
 }
 
 // count shows a number whose end is unknown.
@@ -145,8 +156,8 @@ func (b *bar) count(n int) {
 
 // end takes the bar from the screen.
 func (b *bar) end() {
-	if b.drawn != nil {
-		_ = b.drawn.Clear()
+	if b.total > 0 {
+		_ = b.begun.Clear()
 	}
 	if b.counts {
 		fmt.Fprint(b.out, "\r\x1b[K")

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestBarsAreDrawnAndTakenAway(t *testing.T) {
 	var out bytes.Buffer
-	b := &bar{out: &out, what: "reading", bytes: true}
+	b := barOn(&out, "reading", true)
 	b.show(0, 0)
 	b.show(1<<20, 4<<20)
 	b.show(4<<20, 4<<20)
@@ -18,7 +20,7 @@ func TestBarsAreDrawnAndTakenAway(t *testing.T) {
 		t.Errorf("drawn: %q", got)
 	}
 	out.Reset()
-	b = &bar{out: &out, what: "counting"}
+	b = barOn(&out, "counting", false)
 	b.count(4096)
 	b.end()
 	if got := out.String(); got != "\rcounting: 4096\r\x1b[K" {
@@ -28,4 +30,23 @@ func TestBarsAreDrawnAndTakenAway(t *testing.T) {
 	b.show(1, 2)
 	b.count(3)
 	b.end()
+}
+
+// TestBarsTellTheRateSinceTheStart: not since they were drawn first, which is
+// when much may have been done.
+func TestBarsTellTheRateSinceTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		b := barOn(&out, "reading", true)
+		for _, total := range []int64{20 << 20, 30 << 20} {
+			time.Sleep(2 * time.Second)
+			out.Reset()
+			b.show(total, 100<<20)
+			want := map[int64]string{20 << 20: "(10 MiB/s)", 30 << 20: "(7.5 MiB/s)"}[total]
+			if got := out.String(); !strings.Contains(got, want) {
+				t.Errorf("drawn: %q, want %q", got, want)
+			}
+		}
+		b.end()
+	})
 }
