@@ -187,7 +187,8 @@ func (d *Disk) evictAll(ctx context.Context, found []candidate, need, most int64
 			break
 		}
 		if c.blocks <= most-freed {
-			freed += d.evict(c)
+			n, _ := d.evict(c) // whoever needs the room is told that there is none
+			freed += n
 		}
 	}
 	return freed
@@ -196,29 +197,37 @@ func (d *Disk) evictAll(ctx context.Context, found []candidate, need, most int64
 // evict removes a candidate, unless somebody has it open, pinned it, or used it
 // since it was looked at. Membership markers stay: they cost little and let the content come
 // back under the same rights.
-func (d *Disk) evict(c candidate) (freed int64) {
+func (d *Disk) evict(c candidate) (freed int64, err error) {
 	if !d.inUse.claim(c.digest) {
-		return 0
+		return 0, nil
 	}
 	defer d.inUse.unclaim(c.digest)
 	if !d.isFree(c) {
-		return 0
+		return 0, nil
 	}
 	if c.fill {
 		d.dropSpans(c.digest)
 	} else {
 		d.forgetContent(c.digest)
 	}
-	freed, err := d.remove(c.path())
+	freed, err = d.remove(c.path())
 	if err != nil {
-		return 0
+		return 0, present(err)
 	}
 	if !c.fill {
 		d.account.own(hintOf(c.when).owner, -freed)
 	}
 	d.evicted.Add(1)
 	d.evictedBytes.Add(freed)
-	return freed
+	return freed, nil
+}
+
+// present is an error about a file that is there; nil if it is that there is none.
+func present(err error) error {
+	if isGone(err) {
+		return nil
+	}
+	return err
 }
 
 // isEvictable reports whether evict would remove a candidate now.

@@ -7,6 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -262,14 +265,7 @@ func TestPruneRemovesWhatWasNotUsedForLong(t *testing.T) {
 	d := openDisk(t, dir, nil)
 	<-d.counted
 	old, fresh := pushImage(t, d, busybox, "old", 1), pushImage(t, d, busybox, "new", 2)
-	for _, dg := range old.all() {
-		use(t, d, dg, 100*time.Hour)
-		marker := filepath.Join(dir, markerName(busybox, dg))
-		when := time.Now().Add(-100 * time.Hour)
-		if err := os.Chtimes(marker, when, when); err != nil {
-			t.Fatal(err)
-		}
-	}
+	grow(t, d, dir, old, 100*time.Hour)
 	var would []Prunable
 	dry, err := d.Prune(t.Context(), Pruning{Unused: 50 * time.Hour, Would: func(v Prunable) { would = append(would, v) }})
 	if err != nil || len(would) != 18 || heldOf(d, old.all()) != 9 {
@@ -284,6 +280,52 @@ func TestPruneRemovesWhatWasNotUsedForLong(t *testing.T) {
 	}
 	if a, b := heldOf(d, old.all()), heldOf(d, fresh.all()); a != 0 || b != 9 {
 		t.Errorf("%d of the old, %d of the new are left", a, b)
+	}
+}
+
+// TestPruneTellsWhatCouldNotBeRemoved: and removes the rest.
+func TestPruneTellsWhatCouldNotBeRemoved(t *testing.T) {
+	for _, row := range []struct {
+		stays          string // begins the names of what the disk does not remove
+		failed         int
+		blobs, records int // removed
+	}{
+		{"", 9, 0, 0}, {"blobs/", 9, 0, 0}, {"repos/", 9, 9, 0}, {"nothing", 0, 9, 9},
+	} {
+		dir := t.TempDir()
+		var readOnly atomic.Bool
+		d := openDisk(t, dir, func(op Op, name string) error {
+			if op == OpRemove && readOnly.Load() && strings.HasPrefix(name, row.stays) {
+				return syscall.EROFS
+			}
+			return nil
+		})
+		<-d.counted
+		grow(t, d, dir, pushImage(t, d, busybox, "old", 1), 100*time.Hour)
+		readOnly.Store(true)
+		p, err := d.Prune(t.Context(), Pruning{Unused: 50 * time.Hour})
+		if p.Blobs != row.blobs || p.Records != row.records {
+			t.Errorf("%q stays: %+v was removed", row.stays, p)
+		}
+		if row.failed == 0 {
+			if err != nil {
+				t.Error(err)
+			}
+		} else if !errors.Is(err, syscall.EROFS) || !strings.HasPrefix(err.Error(), strconv.Itoa(row.failed)+" could not be removed") {
+			t.Errorf("%q stays: %v", row.stays, err)
+		}
+	}
+}
+
+// grow has an image's content and markers be as old as that.
+func grow(t *testing.T, d *Disk, dir string, image pushed, old time.Duration) {
+	t.Helper()
+	for _, dg := range image.all() {
+		use(t, d, dg, old)
+		when := time.Now().Add(-old)
+		if err := os.Chtimes(filepath.Join(dir, markerName(busybox, dg)), when, when); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

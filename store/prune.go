@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"path"
 	"strings"
 	"time"
@@ -41,7 +42,8 @@ const pruneAfter = time.Hour
 // Prune removes content that no repository has any more and, if Unused is above
 // zero, all that was not used for as long; idle fills and the markers of content
 // that is gone as well, then. What is pinned or open stays. Where Would is set it
-// counts what would be removed.
+// counts what would be removed. What the disk does not remove is an error, once
+// all else has gone.
 func (d *Disk) Prune(ctx context.Context, ask Pruning) (Pruned, error) {
 	progress := ask.Progress
 	if progress == nil {
@@ -71,7 +73,7 @@ func (d *Disk) Prune(ctx context.Context, ask Pruning) (Pruned, error) {
 		}
 	}
 	progress(1)
-	return p.done, nil
+	return p.end()
 }
 
 // repaired are all repositories, after markers that a crash lost were derived:
@@ -121,6 +123,25 @@ type pruning struct {
 	repos []oci.Repository
 	now   time.Time
 	done  Pruned
+
+	failed int   // things that should have gone, and did not
+	why    error // of the first
+}
+
+// fail notes that the disk did not remove something. The rest goes on.
+func (p *pruning) fail(err error) {
+	if err != nil {
+		p.failed++
+		p.why = cmp.Or(p.why, err)
+	}
+}
+
+// end is what was done, and an error if not all could be.
+func (p *pruning) end() (Pruned, error) {
+	if p.failed > 0 {
+		return p.done, fmt.Errorf("%d could not be removed, the first because of: %w", p.failed, p.why)
+	}
+	return p.done, nil
 }
 
 func (p *pruning) bucket(ctx context.Context, bucket string) error {
@@ -180,7 +201,9 @@ func (p *pruning) isOld(used time.Time, owned bool) bool {
 func (p *pruning) take(c candidate, why string) (freed int64) {
 	switch {
 	case p.Would == nil:
-		return p.d.evict(c)
+		freed, err := p.d.evict(c)
+		p.fail(err)
+		return freed
 	case !p.d.isEvictable(c):
 		return 0
 	}
@@ -224,7 +247,7 @@ func (p *pruning) rest(ctx context.Context) error {
 		}
 		return ctx.Err()
 	}
-	n, freed := p.d.removeMarkers(ctx, markers)
+	n, freed := p.d.removeMarkers(ctx, markers, p.fail)
 	p.done.Records += n
 	p.done.Bytes += freed
 	return ctx.Err()
@@ -263,8 +286,8 @@ func (d *Disk) isOrphan(e entry) bool {
 }
 
 // removeMarkers removes markers, and directories that are empty then. Upstream
-// is asked again by whoever needs one.
-func (d *Disk) removeMarkers(ctx context.Context, markers []entry) (removed int, freed int64) {
+// is asked again by whoever needs one. fail is told of those that stay.
+func (d *Disk) removeMarkers(ctx context.Context, markers []entry, fail func(error)) (removed int, freed int64) {
 	for _, e := range markers {
 		if ctx.Err() != nil {
 			break
@@ -272,6 +295,7 @@ func (d *Disk) removeMarkers(ctx context.Context, markers []entry) (removed int,
 		n, err := d.remove(e.path())
 		d.forgetMarker(e.path())
 		if err != nil {
+			fail(present(err))
 			continue
 		}
 		removed++
@@ -305,6 +329,6 @@ func (d *Disk) trimRecords(ctx context.Context, records int64) (freed int64) {
 	for _, c := range old.sorted() {
 		markers = append(markers, c.entry)
 	}
-	_, freed = d.removeMarkers(ctx, markers)
+	_, freed = d.removeMarkers(ctx, markers, func(error) {})
 	return freed
 }

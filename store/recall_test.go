@@ -61,7 +61,7 @@ func TestWhatIsRecalledIsTrue(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if d.evict(candidate{entry: entry{dir: path.Dir(blobName(dg)), name: path.Base(blobName(dg)), when: info.ModTime()}, digest: dg}) == 0 {
+			if freed, _ := d.evict(candidate{entry: entry{dir: path.Dir(blobName(dg)), name: path.Base(blobName(dg)), when: info.ModTime()}, digest: dg}); freed == 0 {
 				t.Error("nothing was evicted")
 			}
 			return nil
