@@ -151,6 +151,49 @@ func TestManyNamesHideNoSpender(t *testing.T) {
 	})
 }
 
+// Whoever takes a row inherits its rank, so that all ranks add up to what was posted
+// and none is less than what its name weighs: that is what the bound above rests on.
+func TestRanksAreInherited(t *testing.T) {
+	b := newBook(2)
+	weighs := map[string]float64{}
+	for _, name := range []string{"a", "a", "b", "c", "d", "b", "a", "d", "d", "c"} {
+		s := Sum{Requests: 1}
+		b.post(Key{hub, name}, s)
+		weighs[name] += s.weight()
+	}
+	ranks := 0.0
+	for k, r := range b.rows {
+		if ranks += r.rank; r.rank < weighs[k.Name] {
+			t.Errorf("%s has rank %v and weighs %v", k.Name, r.rank, weighs[k.Name])
+		}
+	}
+	if ranks != b.total.weight() {
+		t.Errorf("all ranks are %v, want %v as was posted", ranks, b.total.weight())
+	}
+}
+
+// What is scarce comes first: a pull before gigabytes that cost nothing, and what was
+// asked of an upstream before what was served.
+func TestWhatIsScarceIsHeavier(t *testing.T) {
+	for _, row := range []struct {
+		name         string
+		heavy, light Sum
+	}{
+		{"a pull and a GiB that was held", Sum{Pulls: 1}, Sum{Requests: 100, Held: 100, Served: 1 << 30, Saved: 1 << 30}},
+		{"a pull and many checks", Sum{Pulls: 1}, Sum{Heads: 100, Calls: 100}},
+		{"a check and some hits", Sum{Heads: 1}, Sum{Requests: 10, Held: 10}},
+		{"a call and some hits", Sum{Calls: 1}, Sum{Requests: 10, Held: 10}},
+		{"bytes from upstream and as many that were held", Sum{Fetched: 1 << 30}, Sum{Served: 1 << 30}},
+	} {
+		l := New()
+		l.Spent(alpine("light"), row.light)
+		l.Spent(alpine("heavy"), row.heavy)
+		if first := l.Report(1, 1).Clients.Lines[0].Name; first != "heavy" {
+			t.Errorf("%s: first comes the %s one", row.name, first)
+		}
+	}
+}
+
 func TestReportsReachBackADay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New()
@@ -214,9 +257,11 @@ func TestAnswerCountedInAReplacedTable(t *testing.T) {
 		if l.front.Load().find(hub, "library/alpine", "late") == late {
 			t.Fatal("the table of the last hour is still in use")
 		}
-		late.counts[Held].requests.Add(1)
-		time.Sleep(retirement / 2)
-		wantExact(t, l.Report(1, 10), Sum{Requests: 1, Held: 1})
+		for n := range int64(3) { // settled in between
+			late.counts[Held].requests.Add(1)
+			time.Sleep(retirement / 4)
+			wantExact(t, l.Report(1, 10), Sum{Requests: n + 1, Held: n + 1})
+		}
 		time.Sleep(retirement)
 		l.Settle()
 		if n := len(l.retired); n > 0 {

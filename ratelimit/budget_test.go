@@ -361,3 +361,31 @@ func TestAnswersOvertakeEachOther(t *testing.T) {
 		}
 	})
 }
+
+// Of too many accounts the one unused for longest is forgotten, and never one that is
+// in use: what is on its way would be given out twice.
+func TestABudgetInUseIsNotForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(unbound)
+		as := func(account string) *Pass {
+			t.Helper()
+			time.Sleep(time.Second)
+			p, err := l.Acquire(t.Context(), Call{Host: "registry", Class: Pull, Account: account})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		busy := as("busy")
+		as("idle").Release()
+		for i := range maxAccounts {
+			as(fmt.Sprint(i)).Release()
+		}
+		l.mu.Lock()
+		if l.budgets["busy"] == nil || l.budgets["idle"] != nil || len(l.budgets) != maxAccounts {
+			t.Errorf("%d budgets; the busy one is there %t, the idle one %t", len(l.budgets), l.budgets["busy"] != nil, l.budgets["idle"] != nil)
+		}
+		l.mu.Unlock()
+		busy.Release()
+	})
+}

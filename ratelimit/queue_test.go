@@ -363,3 +363,26 @@ func BenchmarkAcquire(b *testing.B) {
 		p.Release()
 	}
 }
+
+// A question of which a part was answered waits a little longer than a new one, and
+// what nobody waits for longest.
+func TestHowLongAQuestionWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Limits{Rate: 1, Burst: 1, Wait: 8 * time.Second})
+		now := time.Now()
+		for name, row := range map[string]struct {
+			call Call
+			want time.Duration
+		}{
+			"new":                {Call{}, 8 * time.Second},
+			"since a while":      {Call{Since: now.Add(-3 * time.Second)}, 5 * time.Second},
+			"begun":              {Call{Begun: true}, 10 * time.Second},
+			"begun, for a while": {Call{Begun: true, Since: now.Add(-3 * time.Second)}, 7 * time.Second},
+			"in the background":  {Call{Background: true, Begun: true}, backgroundPatience * 8 * time.Second},
+		} {
+			if got := l.deadline(row.call, now).Sub(now); got != row.want {
+				t.Errorf("%s: it waits %v, want %v", name, got, row.want)
+			}
+		}
+	})
+}
