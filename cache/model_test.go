@@ -38,11 +38,12 @@ type world struct {
 	bytes  map[oci.Digest][]byte
 	repos  []oci.Repository
 
-	mu      sync.Mutex    // guards what follows
-	faulty  int           // of a hundred bodies so many are bad
-	full    bool          // the disk refuses what is written to fills
-	worn    int           // of a hundred pieces of files so many cannot be read: no reason for anything to fail that has no bytes yet
-	spoilt  map[spot]bool // what bad bodies had in them
+	mu      sync.Mutex          // guards what follows
+	faulty  int                 // of a hundred bodies so many are bad
+	full    bool                // the disk refuses what is written to fills
+	worn    int                 // of a hundred pieces of files so many cannot be read: no reason for anything to fail that has no bytes yet
+	spoilt  map[spot]bool       // what bad bodies had in them
+	cut     map[oci.Digest]bool // fills that were cut under the cache
 	closing bool
 	pulls   sync.WaitGroup
 }
@@ -83,6 +84,7 @@ func runSchedule(t *testing.T, budget int64) {
 		{3, w.setWorn},
 		{4, w.deleteSomething},
 		{3, w.truncateSomething},
+		{3, w.truncateFills},
 		{2, w.restart},
 		{2, w.pulls.Wait},
 	}
@@ -113,7 +115,7 @@ func runSchedule(t *testing.T, budget int64) {
 
 func newWorld(t *testing.T, seed uint64, budget int64) *world {
 	t.Helper()
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 2)), dir: t.TempDir(), budget: budget, source: newSource(), bytes: map[oci.Digest][]byte{}, spoilt: map[spot]bool{}}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 2)), dir: t.TempDir(), budget: budget, source: newSource(), bytes: map[oci.Digest][]byte{}, spoilt: map[spot]bool{}, cut: map[oci.Digest]bool{}}
 	w.repos = []oci.Repository{alpine, mallory, secret, {Host: "ghcr.io", Path: "library/alpine"}}
 	for i, size := range []int{0, 1, 1000, smallBlobSize + 1, 300_000, 5 * mib, 9*mib + 13} {
 		b := pattern(i+100, size)
@@ -217,6 +219,8 @@ func (w *world) check(d oci.Digest, offset, length int64, got []byte, err error)
 		// It got what a bad body had left on disk.
 	case err == nil && explicit && w.isOnlySpoilt(d, offset, got, want):
 		// Likewise, and a range passes as it lands.
+	case w.wasCut(d) && (err != nil || explicit):
+		// Likewise of what was cut while it came in.
 	case w.wellBehaved():
 		w.t.Errorf("failed though nothing was wrong: %s", what)
 	}
@@ -365,6 +369,27 @@ func (w *world) truncateSomething() {
 		}
 		return nil
 	})
+}
+
+// truncateFills cuts what is on its way in, whoever reads it.
+func (w *world) truncateFills() {
+	for _, d := range w.blobs {
+		name := filepath.Join(w.dir, "fills", d.Algorithm(), d.Hex())
+		info, err := os.Stat(name)
+		if err != nil || info.Size() == 0 {
+			continue
+		}
+		w.mu.Lock()
+		w.cut[d] = true
+		w.mu.Unlock()
+		_ = os.Truncate(name, w.rng.Int64N(info.Size()))
+	}
+}
+
+func (w *world) wasCut(d oci.Digest) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cut[d]
 }
 
 // restart closes the cache while it works, and opens it again.

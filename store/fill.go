@@ -60,8 +60,10 @@ type Fill struct {
 	hashed   int64
 	hashing  bool // somebody works on hash with mu released
 	proven   bool
-	err      error // final, when it cannot be finished
-	sick     error // a sync failed, or reading back: what the disk holds is not to be trusted again
+	err      error       // final, when it cannot be finished
+	sick     error       // a sync failed, or reading back: what the disk holds is not to be trusted again
+	cut      bool        // somebody made the file shorter: it may lack bytes that were hashed in hand
+	checked  fs.FileInfo // what file looked like when it was found to hold what was hashed; Commit's alone
 	changed  chan struct{}
 	recorded time.Time // when spans were last put on record
 }
@@ -239,9 +241,13 @@ func (f *Fill) Resumed() oci.Repository { return f.resumed }
 func (f *Fill) WriteAt(p []byte, off int64) (int, error) {
 	f.mu.Lock()
 	surplus := f.size >= 0 && off+int64(len(p)) > f.size
+	last := off+int64(len(p)) == f.size
 	f.mu.Unlock()
 	if surplus {
 		return 0, ErrSurplus
+	}
+	if last { // it gives the file its length, whatever has been done to that
+		f.noticeCut()
 	}
 	if err := f.charge(Span{off, off + int64(len(p))}); err != nil {
 		return 0, err
@@ -419,10 +425,11 @@ func (f *Fill) readAt(p []byte, off int64) (int, error) {
 }
 
 // Commit is the gate. Every byte must be hashed. If they are what the digest
-// names, readers get the last byte at once, and the file is synced and renamed
-// to its place: an error then means that it could not be kept, not that it was
-// wrong. If they are not, every byte is dropped, readers that got any are cut,
-// and ErrMismatch comes back: the fill is empty and may be tried again.
+// names, and nobody has altered the file, readers get the last byte at once, and
+// the file is synced and renamed to its place: an error then means that it could
+// not be kept, not that it was wrong. If they are not, every byte is dropped,
+// readers that got any are cut, and ErrMismatch comes back: the fill is empty and
+// may be tried again.
 func (f *Fill) Commit() error {
 	f.mu.Lock()
 	if f.size < 0 || f.hashed != f.size {
@@ -433,6 +440,11 @@ func (f *Fill) Commit() error {
 		f.mu.Unlock()
 		return errors.Join(fmt.Errorf("fill %s: %w", f.digest, ErrMismatch), f.Reset())
 	}
+	f.mu.Unlock()
+	if err := f.checkFile(); err != nil {
+		return errors.Join(fmt.Errorf("fill %s: %w: %w", f.digest, ErrMismatch, err), f.Reset())
+	}
+	f.mu.Lock()
 	f.proven = true
 	f.wakeLocked()
 	f.mu.Unlock()
@@ -452,15 +464,14 @@ func (f *Fill) keep() error {
 	if err := f.disk.sync(f.file, f.name); err != nil {
 		return onDisk(err)
 	}
+	if err := f.checkAgain(); err != nil {
+		return onDisk(err)
+	}
 	if err := f.file.Chmod(proofMode); err != nil {
 		return onDisk(err)
 	}
-	info, err := f.file.Stat()
-	if err != nil {
-		return onDisk(err)
-	}
 	to := blobName(f.digest)
-	if err := f.disk.rename(f.name, to, allocated(info)); err != nil {
+	if err := f.disk.rename(f.name, to, allocated(f.checked)); err != nil {
 		return onDisk(err)
 	}
 	f.mu.Lock()
@@ -468,9 +479,11 @@ func (f *Fill) keep() error {
 	f.name, f.charged = to, 0
 	f.mu.Unlock()
 	h := hint{owner: ownerOf(f.origin.Host), uses: 1}
-	f.disk.mark(f.file, f.digest, h)
-	f.disk.remember(f.digest, f.file)
-	f.disk.account.own(h.owner, allocated(info))
+	if now, err := f.file.Stat(); err == nil && now.ModTime().Equal(f.checked.ModTime()) { // or it is hashed before its first answer
+		f.disk.mark(f.file, f.digest, h)
+		f.disk.remember(f.digest, f.file)
+	}
+	f.disk.account.own(h.owner, allocated(f.checked))
 	f.disk.account.closeFill(f.digest, charged)
 	f.disk.dropSpans(f.digest)
 	return nil
@@ -483,7 +496,7 @@ func (f *Fill) Reset() error {
 	f.mu.Lock()
 	f.size, f.landed, f.synced = -1, nil, nil
 	f.hash, f.hashed = f.digest.Hash(), 0
-	f.blocks = nil
+	f.blocks, f.cut = nil, false
 	f.round.Add(1) // before the bytes go: who misses them must not take that for the disk's failure
 	f.wakeLocked()
 	f.mu.Unlock()

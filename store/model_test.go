@@ -348,7 +348,7 @@ func (m *model) vandalise(rng *rand.Rand, i int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	name := blobFile(m.dir, m.names[i])
-	switch rng.IntN(8) {
+	switch rng.IntN(10) {
 	case 0, 1, 2:
 		if !m.pinned[i] {
 			_ = os.Remove(name)
@@ -363,5 +363,7 @@ func (m *model) vandalise(rng *rand.Rand, i int) {
 		_ = os.RemoveAll(filepath.Join(m.dir, reposDir))
 	case 7:
 		_ = os.RemoveAll(filepath.Join(m.dir, stateDir))
+	case 8, 9: // a fill that runs, or lies idle
+		_ = os.Truncate(filepath.Join(m.dir, fillName(m.names[i])), rng.Int64N(int64(len(m.blobs[i])+1)))
 	}
 }

@@ -6,6 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// seekHole finds the first hole of a file.
+const seekHole = unix.SEEK_HOLE
+
 // dropCached tells the kernel that a stretch will not be read again soon, so that
 // a scrub does not push out what is.
 func dropCached(f *os.File, off, n int64) {

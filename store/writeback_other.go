@@ -2,7 +2,13 @@
 
 package store
 
-import "os"
+import (
+	"io"
+	"os"
+)
+
+// seekHole finds the end of a file, where all of it counts as written.
+const seekHole = io.SeekEnd
 
 // dropCached is for Linux alone.
 func dropCached(*os.File, int64, int64) {}
