@@ -169,8 +169,13 @@ func TestRangesThatAreClosedEarly(t *testing.T) {
 		header string // Range
 		whole  bool   // all of the image comes
 	}{
-		{"bytes=0-", false}, {"bytes=1-", false}, {"bytes=0-20971519", false}, {"bytes=-20971520", false}, {"bytes=2097152-", false},
-		{"", true}, {"lines=0-", true},
+		{"bytes=0-", false},
+		{"bytes=1-", false},
+		{"bytes=0-20971519", false},
+		{"bytes=-20971520", false},
+		{"bytes=2097152-", false},
+		{"", true},
+		{"lines=0-", true},
 	} {
 		t.Run(row.header, func(t *testing.T) {
 			t.Parallel()
