@@ -88,3 +88,19 @@ func TestExplainKnowsARefusedLogin(t *testing.T) {
 		t.Errorf("a quota that does not count is told:\n%s", out)
 	}
 }
+
+// A host that asks to be left alone is told of in the log and the metrics.
+func TestALimitIsTold(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}, Effect: ocitest.AbuseLimit()})
+	p := startProgram(t, hub)
+	client := newClient(t)
+	get(t, client, p.registry+"/v2/library/app/manifests/1")
+	p.log.await(t, "upstream: host limits us")
+	if !strings.Contains(p.log.String(), "it answers 429: requests like this one wait for 1m0s") {
+		t.Errorf("the log does not say for how long:\n%s", p.log)
+	}
+	if _, scrape, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_hosts_paused{upstream=\"docker.io\"} 1\n") {
+		t.Error("the metrics know of no host that limits us")
+	}
+}

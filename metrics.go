@@ -259,6 +259,16 @@ func (m *metrics) watchUpstreams(l *ledger.Ledger, upstreams *upstream.Set) {
 		}
 		return values
 	}})
+	help = "Hosts of an upstream that asked to be left alone for a while, with some of its requests or all."
+	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("hosts_paused", help), func() map[string]float64 {
+		values, now := map[string]float64{}, time.Now()
+		for _, b := range upstreams.Breakers() {
+			if b.Part == "" && b.Paused.After(now) {
+				values[b.Upstream]++
+			}
+		}
+		return values
+	}})
 	help = "Accounts of an upstream whose password it refuses: what they are for is asked for anonymously."
 	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("logins_refused", help), func() map[string]float64 {
 		values := map[string]float64{}

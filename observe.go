@@ -126,12 +126,12 @@ func (o *observer) logRequest(level zerolog.Level, r *proxy.Record) {
 			return
 		}
 	}
-	e := o.log.WithLevel(level).
-		Str("method", r.Method).Str("kind", r.Kind).
-		Str("upstream", r.Repository.Host).Str("repository", r.Repository.Path).Str("reference", r.Reference).
-		Str("outcome", string(r.Outcome.Cache)).Str("why", r.Outcome.Why).
-		Int("status", r.Status).Int64("bytes", r.Bytes).Float64("duration_seconds", r.Duration.Seconds()).Int("spent", r.Outcome.Spent).
-		Str("client", r.Client).Str("user", r.User).Str("user_agent", r.UserAgent)
+	e := o.log.WithLevel(level)
+	addFields(e, "method", r.Method, "kind", r.Kind,
+		"upstream", r.Repository.Host, "repository", r.Repository.Path, "reference", r.Reference,
+		"outcome", string(r.Outcome.Cache), "why", r.Outcome.Why)
+	e.Int("status", r.Status).Int64("bytes", r.Bytes).Float64("duration_seconds", r.Duration.Seconds()).Int("spent", r.Outcome.Spent)
+	addFields(e, "client", r.Client, "user", r.User, "user_agent", r.UserAgent)
 	if held > 0 {
 		e.Int("held_back", held)
 	}
@@ -142,6 +142,15 @@ func (o *observer) logRequest(level zerolog.Level, r *proxy.Record) {
 		e.Bytes("stack", p.Stack)
 	}
 	e.Msg("request")
+}
+
+// addFields adds pairs of a name and a text, without those that have none.
+func addFields(e *zerolog.Event, pairs ...string) {
+	for i := 0; i < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			e.Str(pairs[i], pairs[i+1])
+		}
+	}
 }
 
 // certificateTrouble hears of a certificate that an authority did not give.

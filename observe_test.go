@@ -50,7 +50,7 @@ func TestEveryRequestIsALineAtDebug(t *testing.T) {
 		"level": "debug", "message": "request", "method": "GET", "kind": "manifest",
 		"upstream": "docker.io", "repository": "library/alpine", "reference": "3.20",
 		"outcome": "hit", "why": "fresh", "status": 200.0, "bytes": 1000.0, "duration_seconds": 0.003, "spent": 1.0,
-		"client": "192.0.2.7", "user": "", "user_agent": "docker/28",
+		"client": "192.0.2.7", "user_agent": "docker/28",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("line (-want +got):\n%s", diff)

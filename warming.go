@@ -83,9 +83,11 @@ func (o *observer) warmed(e warm.Event) {
 	if e.Image == (warm.Image{}) {
 		line.Int("images", e.Images)
 	} else {
-		line.Str("upstream", e.Image.Repository.Host).Str("repository", e.Image.Repository.Path).Str("reference", e.Image.Reference).
-			Str("digest", e.Result.Digest.String()).Int64("bytes", e.Result.Bytes).Int64("fetched", e.Result.Fetched).
-			Float64("duration_seconds", e.Took.Seconds())
+		line.Str("upstream", e.Image.Repository.Host).Str("repository", e.Image.Repository.Path).Str("reference", e.Image.Reference)
+		if !e.Result.Digest.IsZero() {
+			line.Str("digest", e.Result.Digest.String()).Int64("bytes", e.Result.Bytes).Int64("fetched", e.Result.Fetched)
+		}
+		line.Float64("duration_seconds", e.Took.Seconds())
 	}
 	line.Msg(text)
 }

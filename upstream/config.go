@@ -124,6 +124,7 @@ const (
 	AddressRefused      Trouble = "address refused"      // a realm or redirect leads where it may not
 	HostDown            Trouble = "host down"            // it is not asked, but for probes, until it answers
 	HostUp              Trouble = "host up"              // it is well again
+	HostLimits          Trouble = "host limits us"       // it asked to be left alone for a while
 )
 
 // Warning is something that an operator should know. It holds no secret.

@@ -111,7 +111,9 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 		s.breakers.note(at, began, failureOutcome(ctx, err), 0, err)
 		return nil, err
 	}
-	a.paused = pass.Answered(a.status, a.header, a.start)
+	if a.paused = pass.Answered(a.status, a.header, a.start); a.paused > 0 && a.status == http.StatusTooManyRequests {
+		s.warn(HostLimits, r.url.Host, fmt.Sprintf("it answers 429: requests like this one wait for %s, and what is held is served meanwhile", a.paused.Round(time.Second)))
+	}
 	s.breakers.note(at, began, a.outcome(), a.paused, a.trouble())
 	return a, s.checkEncoding(a)
 }
