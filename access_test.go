@@ -103,6 +103,14 @@ func login(user, password string) credential {
 	return func(r *http.Request) { r.SetBasicAuth(user, password) }
 }
 
+// twice is a credential in a header of its own beside itself.
+func twice(c credential) credential {
+	return func(r *http.Request) {
+		c(r)
+		r.Header["Authorization"] = append(r.Header["Authorization"], r.Header["Authorization"]...)
+	}
+}
+
 func token(text string) credential {
 	return func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+text) }
 }
@@ -226,7 +234,7 @@ func TestAccessMatrix(t *testing.T) {
 		"no password":                 login("alice", ""),
 		"malformed":                   func(r *http.Request) { r.Header.Set("Authorization", "Basic !") },
 		"unknown scheme":              func(r *http.Request) { r.Header.Set("Authorization", "Digest x") },
-		"two headers":                 func(r *http.Request) { r.Header["Authorization"] = []string{"Basic !", "Basic !"} },
+		"two headers":                 twice(login("alice", "wonderland")),
 		"expired token":               token(forge(t, func(c map[string]any) { c["exp"] = time.Now().Add(-time.Minute).Unix() }, jose.HS256, signingKey(testTokenKey))),
 		"token by another key":        token(forge(t, nil, jose.HS256, signingKey("another"))),
 		"token of another repository": token(p.newToken(t, client, login("alice", "wonderland"), "repository:library/other:pull")),

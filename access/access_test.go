@@ -129,6 +129,7 @@ func TestPasswords(t *testing.T) {
 		{"alice", "wonderlanD", false},
 		{"alice", "", false},
 		{"alice", "wonderland\x00x", false},
+		{"alice", "wonderland\x00wonderland", false}, // which bcrypt takes for the same
 		{"bob", "wonderland", false},
 		{"", "", false},
 		{"long", long, true},
@@ -730,6 +731,7 @@ func TestTokensEnd(t *testing.T) {
 		if err := ask(); err != nil {
 			t.Fatal(err)
 		}
+		before := g.tokens.keys(time.Now())[0]
 		f.key = "another key, of which there are many more"
 		g.known = recent{}
 		if err := ask(); err != nil {
@@ -738,6 +740,10 @@ func TestTokensEnd(t *testing.T) {
 		time.Sleep(tokenLife + tokenLeeway + time.Second) // the bubble's clock
 		if err := ask(); !errors.Is(err, errExpired) && !errors.Is(err, errToken) {
 			t.Errorf("after its end: %v", err)
+		}
+		text = forge(t, jose.HS256, before, nil)
+		if err := ask(); !errors.Is(err, errToken) {
+			t.Errorf("a new one by the key of before: %v, want %v", err, errToken)
 		}
 	})
 }
@@ -822,6 +828,135 @@ func TestChallenges(t *testing.T) {
 	}
 }
 
+// A request brings one credential or none: of several it would be a guess which
+// one counts, and other servers on the way may have guessed otherwise.
+func TestWhoIsAdmitted(t *testing.T) {
+	g := newGate(t, &files{users: "alice:" + hashOf(t, "wonderland"), rules: "rules: [{who: [anonymous], repositories: ['docker.io/public/*']}]", key: testKey})
+	right, wrong := basic("alice", "wonderland"), basic("alice", "x")
+	bob := &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{ocitest.NewCA().Client("bob").Leaf}}}
+	for name, row := range map[string]struct {
+		lines   []string
+		tls     *tls.ConnectionState
+		trusted bool
+		kind    oci.Kind
+		want    string // who it is; an error's text for a refusal
+	}{
+		"nobody":                              {nil, nil, true, oci.ManifestKind, ""},
+		"nobody, at the root":                 {nil, nil, true, oci.Ping, errLogin.Error()},
+		"a user":                              {[]string{right}, nil, true, oci.Ping, "alice"},
+		"twice the same":                      {[]string{right, right}, nil, true, oci.ManifestKind, "unauthorized: the request has several Authorization headers"},
+		"a right one first":                   {[]string{right, wrong}, nil, true, oci.ManifestKind, "unauthorized: the request has several Authorization headers"},
+		"a right one last":                    {[]string{wrong, right}, nil, true, oci.ManifestKind, "unauthorized: the request has several Authorization headers"},
+		"a certificate":                       {nil, bob, true, oci.Ping, "bob"},
+		"a certificate no more":               {nil, bob, false, oci.ManifestKind, ""},
+		"a certificate no more, at the root":  {nil, bob, false, oci.Ping, errLogin.Error()},
+		"a user beside a certificate no more": {[]string{right}, bob, false, oci.Ping, "alice"},
+	} {
+		g.cfg.Trusts = func(*tls.ConnectionState) bool { return row.trusted }
+		r := request(t, "")
+		r.TLS = row.tls
+		if row.lines != nil {
+			r.Header["Authorization"] = row.lines
+		}
+		s, err := g.Admit(r, row.kind)
+		got := fmt.Sprint(err)
+		if err == nil {
+			got = s.Name()
+		}
+		if got != row.want {
+			t.Errorf("%s: %q, want %q", name, got, row.want)
+		}
+	}
+}
+
+// A session is shared by all requests with its credential, and remembers what it
+// was told last; each repository is its own question all the same.
+func TestRightsAreOfEachRepository(t *testing.T) {
+	g := newGate(t, &files{users: "alice:" + hashOf(t, "wonderland"), rules: "rules: [{who: [alice], repositories: [docker.io/library/app, docker.io/library/tool]}]", key: testKey})
+	hub := func(name string) oci.Repository { return oci.Repository{Host: "docker.io", Path: "library/" + name} }
+	text, err := g.tokens.sign(Identity{Name: "alice"}, scopes{repos: []oci.Repository{hub("app"), hub("secret")}}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, row := range map[string]struct {
+		authorization string
+		want          map[string]error
+	}{
+		"password": {basic("alice", "wonderland"), map[string]error{"app": nil, "tool": nil, "secret": oci.ErrBlobUnknown}},
+		"token":    {"Bearer " + text, map[string]error{"app": nil, "tool": errScope, "secret": oci.ErrBlobUnknown}},
+	} {
+		s, err := g.Admit(request(t, row.authorization), oci.BlobKind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, repo := range []string{"app", "secret", "tool", "app", "tool", "secret", "app"} {
+			if err := s.may(hub(repo), readContent, oci.BlobKind); !errors.Is(err, row.want[repo]) || (err == nil) != (row.want[repo] == nil) {
+				t.Errorf("%s, %s: %v, want %v", name, repo, err, row.want[repo])
+			}
+		}
+	}
+}
+
+// A token shows the catalog if it was asked for, and nothing else with it.
+func TestTokensForTheCatalog(t *testing.T) {
+	g := newGate(t, &files{rules: "rules: [{who: [alice], repositories: ['**']}]", key: testKey})
+	app := oci.Repository{Host: "docker.io", Path: "library/app"}
+	g.cfg.Catalog = &many{names: []string{app.String()}}
+	for _, row := range []struct {
+		asked         scopes
+		catalog, repo error
+	}{
+		{scopes{repos: []oci.Repository{app}}, errScope, nil},
+		{scopes{catalog: true}, nil, errScope},
+	} {
+		text, err := g.tokens.sign(Identity{Name: "alice"}, row.asked, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := g.Admit(request(t, "Bearer "+text), oci.CatalogKind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, _, err := s.Repositories(t.Context(), oci.Page{N: -1})
+		if !errors.Is(err, row.catalog) || (len(names) > 0) != (row.catalog == nil) {
+			t.Errorf("%+v: the catalog is %q (%v), want %v", row.asked, names, err, row.catalog)
+		}
+		if err := s.may(app, readContent, oci.BlobKind); !errors.Is(err, row.repo) || (err == nil) != (row.repo == nil) {
+			t.Errorf("%+v: %s is %v, want %v", row.asked, app, err, row.repo)
+		}
+	}
+}
+
+// Where there are rights, what upstream denies is told as what does not exist; a
+// rule of the operator's may be read by whoever it is about.
+func TestWhatIsRefusedIsHidden(t *testing.T) {
+	withRules := newGate(t, &files{rules: "rules: []", key: testKey})
+	withoutRules := newGate(t, &files{users: "alice:" + hashOf(t, "x")})
+	denied := &oci.Error{Code: oci.Denied, Detail: "the registry denies it"}
+	byRule := &oci.Error{Code: oci.Denied, Detail: "too young", Err: oci.ErrRule}
+	down := &oci.Error{Code: oci.Unavailable, Detail: "it cannot be reached"}
+	for name, row := range map[string]struct {
+		gate *Gate
+		req  oci.Request
+		err  error
+		want error
+	}{
+		"a manifest":                  {withRules, oci.Request{Kind: oci.ManifestKind, Name: "app"}, denied, oci.ErrManifestUnknown},
+		"a blob":                      {withRules, oci.Request{Kind: oci.BlobKind, Name: "app"}, denied, oci.ErrBlobUnknown},
+		"tags":                        {withRules, oci.Request{Kind: oci.TagsKind, Name: "app"}, denied, oci.ErrNameUnknown},
+		"a repository that is none":   {withRules, oci.Request{Kind: oci.ManifestKind, Name: "app"}, oci.ErrNameUnknown, oci.ErrManifestUnknown},
+		"by a rule of the operator's": {withRules, oci.Request{Kind: oci.ManifestKind, Name: "app"}, byRule, byRule},
+		"what is no denial":           {withRules, oci.Request{Kind: oci.ManifestKind, Name: "app"}, down, down},
+		"nothing of a repository":     {withRules, oci.Request{Kind: oci.CatalogKind}, denied, denied},
+		"a name that means nothing":   {withRules, oci.Request{Kind: oci.ManifestKind, Name: "quay.io/a/b"}, denied, denied},
+		"where there are users alone": {withoutRules, oci.Request{Kind: oci.ManifestKind, Name: "app"}, denied, denied},
+	} {
+		if got := row.gate.Refuse(request(t, ""), row.req, row.err, http.Header{}); !errors.Is(got, row.want) {
+			t.Errorf("%s: %v, want %v", name, got, row.want)
+		}
+	}
+}
+
 func TestCertificatesAsIdentity(t *testing.T) {
 	ca := ocitest.NewCA()
 	g := newGate(t, &files{rules: "rules: [{who: ['group:ops'], repositories: ['**']}]", key: testKey})
@@ -899,7 +1034,7 @@ func TestTokenServiceSpeaksBothWays(t *testing.T) {
 		"a refresh token":          {post("grant_type=refresh_token&refresh_token=x"), 403},
 		"malformed query":          {get("scope=%zz", basic("alice", "wonderland")), 403},
 		"another type":             {wrongType, 403},
-		"a body that is too large": {post("x=" + strings.Repeat("a", maxTokenBody)), 403},
+		"a body that is too large": {post("grant_type=password&username=alice&password=wonderland&x=" + strings.Repeat("a", maxTokenBody)), 403},
 		"PUT":                      {put, 405},
 	} {
 		w := httptest.NewRecorder()

@@ -149,6 +149,7 @@ type bounded struct {
 
 func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" {
+		b.down.Store(true)
 		return nil, errors.New("it names an address without TLS")
 	}
 	resp, err := b.over.RoundTrip(r)

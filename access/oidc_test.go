@@ -185,13 +185,21 @@ func TestClaimsThatAreNobodysAnyMore(t *testing.T) {
 // no login.
 func TestIssuerInTrouble(t *testing.T) {
 	var elsewhere atomic.Int64
-	other := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
+	count := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) })
+	other, plain := httptest.NewTLSServer(count), httptest.NewServer(count)
 	defer other.Close()
+	defer plain.Close()
 	for name, fault := range map[string]http.HandlerFunc{
 		"down":      func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) },
 		"redirects": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, http.StatusFound) },
 		"is somebody else": func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, `{"issuer": "https://evil.test", "jwks_uri": %q}`, other.URL)
+		},
+		"has its keys where there is no TLS": func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, `{"issuer": "https://%s", "jwks_uri": %q}`, r.Host, plain.URL)
+		},
+		"says too much": func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, `{"issuer": "https://%[1]s", "jwks_uri": "https://%[1]s/keys"%[2]s}`, r.Host, strings.Repeat(" ", issuerAnswer))
 		},
 		"never ends": func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, `{"issuer": "%s`, strings.Repeat("a", 2*issuerAnswer))
@@ -287,6 +295,30 @@ func TestOpenEndedClaimsAreWarnedOf(t *testing.T) {
 		if warned && !strings.HasPrefix(got[0], "oidc: number 1: identity 2: claim sub: ") {
 			t.Errorf("%s: the place is not named: %s", pattern, got)
 		}
+	}
+}
+
+// Tokens of a CI system that are refused are slowed down as passwords are, before
+// anything is computed or fetched for them.
+func TestRefusedTokensOfACISystemAreSlowedDown(t *testing.T) {
+	s := newCISystem(t)
+	g := s.gate(t)
+	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(n int) oci.Code {
+		_, err := g.Admit(request(t, "Bearer "+s.token(t, stranger, func(c map[string]any) { c["n"] = n })), oci.Ping)
+		return oci.CodeOf(err)
+	}
+	for n := range triesAtOnce {
+		if got := ask(n); got != oci.Unauthorized {
+			t.Fatalf("try %d: %v, want %v", n, got, oci.Unauthorized)
+		}
+	}
+	fetched := s.fetch.Load()
+	if got := ask(triesAtOnce); got != oci.TooManyRequests || s.fetch.Load() != fetched {
+		t.Errorf("one more: %v, and keys were fetched %d times, want %v and none", got, s.fetch.Load()-fetched, oci.TooManyRequests)
 	}
 }
 

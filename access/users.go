@@ -62,7 +62,7 @@ func (t *userTable) matches(user, password string) bool {
 		return false
 	}
 	hash, cost := t.hashes[user], t.highest
-	// Beyond 72 bytes bcrypt sees nothing, and a NUL ends what it does see.
+	// Beyond 72 bytes bcrypt sees nothing, and it begins anew after a NUL: x\x00x is x to it.
 	if hash != nil && len(password) <= 72 && strings.IndexByte(password, 0) < 0 {
 		if t.compare(hash, []byte(password)) == nil {
 			return true
