@@ -445,22 +445,54 @@ func TestATagWhoseCheckHangsIsWaitedForOnce(t *testing.T) {
 	})
 }
 
-// Whoever forces checks does not have a wrong password tried more often.
+// A wrong password is tried at most sixty times an hour, however many repositories are
+// asked for, and whoever forces checks; what is asked for without it costs no more than
+// a login would, or, if nobody may read it, next to nothing.
 func TestAWrongPasswordForAnHourCostsFewTokens(t *testing.T) {
 	t.Parallel()
-	for _, header := range [][]string{nil, {"Cache-Control", "no-cache"}} {
+	const oneLogin = 14 // tokens of 300 s, renewed 30 s before they end
+	for _, row := range []struct {
+		repos   int
+		private bool
+		header  []string
+		without int // tokens, at most
+	}{
+		{1, true, nil, 1 + 60},
+		{3, true, nil, 3 + 60},
+		{3, false, nil, 3 * oneLogin},
+		{100, true, nil, 100 + 60},
+		{100, true, []string{"Cache-Control", "no-cache"}, 100 + 60},
+		{100, false, nil, 100 * oneLogin},
+		{100, false, []string{"Cache-Control", "no-cache"}, 100 * oneLogin},
+	} {
 		simulated(t, ocitest.Habits{}, []string{"ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=wrong"}, func(s *simulation) {
 			s.hub.AddUser("me", "right")
-			s.push(3)
-			s.hub.Private("library/app", "me")
-			for i := range 1200 {
-				if r := s.ask(http.MethodGet, tagged(i%3), header...); r.status != http.StatusForbidden {
-					t.Fatalf("%d %s, want 403", r.status, r.body)
+			want := http.StatusOK
+			for i := range row.repos {
+				path := fmt.Sprint("library/app", i)
+				s.hub.Push(path, "1", ocitest.RandomImage(uint64(i), 10))
+				if row.private {
+					want = http.StatusForbidden
+					s.hub.Private(path, "me")
 				}
-				time.Sleep(3 * time.Second)
 			}
-			if n := s.hub.Count(ocitest.Match{Role: ocitest.Token}); n < 5 || n > 60 {
-				t.Errorf("headers %q: %d token requests in an hour, want at most 60", header, n)
+			for i := range 3600 {
+				if r := s.ask(http.MethodGet, fmt.Sprintf("/v2/library/app%d/manifests/1", i%row.repos), row.header...); r.status != want {
+					s.t.Fatalf("%d %s, want %d", r.status, r.body, want)
+				}
+				time.Sleep(time.Second)
+			}
+			with, without := 0, 0
+			for _, r := range s.hub.Requests() {
+				switch _, _, ok := (&http.Request{Header: r.Header}).BasicAuth(); {
+				case ok:
+					with++
+				case r.Role == ocitest.Token:
+					without++
+				}
+			}
+			if with < 5 || with > 60 || without > row.without {
+				s.t.Errorf("%+v: %d requests with the password and %d for tokens without, want at most 60 and %d", row, with, without, row.without)
 			}
 		})
 	}

@@ -192,6 +192,7 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 		heldBack, _ := s.accounts.state(s.accounts.get(cred.id))
 		s.refusedLogin(cred, d.realm.Host, heldBack)
 		cred, key.cred, full, without = credential{}, credentialID{}, false, true
+		d.instead = heldBack
 		t, fresh, err = s.tokens.get(ctx, q, key, d, credential{}, drop)
 	}
 	if without && oci.CodeOf(err) == oci.Denied {

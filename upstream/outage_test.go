@@ -19,8 +19,11 @@ import (
 // tokenRequests counts what a hub's token service saw.
 func tokenRequests(hub *ocitest.Hub) int { return hub.Count(ocitest.Match{Role: ocitest.Token}) }
 
-// An hour of pulls with a wrong password costs a token service, or a registry
-// that takes the password itself, sixty requests at most, whatever it answers.
+// An hour of pulls with a wrong password costs a token service, or a
+// registry that takes the password itself, sixty requests with it at most, whatever
+// it answers and however many repositories are asked for. What everybody may read
+// costs the anonymous tokens that a login's would; what nobody may read without it
+// costs one for each repository, and one a minute for all of them.
 func TestAWrongPasswordForAnHour(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -36,50 +39,113 @@ func TestAWrongPasswordForAnHour(t *testing.T) {
 		{"the password itself", ocitest.Habits{Auth: ocitest.BasicAuth}, true},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			simulate(t, ocitest.Config{Habits: tt.habits}, func(w *world) {
-				t, hub := w.t, w.hub
-				hub.AddUser("me", "secret")
-				repos := []oci.Repository{alpine, {Host: "docker.io", Path: "library/b"}, {Host: "docker.io", Path: "library/c"}}
-				for _, repo := range repos {
-					hub.Push(repo.Path, "latest", ocitest.RandomImage(1, 100))
-					if tt.private {
-						hub.Private(repo.Path, "me")
-					}
+		for _, repos := range []int{1, 100} {
+			t.Run(fmt.Sprint(tt.name, ", ", repos), func(t *testing.T) {
+				most := repos + 60
+				if !tt.private {
+					most, _ = hourOfLogins(t, tt.habits, tt.private, repos, "secret")
 				}
-				var password atomic.Value
-				password.Store("wrong")
-				c := w.connect(func(cfg *Config) {
-					cfg.Credentials = PasswordFrom("me", func() (string, error) { return password.Load().(string), nil })
-				})
-				for range 360 {
-					for _, repo := range repos {
-						_, _, err := c.Resolve(t.Context(), repo, "latest", oci.Ask{})
-						if tt.private {
-							wantCode(t, err, oci.Denied)
-						} else if err != nil {
-							t.Fatal(err)
-						}
-					}
-					time.Sleep(10 * time.Second)
+				with, without := hourOfLogins(t, tt.habits, tt.private, repos, "wrong")
+				if with < 5 || with > 60 {
+					t.Errorf("%d requests with a wrong password, want at most 60", with)
 				}
-				n := tokenRequests(hub)
-				for _, r := range hub.Requests() {
-					if tt.habits.Auth == ocitest.BasicAuth && strings.HasPrefix(r.Header.Get("Authorization"), "Basic ") {
-						n++
-					}
-				}
-				if n < 5 || n > 60 {
-					t.Errorf("%d requests with, or for want of, the right password; want at most 60", n)
-				}
-				// The right one counts at once.
-				password.Store("secret")
-				for _, repo := range repos {
-					if _, _, err := c.Resolve(t.Context(), repo, "latest", oci.Ask{}); err != nil {
-						t.Errorf("with the right password: %v", err)
-					}
+				if without > most {
+					t.Errorf("%d tokens were asked for without it, want at most %d", without, most)
 				}
 			})
+		}
+	}
+}
+
+// hourOfLogins asks for so many repositories, one after the other, for an hour, and
+// counts the requests with a password and those for tokens without. The right
+// password counts at once after that.
+func hourOfLogins(t *testing.T, habits ocitest.Habits, private bool, repos int, signIn string) (with, without int) {
+	t.Helper()
+	simulate(t, ocitest.Config{Habits: habits}, func(w *world) {
+		t, hub := w.t, w.hub
+		hub.AddUser("me", "secret")
+		path := func(i int) string { return fmt.Sprint("library/app", i%repos) }
+		for i := range repos {
+			hub.Push(path(i), "latest", ocitest.RandomImage(1, 100))
+			if private {
+				hub.Private(path(i), "me")
+			}
+		}
+		var password atomic.Value
+		password.Store(signIn)
+		c := w.connect(func(cfg *Config) {
+			cfg.Credentials = PasswordFrom("me", func() (string, error) { return password.Load().(string), nil })
+		})
+		for i := range 1200 {
+			if err := resolveAt(t, c, path(i)); private && signIn != "secret" {
+				wantCode(t, err, oci.Denied)
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(3 * time.Second)
+		}
+		with, without = logins(hub)
+		password.Store("secret")
+		for i := range repos {
+			if err := resolveAt(t, c, path(i)); err != nil {
+				t.Errorf("with the right password: %v", err)
+			}
+		}
+	})
+	return with, without
+}
+
+// logins counts a hub's requests with a password, and those for tokens without.
+func logins(hub *ocitest.Hub) (with, without int) {
+	for _, r := range hub.Requests() {
+		switch {
+		case strings.HasPrefix(r.Header.Get("Authorization"), "Basic "):
+			with++
+		case r.Role == ocitest.Token:
+			without++
+		}
+	}
+	return with, without
+}
+
+// While a password is refused, what comes to be given to everybody is found all the
+// same, a minute after the other.
+func TestWhatIsGivenToEverybodyIsFoundInsteadOfALogin(t *testing.T) {
+	for _, deny := range []int{0, 401} {
+		simulate(t, ocitest.Config{Habits: ocitest.Habits{DenyToken: deny}}, func(w *world) {
+			t, hub := w.t, w.hub
+			hub.AddUser("me", "secret")
+			c := w.connect(func(cfg *Config) { cfg.Credentials = Password("me", "wrong") })
+			paths := []string{"library/a", "library/b", "library/c", "library/d", "library/e"}
+			askAll := func() (denied int) {
+				for _, path := range paths {
+					if err := resolveAt(t, c, path); err != nil {
+						wantCode(t, err, oci.Denied)
+						denied++
+					}
+				}
+				time.Sleep(5 * time.Second)
+				return denied
+			}
+			for _, path := range paths {
+				hub.Push(path, "latest", ocitest.RandomImage(1, 100))
+				hub.Private(path, "me")
+			}
+			for start := time.Now(); time.Since(start) < maxDenied; {
+				if n := askAll(); n < len(paths) {
+					t.Fatalf("%d are refused, want all", n)
+				}
+			}
+			for _, path := range paths {
+				hub.Private(path, "") // but everybody
+			}
+			start := time.Now()
+			for askAll() > 0 && time.Since(start) < time.Hour {
+			}
+			if took := time.Since(start); took > maxDenied+time.Duration(len(paths)+1)*minRenewal {
+				t.Errorf("it took %v", took)
+			}
 		})
 	}
 }

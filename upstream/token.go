@@ -39,6 +39,10 @@ const (
 	minDenied  = time.Minute
 	maxDenied  = 10 * time.Minute
 	maxUseless = 5 * time.Minute
+	// While a login is refused, what it is for is asked for anonymously. If that is
+	// refused, too, one repository of all of them is asked for again in minRenewal,
+	// however many there are.
+	minRenewal = time.Minute
 	// A token service that answers nonsense is left alone for a second, then
 	// for twice as long each time.
 	minNonsense = time.Second
@@ -103,6 +107,7 @@ type tokens struct {
 
 	mu      sync.Mutex // guards what follows, and adding to wg
 	closed  bool
+	renewal time.Time // from then on one that was refused may be asked for again instead of a login
 	entries map[tokenKey]*list.Element
 	order   *list.List // of *tokenEntry, the most recently used first
 	running map[*refresh]context.CancelFunc
@@ -124,6 +129,11 @@ type tokenEntry struct {
 func (e *tokenEntry) hold(err error, now time.Time, least, most time.Duration) {
 	e.wait = min(max(least, 2*e.wait), most)
 	e.held, e.until = err, now.Add(e.wait)
+}
+
+// wasRefused reports whether the last token, if there was one, gave no rights.
+func (e *tokenEntry) wasRefused(last *token) bool {
+	return last != nil && last.neverWorked() || oci.CodeOf(e.held) == oci.Denied
 }
 
 // refresh is a token on its way. It goes on when those who wait for it leave.
@@ -176,6 +186,12 @@ func (s *tokens) find(ctx context.Context, q *question, key tokenKey, d demand, 
 		return nil, last, false, nil
 	case e.until.After(now):
 		return nil, nil, false, e.held
+	case d.instead && e.wasRefused(last):
+		if now.Before(s.renewal) {
+			e.token = last
+			return nil, nil, false, errDenied(d.realm.Host)
+		}
+		s.renewal = now.Add(minRenewal)
 	}
 	e.useless = 0
 	if last != nil && last.neverWorked() {
@@ -466,6 +482,7 @@ type demand struct {
 	service    string
 	scopes     []string
 	challenged bool // scopes are a challenge's, not our guess
+	instead    bool // anonymously, since the login is refused
 }
 
 func (d demand) query() url.Values {
