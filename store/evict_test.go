@@ -164,6 +164,46 @@ func TestWhatIsReadIsNotEvicted(t *testing.T) {
 	}
 }
 
+// TestWhatIsOpenedOrPinnedMeanwhileIsNotEvicted: after it was found to be
+// evictable, and before it goes; and what is open already is not even found.
+func TestWhatIsOpenedOrPinnedMeanwhileIsNotEvicted(t *testing.T) {
+	d := openDisk(t, t.TempDir(), nil)
+	<-d.counted
+	dg := put(t, d, 1, 5000, "docker.io", time.Hour)
+	find := func() []candidate {
+		t.Helper()
+		found, err := d.candidates(t.Context(), aims{bytes: 1 << 30, count: 10}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	found := find()
+	if len(found) != 1 {
+		t.Fatalf("%d candidates, want 1", len(found))
+	}
+	d.inUse.hold(dg)
+	if n, _ := d.evict(found[0]); n != 0 || !isHeld(d, dg) {
+		t.Errorf("opened meanwhile: %d bytes were evicted", n)
+	}
+	if open := find(); len(open) != 0 {
+		t.Errorf("open, and found: %+v", open)
+	}
+	d.inUse.release(dg)
+	if err := d.Pin(t.Context(), busybox, dg.String()); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := d.evict(found[0]); n != 0 || !isHeld(d, dg) {
+		t.Errorf("pinned meanwhile: %d bytes were evicted", n)
+	}
+	if err := d.Unpin(t.Context(), busybox, dg.String()); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := d.evict(found[0]); n == 0 || isHeld(d, dg) {
+		t.Error("not evicted when nothing is in the way")
+	}
+}
+
 func TestEvictionForgetsBytesNotMembership(t *testing.T) {
 	d := openDisk(t, t.TempDir(), nil)
 	<-d.counted

@@ -137,6 +137,9 @@ func TestMismatchDropsEveryByte(t *testing.T) {
 	if n := f.Landed(); n != 0 {
 		t.Errorf("%d wrong bytes are left", n)
 	}
+	if rec, err := d.readSpans(oci.Sum(b)); err == nil {
+		t.Errorf("wrong bytes are on record: %v", rec.Spans)
+	}
 	if _, err := used.Read(make([]byte, 10)); !errors.Is(err, ErrMismatch) {
 		t.Errorf("a reader that got wrong bytes: %v, want a cut", err)
 	}
