@@ -197,12 +197,25 @@ func (f *fill) open(ctx context.Context, offset, length int64, whole bool) (*fil
 	if length < 0 && !whole {
 		r.Starved = f.poke // it is given its bytes bit by bit
 	}
+	f.noteChunksLocked(r)
 	f.readers = append(f.readers, r)
 	f.whole = f.whole || whole
 	f.orphan = false
 	f.mu.Unlock()
 	f.poke()
 	return r, nil
+}
+
+// noteChunksLocked tells readers to the end that come together of each other. A
+// client that fetches in chunks has one for each, and leaves it where the next
+// begins.
+func (f *fill) noteChunksLocked(r *fillReader) {
+	for _, o := range f.readers {
+		if r.length >= 0 || o.length >= 0 || o.offset-r.offset > segment || r.offset-o.offset > segment {
+			continue
+		}
+		r.chunks, o.chunks = max(r.chunks, o.offset), max(o.chunks, r.offset)
+	}
 }
 
 // wantWhole has the fill go to its end without a reader.

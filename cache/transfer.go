@@ -264,21 +264,9 @@ func (t *transfer) probesLocked(r *fillReader, want store.Span) bool {
 func (t *transfer) wantsLocked(r *fillReader) (want store.Span, ok bool) {
 	want, ok = r.Wants()
 	if t.probesLocked(r, want) {
-		want.End = max(want.Start+max(window, want.Start-r.offset), t.chunksLocked(r))
+		want.End = max(want.Start+max(window, want.Start-r.offset), r.chunks)
 	}
 	return want, ok
-}
-
-// chunksLocked is the start of the last reader to the end that begins within a
-// segment ahead of r; 0 if none does. A client that fetches in chunks has one for
-// each, and leaves it where the next begins.
-func (t *transfer) chunksLocked(r *fillReader) (last int64) {
-	for _, o := range t.readers {
-		if o.length < 0 && o.offset > r.offset && o.offset-r.offset <= segment {
-			last = max(last, o.offset)
-		}
-	}
-	return last
 }
 
 // provingLocked reports that a reader waits for the end, or will, whose last byte
