@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -343,6 +344,37 @@ func TestBadBodies(t *testing.T) {
 				t.Error("what came before the cut is not the blob's")
 			}
 		})
+	}
+}
+
+// A blob that comes encoded is refused, and not decoded: its bytes are not what
+// the digest names, and may unpack to very many.
+func TestEncodedBlobsAreRefused(t *testing.T) {
+	content := bytes.Repeat([]byte("a"), 1000)
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, _ = w.Write(content)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for encoding, want := range map[string]oci.Code{"gzip": oci.BadUpstream, "GZIP": oci.BadUpstream, "br": oci.BadUpstream, "identity": -1, "": -1} {
+		c := connectAt(t, listen(t, func(w http.ResponseWriter, _ *http.Request) {
+			body := content
+			if encoding != "" {
+				w.Header().Set("Content-Encoding", encoding)
+			}
+			if want == oci.BadUpstream {
+				body = packed.Bytes()
+			}
+			_, _ = w.Write(body)
+		}), time.Now)
+		got, err := read(t.Context(), openBlob(t, c, alpine, oci.Sum(content)), 0, -1)
+		switch {
+		case want < 0 && (err != nil || !bytes.Equal(got, content)):
+			t.Errorf("%q: %d bytes, %v", encoding, len(got), err)
+		case want >= 0 && (oci.CodeOf(err) != want || len(got) > 0):
+			t.Errorf("%q: %d bytes, %v, want %v", encoding, len(got), err, want)
+		}
 	}
 }
 

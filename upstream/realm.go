@@ -42,14 +42,11 @@ func parseRealm(from *url.URL, realm string) (*url.URL, error) {
 
 // related reports whether a token service may see the registry's credentials:
 // same host, same registrable domain, or known to belong to it. An address has
-// no domain.
+// no domain, which publicsuffix knows.
 func related(registry, realm string) bool {
 	registry, realm = strings.ToLower(registry), strings.ToLower(realm)
 	if registry == realm || kin[registry] == realm {
 		return true
-	}
-	if net.ParseIP(registry) != nil || net.ParseIP(realm) != nil {
-		return false
 	}
 	a, errA := publicsuffix.EffectiveTLDPlusOne(registry)
 	b, errB := publicsuffix.EffectiveTLDPlusOne(realm)

@@ -213,8 +213,8 @@ func (s *site) newRequest(ctx context.Context, r request, authorization string) 
 		URL:    r.url,
 		Host:   r.url.Host,
 		Proto:  "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		// A Header that holds Accept-Encoding already keeps net/http from
-		// asking for gzip.
+		// A header that holds Accept-Encoding keeps net/http from asking for gzip,
+		// and from decoding it: a body that is decoded has another digest.
 		Header: http.Header{"Accept-Encoding": {"identity"}, "User-Agent": {s.cfg.UserAgent}},
 	}).WithContext(ctx)
 	for name, value := range map[string]string{"Accept": r.accept, "Range": r.rang, "Authorization": authorization} {

@@ -75,7 +75,6 @@ func newTransport(t Timeouts, roots *x509.CertPool, http2 bool, dial func(contex
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		MaxIdleConnsPerHost:    16,
 		IdleConnTimeout:        90 * time.Second,
-		DisableCompression:     true, // a body that is decoded on the way has another digest
 		Protocols:              protocols,
 		// Without pings a dead HTTP/2 connection would take all requests down
 		// with it until TCP gives up, a quarter of an hour later.

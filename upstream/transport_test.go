@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -258,8 +259,13 @@ func TestProxy(t *testing.T) {
 	})
 	err = resolve(t, c)
 	wantCode(t, err, oci.Unavailable)
-	if strings.Contains(fmt.Sprint(err), "secret") {
-		t.Errorf("%v shows the proxy's password", err)
+	if !errors.Is(err, errProxy) || !strings.Contains(err.Error(), errProxy.Error()) {
+		t.Errorf("%v, want %v", err, errProxy)
+	}
+	for ; err != nil; err = errors.Unwrap(err) { // whoever logs it may log all of it
+		if strings.Contains(fmt.Sprintf("%+v", err), "secret") {
+			t.Errorf("%v shows the proxy's password", err)
+		}
 	}
 	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://x.example", nil)
 	if _, err := (&transports{proxy: func(*http.Request) (*url.URL, error) { return nil, nil }}).mustProxy(req); err == nil {
@@ -299,7 +305,7 @@ func TestWhatServersSayInsteadOfHTTP(t *testing.T) {
 		{"nothing", "", oci.Unavailable, 0},
 		{"no HTTP", "SSH-2.0-OpenSSH_9.2\r\n", oci.BadUpstream, 0},
 		{"broken header", "HTTP/1.1 200 OK\r\n:broken\r\n\r\n", oci.BadUpstream, 0},
-		{"endless header", "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 300<<10) + "\r\n\r\n", oci.BadUpstream, 0},
+		{"endless header", "HTTP/1.1 429 Too Many Requests\r\nX: " + strings.Repeat("x", maxHeaderBytes+64<<10) + "\r\n\r\n", oci.BadUpstream, 0},
 		{"two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", oci.BadUpstream, 0},
 		{"Docker Hub's abuse form, bare LF", "HTTP/1.1 429 Too Many Requests\nRetry-After: 60\nConnection: close\nContent-Type: text/plain\n\nToo Many Requests (HAP429)\n", oci.TooManyRequests, time.Minute},
 	}

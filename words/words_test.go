@@ -1,6 +1,7 @@
 package words_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +11,16 @@ import (
 func TestStrangersDoNotWriteOnTheTerminal(t *testing.T) {
 	if got := words.Printable("linux/\x1b[2Jarm\u202e64\n"); got != "linux/?[2Jarm?64?" {
 		t.Errorf("Printable gives %q", got)
+	}
+	for text, want := range map[string]string{
+		"linux/\x1b[2Jarm\u202e64\n": `"linux/\x1b[2Jarm\u202e64\n"`,
+		`a"b\`:                       `"a\"b\\"`,
+		strings.Repeat("a", 100):     `"` + strings.Repeat("a", 100) + `"`,
+		strings.Repeat("a", 101):     `"` + strings.Repeat("a", 100) + `…"`,
+	} {
+		if got := words.Quote(text); got != want {
+			t.Errorf("Quote gives %s, want %s", got, want)
+		}
 	}
 }
 
