@@ -208,13 +208,21 @@ func (f *fill) open(ctx context.Context, offset, length int64, whole bool) (*fil
 
 // noteChunksLocked tells readers to the end that come together of each other. A
 // client that fetches in chunks has one for each, and leaves it where the next
-// begins.
+// begins, the last one where the blob ends.
 func (f *fill) noteChunksLocked(r *fillReader) {
 	for _, o := range f.readers {
-		if r.length >= 0 || o.length >= 0 || o.offset-r.offset > segment || r.offset-o.offset > segment {
+		first, second := r, o
+		if first.offset > second.offset {
+			first, second = second, first
+		}
+		apart := second.offset - first.offset
+		if r.length >= 0 || o.length >= 0 || apart == 0 || apart > segment {
 			continue
 		}
-		r.chunks, o.chunks = max(r.chunks, o.offset), max(o.chunks, r.offset)
+		first.chunks = max(first.chunks, second.offset)
+		if second.chunk == 0 || apart < second.chunk {
+			second.chunk = apart
+		}
 	}
 }
 

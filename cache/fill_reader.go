@@ -19,6 +19,7 @@ type fillReader struct {
 	ctx            context.Context //nolint:containedctx // the request's: the reader lives in it
 	offset, length int64
 	chunks         int64 // guarded by the fill's lock: where the last of those begins that read chunks with it
+	chunk          int64 // likewise: how far behind the nearest of them begins; 0 without one
 	outcome        oci.Outcome
 	past           oci.Reader // set once the disk gave up
 	parting        sync.Once  // from the fill

@@ -264,7 +264,7 @@ func (t *transfer) probesLocked(r *fillReader, want store.Span) bool {
 func (t *transfer) wantsLocked(r *fillReader) (want store.Span, ok bool) {
 	want, ok = r.Wants()
 	if t.probesLocked(r, want) {
-		want.End = max(want.Start+max(window, want.Start-r.offset), r.chunks)
+		want.End = max(want.Start+max(window, want.Start-r.offset), r.chunks, r.offset+r.chunk)
 	}
 	return want, ok
 }
