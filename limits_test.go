@@ -496,3 +496,13 @@ func TestOperatorsListenersAreBounded(t *testing.T) {
 		t.Error("one connection too many is answered")
 	}
 }
+
+// awaitMetric waits until a series has a value.
+func awaitMetric(t *testing.T, client *http.Client, admin, line string) {
+	t.Helper()
+	for t.Context().Err() == nil {
+		if _, scrape, _ := get(t, client, admin+"/metrics"); strings.Contains(scrape, "\n"+line+"\n") {
+			return
+		}
+	}
+}

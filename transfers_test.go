@@ -1,16 +1,18 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"regexp"
 	"runtime"
-	"strings"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"entrepot/internal/ocitest"
 )
@@ -109,44 +111,73 @@ func TestAnUpstreamWithoutRangesSendsABigBlobOnce(t *testing.T) {
 // end, all at once, reads 8 MB of each, and leaves.
 func TestChunkedFetch(t *testing.T) {
 	t.Parallel()
-	const chunk, chunks = 8_000_000, 13
+	simulated(t, ocitest.Habits{}, nil, func(s *simulation) {
+		layer := ocitest.Blob(1, 96<<20)
+		image := ocitest.ImageSpec{Layers: []ocitest.Content{layer}}.Build()
+		s.hub.Push("library/app", "latest", image)
+		from := puller{client: s.client, registry: s.url, sample: 512}
+		if err := from.manifest(s.t.Context(), "latest", image); err != nil {
+			s.t.Fatal(err)
+		}
+		gate := s.hub.Gate(transfers)
+		var clients sync.WaitGroup
+		for i := range int64(chunks) {
+			clients.Go(func() { takeChunk(s.t, from, layer, i) })
+			synctest.Wait()
+		}
+		if n := s.hub.Count(transfers); n != 1 {
+			s.t.Errorf("%d transfers began before the first was answered", n)
+		}
+		gate.To(1) // the first byte is the answer that lets the others begin
+		synctest.Wait()
+		var ranges []string
+		for _, r := range s.hub.Requests() {
+			if r.Role == ocitest.CDN {
+				ranges = append(ranges, r.Header.Get("Range"))
+			}
+		}
+		slices.Sort(ranges)
+		if diff := cmp.Diff([]string{
+			"bytes=0-1048575", // for all that was known then, its client is alone
+			"bytes=24000000-39999999", "bytes=40000000-55999999", "bytes=56000000-71999999", "bytes=72000000-87999999", "bytes=8000000-23999999",
+		}, ranges); diff != "" {
+			s.t.Errorf("transfers that two chunks each share, and the first: (-want +got)\n%s", diff)
+		}
+		gate.Open()
+		clients.Wait()
+		// What nobody reads any more is not fetched again for who wants it all.
+		if err := from.blob(s.t.Context(), layer, 0, -1); err != nil {
+			s.t.Error(err)
+		}
+		synctest.Wait()
+		if sent := s.hub.Sent(transfers); sent != layer.Size {
+			s.t.Errorf("%d bytes came of a blob of %d", sent, layer.Size)
+		}
+	})
+}
+
+// TestAChunkedFetchIsNoTrouble: clients that leave early are no failures, in the log
+// and the metrics.
+func TestAChunkedFetchIsNoTrouble(t *testing.T) {
+	t.Parallel()
 	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
 	layer := ocitest.Blob(1, 96<<20)
 	image := ocitest.ImageSpec{Layers: []ocitest.Content{layer}}.Build()
 	hub.Push("app", "latest", image)
-	p := startProgram(t, hub, over(hub, t.TempDir())...)
+	// The last of the chunks may wait for the rest of the layer: for how long is up to
+	// how busy the machine is.
+	p := startProgram(t, hub, append(over(hub, t.TempDir()), "ENTREPOT_HEADER_TIMEOUT=10m")...)
 	from := pullerOf(t, p)
 	if err := from.manifest(t.Context(), "latest", image); err != nil {
 		t.Fatal(err)
 	}
-	hub.Reset()
-	gate := hub.Gate(transfers)
 	var clients sync.WaitGroup
 	for i := range int64(chunks) {
-		clients.Go(func() {
-			if err := takeChunk(t.Context(), from, layer, i*chunk, min((i+1)*chunk, layer.Size)); err != nil {
-				t.Errorf("chunk %d: %v", i, err)
-			}
-		})
+		clients.Go(func() { takeChunk(t, from, layer, i) })
 	}
-	awaitMetric(t, from.client, p.admin, fmt.Sprintf("entrepot_fill_readers %d", chunks))
-	if err := gate.AwaitHeld(t.Context(), 1); err != nil {
-		t.Error(err)
-	}
-	if n := hub.Count(transfers); n != 1 {
-		t.Errorf("%d transfers began before the first was answered", n)
-	}
-	gate.Open()
 	clients.Wait()
-	if n := hub.Count(transfers); n >= chunks {
-		t.Errorf("%d transfers for %d chunks: they shared none", n, chunks)
-	}
-	// What nobody reads any more is not fetched again for who wants it all.
 	if err := from.blob(t.Context(), layer, 0, -1); err != nil {
 		t.Error(err)
-	}
-	if sent := sentOf(hub, layer.Size); sent != layer.Size {
-		t.Errorf("%d bytes came of a blob of %d", sent, layer.Size)
 	}
 	awaitNoFills(t, from.client, p.admin)
 	for _, line := range p.log.lines(t) {
@@ -220,34 +251,32 @@ func (s *simulation) leaveAfter(n int64, uri string, header http.Header) {
 	}
 }
 
-// takeChunk reads what lies between two offsets of an answer that goes on to the
-// end, and closes it.
-func takeChunk(ctx context.Context, from puller, blob ocitest.Content, offset, end int64) error {
-	transport := new(http.Transport)
+// containerd's chunks of a layer of 96 MiB.
+const chunk, chunks = 8_000_000, 13
+
+// takeChunk reads the i-th chunk of an answer that goes on to the blob's end, and
+// closes it.
+func takeChunk(t *testing.T, from puller, blob ocitest.Content, i int64) {
+	t.Helper()
+	transport := from.client.Transport.(*http.Transport).Clone() // a connection of its own
 	defer transport.CloseIdleConnections()
 	from.client = &http.Client{Transport: transport}
-	resp, err := from.wants(ctx, "blobs/"+blob.Digest.String(), fmt.Sprintf("bytes=%d-", offset), http.StatusPartialContent)
+	offset, end := i*chunk, min((i+1)*chunk, blob.Size)
+	resp, err := from.wants(t.Context(), "blobs/"+blob.Digest.String(), fmt.Sprintf("bytes=%d-", offset), http.StatusPartialContent)
 	if err != nil {
-		return err
+		t.Errorf("chunk %d: %v", i, err)
+		return
 	}
 	defer resp.Body.Close()
 	resp.ContentLength, resp.Body = end-offset, readCloser{io.LimitReader(resp.Body, end-offset), resp.Body}
-	return from.compare(resp, blob, offset, end)
+	if err := from.compare(resp, blob, offset, end); err != nil {
+		t.Errorf("chunk %d: %v", i, err)
+	}
 }
 
 type readCloser struct {
 	io.Reader
 	io.Closer
-}
-
-// awaitMetric waits until a series has a value.
-func awaitMetric(t *testing.T, client *http.Client, admin, line string) {
-	t.Helper()
-	for t.Context().Err() == nil {
-		if _, scrape, _ := get(t, client, admin+"/metrics"); strings.Contains(scrape, "\n"+line+"\n") {
-			return
-		}
-	}
 }
 
 // TestATransferOutlivesCutsAndCredentials: five cuts, and after each of them the
