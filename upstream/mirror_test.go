@@ -98,6 +98,63 @@ func TestAMirrorServesWhileThePrimaryCannot(t *testing.T) {
 	}
 }
 
+// Whose turn it is after trouble: a stall keeps questions from a site for 30 s, which
+// ends with the first answer that it gives; a limit keeps away what it limits alone.
+func TestWhoFailedIsAskedAfterTheOthers(t *testing.T) {
+	image := ocitest.RandomImage(1, 100)
+	manifests := ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}
+	for name, trouble := range map[string]func(*world, *Client, *ocitest.Hub) time.Duration{
+		"a stall": func(w *world, c *Client, _ *ocitest.Hub) time.Duration {
+			stall := w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Stall(10)})
+			_, err := read(w.t.Context(), openBlob(w.t, c, alpine, image.Blobs[0].Digest), 0, -1)
+			wantCode(w.t, err, oci.Timeout)
+			stall.Remove()
+			return ailingAfterStall
+		},
+		"a failure": func(w *world, c *Client, _ *ocitest.Hub) time.Duration {
+			w.hub.Inject(&ocitest.Fault{Match: manifests, Effect: ocitest.Answer(500), Times: 1})
+			mustResolve(w.t, c)
+			return ailingAfterFailure
+		},
+		"a failure, and an answer": func(w *world, c *Client, mirror *ocitest.Hub) time.Duration {
+			w.hub.Inject(&ocitest.Fault{Match: manifests, Effect: ocitest.Answer(500), Times: 1})
+			mustResolve(w.t, c)
+			mirror.Inject(&ocitest.Fault{Match: manifests, Effect: ocitest.Answer(404), Times: 1})
+			mustResolve(w.t, c)
+			return 0
+		},
+		"a spent quota": func(w *world, c *Client, _ *ocitest.Hub) time.Duration {
+			w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest, Method: "GET"}, Effect: ocitest.QuotaSpent(), Times: 1})
+			if _, _, err := c.Manifest(w.t.Context(), alpine, image.Digest, oci.Ask{}); err != nil {
+				w.t.Error(err)
+			}
+			return 0
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub := w.t, w.hub
+				mirror := w.another(ocitest.Habits{Auth: ocitest.NoAuth})
+				for _, h := range []*ocitest.Hub{hub, mirror} {
+					h.Push("library/alpine", "latest", image)
+				}
+				c := w.connect(mirroredAt(mirror))
+				mustResolve(t, c)
+				after := trouble(w, c, mirror)
+				mirror.Reset()
+				if after > 0 {
+					time.Sleep(after - time.Second)
+					mustResolve(t, c)
+					saw(t, mirror, headLatest)
+					time.Sleep(time.Second)
+				}
+				mustResolve(t, c)
+				saw(t, mirror)
+			})
+		})
+	}
+}
+
 // That there is none is only the primary's to say.
 func TestOnlyThePrimarysNoIsFinal(t *testing.T) {
 	simulate(t, open, func(w *world) {

@@ -440,6 +440,8 @@ func TestPasswordFrom(t *testing.T) {
 	read("me:one")
 	text, bad = "", errors.New("no such file")
 	read("me:one") // the last one, and why it is that
-	text, bad = "two", nil
+	text = "two"   // which is what there is, though something is wrong with it
 	read("me:two")
+	text, bad = "three", nil
+	read("me:three")
 }

@@ -299,8 +299,10 @@ func TestSigningIn(t *testing.T) {
 	}
 }
 
+// Another token counts at once, whatever came of the one before.
 func TestRegistryTokenNeedsNoExchange(t *testing.T) {
 	var got []string
+	token := "old"
 	c := connectAt(t, listen(t, func(w http.ResponseWriter, r *http.Request) {
 		got = append(got, r.Header.Get("Authorization"))
 		if r.Header.Get("Authorization") != "Bearer given" {
@@ -311,12 +313,16 @@ func TestRegistryTokenNeedsNoExchange(t *testing.T) {
 		w.Header().Set("Docker-Content-Digest", oci.Sum(nil).String())
 	}), time.Now, func(cfg *Config) {
 		cfg.Credentials = func(context.Context, oci.Repository) (authn.AuthConfig, error) {
-			return authn.AuthConfig{RegistryToken: "given"}, nil
+			return authn.AuthConfig{RegistryToken: token}, nil
 		}
 	})
+	for range 2 {
+		wantCode(t, resolve(t, c), oci.Denied)
+	}
+	token, got = "given", nil
 	mustResolve(t, c)
 	mustResolve(t, c)
-	if diff := cmp.Diff([]string{"", "Bearer given", "Bearer given"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"Bearer given", "Bearer given"}, got); diff != "" {
 		t.Error(diff)
 	}
 }
