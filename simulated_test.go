@@ -337,6 +337,54 @@ func TestAMovedTagLeavesTheReserve(t *testing.T) {
 	})
 }
 
+// A held tag has moved, its hub answers the check, and does not give what it names
+// now: GET and HEAD, which clients follow by a GET of what they are told, are told of
+// the image that is held. Where it is silence one client waits for that, once.
+func TestAMovedTagThatIsNotGivenIsServedAsItIsHeld(t *testing.T) {
+	t.Parallel()
+	gets := ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest, Method: http.MethodGet}
+	for name, effect := range map[string]ocitest.Effect{
+		"429": ocitest.QuotaSpent(), "silence": ocitest.Hang(), "500": ocitest.Answer(500), "reset": ocitest.Reset(),
+		"403": ocitest.Answer(403), "404": ocitest.Answer(404), "other bytes": ocitest.Corrupt(5),
+	} {
+		for _, methods := range [][]string{{http.MethodHead, http.MethodGet}, {http.MethodGet, http.MethodHead}} {
+			t.Run(name+" "+methods[0], func(t *testing.T) {
+				t.Parallel()
+				simulated(t, ocitest.Habits{}, []string{"ENTREPOT_TAG_TTL=1m", "ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_UPSTREAM_0_KEEP_DELETED=off"}, func(s *simulation) {
+					s.push(1)
+					held := s.mustGet(tagged(0)).header.Get("Docker-Content-Digest")
+					s.hub.Push("library/app", "0", ocitest.RandomImage(100, 10))
+					s.hub.Inject(&ocitest.Fault{Match: gets, Effect: effect})
+					s.hub.Reset()
+					for i := range 20 {
+						time.Sleep(2 * time.Minute)
+						for j, method := range append(methods, methods...) {
+							r := s.ask(method, tagged(0))
+							if got := r.header.Get("Docker-Content-Digest"); r.status != http.StatusOK || r.mark != "stale" || got != held {
+								t.Fatalf("%s: %d, %s as %s, want %s as stale: %s", method, r.status, got, r.mark, held, r.header.Get("Warning"))
+							}
+							if most := map[bool]time.Duration{true: 2 * time.Second}[i+j == 0]; r.after > most+time.Second/10 {
+								t.Errorf("%s waits for %v, want %v at most", method, r.after, most)
+							}
+							s.mustGet("/v2/library/app/manifests/" + held)
+						}
+					}
+					if heads, pulls := s.hub.Count(checks), s.hub.Count(gets); heads > 40 || pulls > 40 {
+						t.Errorf("it cost %d checks and %d pulls, want two of each for each TTL at most", heads, pulls)
+					}
+					s.hub.ClearFaults()
+					time.Sleep(12 * time.Hour)
+					s.ask(http.MethodHead, tagged(0)) // where it was silent, nobody waits for it
+					time.Sleep(time.Second)
+					if told := s.ask(http.MethodHead, tagged(0)); told.header.Get("Docker-Content-Digest") == held {
+						t.Errorf("it is served still, once the new image can be had: %s", told.header.Get("Warning"))
+					}
+				})
+			})
+		}
+	}
+}
+
 // An outage of ten minutes, whatever its form, in which somebody pulls a held tag
 // seventeen times a second: it costs the first few who notice it, a probe every
 // half a minute, and no client any time but the first of those who wait in vain.
@@ -376,33 +424,34 @@ func TestTenThousandPullsInAnOutageCostAHandfulOfRequests(t *testing.T) {
 	}
 }
 
-// A tag has moved, as somebody's HEAD found out, and nobody had fetched the new image
-// when its hub went away: who begins by HEAD, and goes on by the digest that he is
-// told, has the image that is held, as whoever gets the tag itself has.
-func TestAMoveThatNobodyFetchedIsNoneInAnOutage(t *testing.T) {
+// A tag has moved, as somebody's HEAD found out, and its hub went away before anybody
+// got the new image: whoever asks for it, by tag or by the digest that HEAD tells,
+// has it all the same.
+func TestAMoveThatHeadToldOfOutlivesAnOutage(t *testing.T) {
 	t.Parallel()
 	for name, effect := range map[string]ocitest.Effect{"500": ocitest.Answer(500), "reset": ocitest.Reset(), "silence": ocitest.Hang(), "quota": ocitest.QuotaSpent()} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			simulated(t, ocitest.Habits{}, []string{"ENTREPOT_TAG_TTL=1h"}, func(s *simulation) {
 				s.push(1)
-				held := s.mustGet(tagged(0)).header.Get("Docker-Content-Digest")
+				old := s.mustGet(tagged(0)).header.Get("Docker-Content-Digest")
 				s.hub.Push("library/app", "0", ocitest.RandomImage(100, 10))
 				time.Sleep(2 * time.Hour)
-				if moved := s.ask(http.MethodHead, tagged(0)); moved.mark != "miss" {
-					t.Fatalf("it is a %s", moved.mark)
+				s.hub.Reset()
+				moved := s.ask(http.MethodHead, tagged(0))
+				digest := moved.header.Get("Docker-Content-Digest")
+				if pulls := s.hub.CountedPulls(); moved.mark != "miss" || digest == old || pulls != 1 {
+					t.Fatalf("it is a %s of %s at %d pulls", moved.mark, digest, pulls)
 				}
 				s.hub.Inject(&ocitest.Fault{Effect: effect})
-				for range 10 {
-					time.Sleep(time.Minute)
-					told := s.ask(http.MethodHead, tagged(0))
-					if told.mark != "stale" || told.header.Get("Docker-Content-Digest") != held {
-						t.Errorf("HEAD is told of %s as %s, want the one that is held as stale", told.header.Get("Docker-Content-Digest"), told.mark)
+				for range 3 {
+					s.mustGet("/v2/library/app/manifests/" + digest)
+					for _, method := range []string{http.MethodHead, http.MethodGet} {
+						if r := s.ask(method, tagged(0)); r.status != http.StatusOK || r.header.Get("Docker-Content-Digest") != digest {
+							t.Errorf("%s: %d, %s as %s, want %s", method, r.status, r.header.Get("Docker-Content-Digest"), r.mark, digest)
+						}
 					}
-					s.mustGet("/v2/library/app/manifests/" + told.header.Get("Docker-Content-Digest"))
-					if got := s.mustGet(tagged(0)); got.mark != "stale" || got.header.Get("Docker-Content-Digest") != held {
-						t.Errorf("GET has a %s", got.mark)
-					}
+					time.Sleep(time.Hour)
 				}
 			})
 		})

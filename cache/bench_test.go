@@ -37,7 +37,7 @@ func BenchmarkManifestHit(b *testing.B) {
 	c, _ := benchCache(b, s)
 	b.ReportAllocs()
 	for b.Loop() {
-		res, _, err := c.Resolve(b.Context(), alpine, "latest", oci.Ask{Manifest: true})
+		res, _, err := c.Resolve(b.Context(), alpine, "latest", oci.Ask{})
 		if err != nil {
 			b.Fatal(err)
 		}

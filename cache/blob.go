@@ -165,7 +165,7 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 		if !b.isElsewhere() {
 			b.c.mark(b.repo, b.dg, store.Marker{MediaType: b.marker.MediaType, Size: desc.Size, State: store.Proven})
 		}
-		return resolution{desc, out.Spent}, nil
+		return resolution{desc: desc, spent: out.Spent}, nil
 	})
 	if first {
 		spent = found.spent

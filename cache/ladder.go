@@ -41,8 +41,9 @@ const (
 	Unasked   Said = iota // nobody asked yet
 	Offline               // nobody may ask
 	Confirmed             // what we hold is what upstream has
-	Changed               // upstream has something else, or something where we hold nothing
-	Withheld              // it has, and of its quota only the part is left that is kept for what is not held
+	Changed               // upstream has something else
+	Moved                 // likewise, and that is not here
+	Unfetched             // it has moved, and what it names now cannot be had: no pull is left for it, or it is not given
 	Gone                  // 404
 	Hidden                // 401 to a login that is good: missing, or not for us, which many registries do not tell apart
 	Refused               // 401, 403
@@ -55,6 +56,14 @@ const (
 
 // saidBy sorts an error from upstream.
 func saidBy(err error) Said {
+	if errors.Is(err, errUnfetched) {
+		return Unfetched
+	}
+	return wordOf(err)
+}
+
+// wordOf is what upstream said in an error, whatever that was about.
+func wordOf(err error) Said {
 	switch oci.CodeOf(err) {
 	case oci.BlobUnknown, oci.ManifestUnknown, oci.NameUnknown:
 		return Gone
@@ -64,9 +73,6 @@ func saidBy(err error) Said {
 		}
 		return Refused
 	case oci.TooManyRequests:
-		if errors.Is(err, errWithheld) {
-			return Withheld
-		}
 		return Limited
 	case oci.Unsupported:
 		return NoAPI
@@ -74,9 +80,8 @@ func saidBy(err error) Said {
 	return Trouble
 }
 
-// errWithheld is in the chain of what is remembered of a tag whose new image the
-// quota does not leave to who holds the old one.
-var errWithheld = errors.New("the quota leaves no pull for it")
+// errUnfetched is in the chain of why a tag is served as it was.
+var errUnfetched = errors.New("it has moved, and what it names now cannot be had")
 
 // isFinal reports upstream's word about the thing itself, which is repeated for a
 // moment to all who ask. Trouble passes: the next client's question may be luckier.
@@ -85,7 +90,7 @@ func (s Said) isFinal() bool { return s == Gone || s == Hidden || s == Refused }
 
 // isOfLogin reports an answer that may be another to another credential.
 func (s Said) isOfLogin() bool {
-	return s == Hidden || s == Refused || s == Limited || s == Withheld
+	return s == Hidden || s == Refused || s == Limited || s == Unfetched
 }
 
 // isDeletion reports an answer that policy may take for the end of what is held.
@@ -126,19 +131,6 @@ func (c Case) isFresh() bool {
 	return c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
 }
 
-// isAnswered reports that upstream has what was asked for, and gives it: where that
-// costs what is kept for others, to a client who holds nothing, or wants it all the
-// same.
-func (c Case) isAnswered() bool {
-	switch c.Said {
-	case Confirmed, Changed:
-		return true
-	case Withheld:
-		return c.Held != Whole || c.Forced && !c.Background
-	}
-	return false
-}
-
 // isForEver reports what no word of upstream's changes: policy is about names.
 func (c Case) isForEver() bool {
 	switch c.Kind {
@@ -170,6 +162,7 @@ const (
 	Error                 // upstream's error, or that it is offline
 	Ask                   // upstream is to be asked
 	Confirm               // likewise, by HEAD alone, since the bytes are here
+	Fetch                 // what it tells of is to be had first, since what we hold is not given up for less
 	Fallback              // the fallback tag is to be read instead
 )
 
@@ -186,9 +179,6 @@ const (
 // WhyDeleted is the Outcome's word where what is held is served although its
 // upstream does not have it any more.
 const WhyDeleted = "upstream has deleted it"
-
-// WhyWithheld is its word where a tag has moved, and the quota is for others.
-const WhyWithheld = "it has moved, and the last pulls of the quota are kept for what is not held"
 
 // WhyHidden is its word where upstream does not tell whether it has it.
 const WhyHidden = "upstream has deleted it, or does not give it to us any more"
@@ -256,7 +246,7 @@ func (l Ladder) meanwhile(c Case) Rung {
 		return r
 	}
 	r := l.after(c)
-	if r.Serve == Theirs || r.Serve == Error && !c.Said.isFinal() {
+	if r.Serve == Error && !c.Said.isFinal() {
 		return l.ask(c) // it was not said to who asks now
 	}
 	r.Again, r.Record, r.Behind = 0, Leave, false
@@ -265,7 +255,8 @@ func (l Ladder) meanwhile(c Case) Rung {
 
 // after decides once upstream was asked.
 func (l Ladder) after(c Case) Rung {
-	if c.isAnswered() {
+	switch c.Said {
+	case Confirmed, Changed, Moved:
 		return answered(c)
 	}
 	if c.isForEver() {
@@ -290,6 +281,8 @@ func (l Ladder) after(c Case) Rung {
 // answered is for what upstream has.
 func answered(c Case) Rung {
 	switch {
+	case c.Said == Moved && c.Held == Whole:
+		return Rung{Serve: Fetch}
 	case c.Said != Confirmed:
 		return Rung{Serve: Theirs, Mark: oci.Miss, Record: Put}
 	case c.Held == Unproven:
@@ -308,7 +301,7 @@ func (l Ladder) instead(c Case) Rung {
 		return Rung{Serve: Fallback, Again: noAPIFor}
 	case c.Said == Slow:
 		r.Again, r.Behind = 0, true
-	case c.Said == Limited && c.Background:
+	case c.Background && (c.Said == Limited || c.Said == Unfetched):
 		r.Again = 0
 	}
 	return r

@@ -25,7 +25,7 @@ var (
 	kindNames    = [numKinds]string{"tag", "digest", "head", "tags", "referrers"}
 	holdingNames = [numHoldings]string{"nothing", "known", "unproven", "whole"}
 	saidNames    = [numSaid]string{
-		"not asked yet", "offline", "the same", "moved or new", "moved, no pull left", "404", "401 to a good login", "401, 403", "429", "no such API", "trouble", "slow",
+		"not asked yet", "offline", "the same", "moved or new", "moved, not here", "moved, not to be had", "404", "401 to a good login", "401, 403", "429", "no such API", "trouble", "slow",
 	}
 )
 
@@ -36,7 +36,7 @@ func exists(c Case) bool {
 	switch {
 	case whole && (c.Held == Known || c.Held == Unproven), c.Kind == DigestKind && c.Held == Known:
 		return false
-	case c.Said == Withheld:
+	case c.Said == Moved, c.Said == Unfetched:
 		return c.Kind == TagKind
 	case c.Said == Confirmed:
 		return c.Held != Nothing && c.Kind != TagsKind && c.Kind != ReferrersKind
@@ -45,7 +45,7 @@ func exists(c Case) bool {
 }
 
 // wasSaid reports what can be remembered: that a question failed.
-func wasSaid(s Said) bool { return s > Changed && s != Slow }
+func wasSaid(s Said) bool { return s > Moved && s != Slow }
 
 var (
 	testLadder   = Ladder{CheckWait: 2 * time.Second, Pause: 30 * time.Second, Remember: 10 * time.Second}
@@ -53,7 +53,7 @@ var (
 )
 
 func (r Rung) String() string {
-	text := [...]string{"theirs", "ours", "error", "ask", "confirm", "fallback tag"}[r.Serve]
+	text := [...]string{"theirs", "ours", "error", "ask", "confirm", "fetch", "fallback tag"}[r.Serve]
 	if r.Mark != "" {
 		text += " as " + string(r.Mark)
 	}
@@ -156,9 +156,8 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 		asks, serves := r.Serve == Ask || r.Serve == Confirm, r.Serve == Theirs || r.Serve == Ours
 		isDigest, isName := c.Kind == DigestKind || c.Kind == HeadKind, c.Kind == TagKind
 		fresh := isName && c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
-		isFailure := c.Said > Changed
+		isFailure := c.Said > Moved
 		deleted := l.DropDeleted && (c.Said == Gone || c.Said == Hidden)
-		urgent := c.Forced && !c.Background
 		for promise, kept := range map[string]bool{
 			"an answer has a mark, nothing else has":           serves == (r.Mark != ""),
 			"who is offline asks nobody":                       c.Said != Offline || !asks,
@@ -167,18 +166,17 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 			"a held digest needs no upstream":                  !isDigest || c.Held != Whole || c.Said == Confirmed || c.Said == Changed || r == Rung{Serve: Ours, Mark: oci.Hit},
 			"a fresh tag needs no upstream":                    !fresh || c.Said != Unasked && !c.Remembered || r == Rung{Serve: Ours, Mark: oci.Hit},
 			"a tag that is not is asked for":                   !isName || fresh || c.Said != Unasked || asks,
-			"trouble takes away nothing":                       c.Held != Whole || !isFailure || deleted && !isDigest || c.Remembered && c.Forced || c.Said == Withheld && urgent || r.Serve == Ours || r.Serve == Fallback,
+			"trouble takes away nothing":                       c.Held != Whole || !isFailure || deleted && !isDigest || c.Remembered && c.Forced || r.Serve == Ours || r.Serve == Fallback,
 			"what is held is served as stale":                  isDigest || r.Serve != Ours || c.Said == Unasked || c.Said == Offline || fresh && c.Remembered || r.Mark == oci.Stale,
 			"what is not held is not served":                   r.Serve != Ours || c.Held == Whole || c.Kind == HeadKind && c.Held == Known || c.Held == Unproven && c.Said == Confirmed,
 			"only what is deleted is forgotten, by policy":     (r.Record == Drop) == ((isName || c.Kind == ReferrersKind) && c.Held == Whole && deleted && !c.Remembered),
-			"what upstream has goes on record, nothing else":   (r.Record == Put) == (c.Said == Confirmed || c.Said == Changed || c.Said == Withheld && r.Serve == Theirs),
-			"a reserve is left alone for what is held":         c.Said != Withheld || c.Held != Whole || urgent || r.Serve == Ours && r.Mark == oci.Stale || fresh && c.Remembered || c.Remembered && c.Forced,
-			"but not from who holds nothing, or insists":       c.Said != Withheld || c.Held == Whole && !urgent || c.Remembered || r == Rung{Serve: Theirs, Mark: oci.Miss, Record: Put},
+			"what upstream has goes on record, nothing else":   (r.Record == Put) == (c.Said == Confirmed || c.Said == Changed || c.Said == Moved && c.Held == Nothing),
+			"what is held is given up for what is here":        (r.Serve == Fetch) == (c.Said == Moved && c.Held == Whole),
 			"no time is longer than an hour":                   r.Again <= time.Hour,
 			"a time that is told is kept to, for what is held": c.Remembered || c.Said == Slow || c.Background || r.Mark != oci.Stale || c.Said == Offline || r.Again == min(max(30*time.Second, c.Retry), time.Hour),
 			"a pause is not made longer by who meets it":       !c.Remembered || r.Again == 0 || r.Serve == Fallback,
 			"trouble is not remembered for who has nothing":    c.Held == Whole || r.Again == 0 || r.Serve == Fallback || c.Said.isFinal(),
-			"the background's limits are its own":              !c.Background || c.Said != Limited || r.Again == 0,
+			"the background's limits are its own":              !c.Background || c.Said != Limited && c.Said != Unfetched || r.Again == 0,
 			"who wants upstream's word waits for it":           !asks || !c.Forced || r.Wait < 0,
 			"who holds nothing waits for it":                   !asks || c.Held == Whole || r.Wait < 0,
 			"a mute upstream is not waited for":                !asks || c.Held != Whole || c.Forced || c.Mute == (r.Wait == 0),
@@ -205,7 +203,8 @@ func TestEveryErrorHasAPlaceOnTheLadder(t *testing.T) {
 		{&oci.Error{Code: oci.Denied, Err: oci.ErrHidden}, Hidden},
 		{&oci.Error{Code: oci.Unauthorized}, Refused},
 		{oci.ErrTooManyRequests, Limited},
-		{&oci.Error{Code: oci.TooManyRequests, Err: errWithheld}, Withheld},
+		{fmt.Errorf("%w: %w", errUnfetched, oci.ErrTooManyRequests), Unfetched},
+		{fmt.Errorf("%w: %w", errUnfetched, oci.ErrManifestUnknown), Unfetched},
 		{oci.ErrUnavailable, Trouble},
 		{&oci.Error{Code: oci.BadUpstream}, Trouble},
 		{&oci.Error{Code: oci.Timeout}, Trouble},
@@ -541,7 +540,7 @@ func TestForcedCheckAsksForTheTagAlone(t *testing.T) {
 		var clients sync.WaitGroup
 		for range 100 {
 			clients.Go(func() {
-				_, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Refresh: true, Manifest: true})
+				_, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Refresh: true})
 				if err != nil || out.Cache != oci.Hit || out.Why != "revalidated" {
 					t.Errorf("%s (%s) %v, want a check", out.Cache, out.Why, err)
 				}

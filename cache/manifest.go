@@ -116,7 +116,7 @@ func (c *Cache) confirmManifest(ctx context.Context, repo oci.Repository, dg oci
 		} else {
 			c.mark(repo, dg, store.Marker{MediaType: res.MediaType, Size: res.Size, State: store.Proven})
 		}
-		return resolution{res.Descriptor, out.Spent}, nil
+		return resolution{desc: res.Descriptor, spent: out.Spent}, nil
 	})
 	if !first {
 		found.spent = 0

@@ -15,20 +15,17 @@ import (
 // may take; upstream's own timeouts are shorter for each part of it.
 const questionBound = time.Minute
 
-// unfetchedTTL bounds how long a HEAD is told of an image that nobody has fetched, in
-// place of one that is here: the GET that follows finds out too late that its
-// upstream is away.
-const unfetchedTTL = 30 * time.Second
-
 // resolution is what a check found out.
 type resolution struct {
-	desc  oci.Descriptor
-	spent int
+	desc     oci.Descriptor
+	manifest *oci.Manifest // where it was read to find out
+	spent    int
 }
 
 // Resolve answers what a tag names: from its record while that is fresh, else
 // by one HEAD to upstream, which equal questions share. Where upstream cannot
-// confirm a record, the record is served as stale.
+// confirm a record, or does not give what it tells of instead, the record is served as
+// stale.
 func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference string, ask oci.Ask) (oci.Resolved, oci.Outcome, error) {
 	if strings.IndexByte(reference, ':') >= 0 {
 		return c.resolveDigest(ctx, repo, reference, ask)
@@ -38,15 +35,15 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 		return oci.Resolved{}, oci.Outcome{}, err
 	}
 	q := tagQuestion{repo: repo, tag: reference, ask: ask}
-	q.ask.Held = err == nil && !isUrgent(ask)
 	facts := c.tagFacts(&q, &held, err == nil)
 	facts.Said = c.unasked(repo.Host)
 	if c.ladder(repo.Host).Climb(facts).Serve == Ours && facts.Said == Unasked { // the hot path ends here
-		return c.withManifest(ctx, q, &held, oci.Outcome{Cache: oci.Hit, Checked: held.Checked, Why: "fresh"})
+		return resolved(&held), oci.Outcome{Cache: oci.Hit, Checked: held.Checked, Why: "fresh"}, nil
 	}
 	if err == nil {
 		rec := held // which a hit must not move to the heap
 		q.rec = &rec
+		q.ask.Held = !isUrgent(ask) && c.has(rec.Digest)
 	}
 	rung, failed := c.decide(ctx, repo, q.key, facts)
 	switch {
@@ -57,7 +54,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	case rung.Serve == Error:
 		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
 	case failed == nil:
-		return c.ours(q.rec), oci.Outcome{Cache: rung.Mark, Checked: q.rec.Checked, Why: "offline"}, nil
+		return resolved(q.rec), oci.Outcome{Cache: rung.Mark, Checked: q.rec.Checked, Why: "offline"}, nil
 	}
 	return c.answer(&q, rung, resolution{}, failed)
 }
@@ -73,9 +70,6 @@ func (c *Cache) tagFacts(q *tagQuestion, rec *store.Tag, held bool) Case {
 	}
 	if held {
 		facts.Held, facts.Age = Whole, time.Since(rec.Checked)
-		if !rec.Previous.Digest.IsZero() && !q.ask.Manifest && !c.has(rec.Digest) {
-			facts.TTL = min(facts.TTL, unfetchedTTL)
-		}
 	}
 	return facts
 }
@@ -119,51 +113,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patie
 	}
 	answered := facts // of which the check behind has its own
 	answered.Said, answered.Retry = q.said(found.desc.Digest, err), oci.RetryAfter(err)
-	res, out, err := c.answer(&q, c.ladder(q.repo.Host).Climb(answered), found, err)
-	if err != nil || !q.ask.Manifest {
-		return res, out, err
-	}
-	rec, err := c.disk.Tag(q.repo, q.tag)
-	if err != nil || rec.Digest != res.Digest {
-		return res, out, nil //nolint:nilerr // it could not be recorded, or has moved on
-	}
-	return c.withManifest(ctx, q, &rec, out)
-}
-
-// withManifest answers with a record. If it is of a tag that has moved, and
-// nobody could fetch the new manifest yet, it is fetched now; where upstream
-// tells of a new image and does not give it, the ladder has the one that is held.
-func (c *Cache) withManifest(ctx context.Context, q tagQuestion, rec *store.Tag, out oci.Outcome) (oci.Resolved, oci.Outcome, error) {
-	old := rec.Previous
-	if !q.ask.Manifest || old.Digest.IsZero() {
-		return resolved(rec), out, nil
-	}
-	isHeld := c.has(old.Digest)
-	ask := q.ask
-	ask.Refresh, ask.Begun = false, out.Cache == oci.Miss // that was about the tag
-	ask.Held = isHeld && !isUrgent(q.ask)
-	m, mout, err := c.Manifest(ctx, q.repo, rec.Digest, ask)
-	out.Spent += mout.Spent
-	if err == nil {
-		next := *rec
-		next.Previous = store.Previous{}
-		if err := c.disk.PutTag(q.repo, q.tag, next); err != nil {
-			c.cfg.Warn("a tag could not be recorded; it will be asked for again", q.repo, err)
-		}
-		res := resolved(rec)
-		res.Manifest = &m
-		return res, out, nil
-	}
-	facts := Case{Kind: TagKind, Said: saidBy(err), Retry: oci.RetryAfter(err)}
-	if isHeld {
-		facts.Held = Whole
-	}
-	rung := c.ladder(q.repo.Host).Climb(facts)
-	if rung.Serve != Ours {
-		return oci.Resolved{}, out, err
-	}
-	out.Cache, out.Why = rung.Mark, fmt.Sprintf("it has moved, and what it names now cannot be had: %v", err)
-	return oci.Resolved{Descriptor: oci.Descriptor{MediaType: old.MediaType, Digest: old.Digest, Size: old.Size}}, out, nil
+	return c.answer(&q, c.ladder(q.repo.Host).Climb(answered), found, err)
 }
 
 var errCheckSlow = errors.New("upstream is slow to confirm")
@@ -190,7 +140,7 @@ func (c *Cache) answer(q *tagQuestion, r Rung, found resolution, err error) (oci
 		if r.Mark == oci.Hit {
 			out.Why = "revalidated"
 		}
-		return oci.Resolved{Descriptor: found.desc}, out, nil
+		return oci.Resolved{Descriptor: found.desc, Manifest: found.manifest}, out, nil
 	case Ours:
 		out.Checked, out.Why = q.rec.Checked, fmt.Sprintf("upstream cannot confirm it: %v", err)
 		switch saidBy(err) {
@@ -198,53 +148,85 @@ func (c *Cache) answer(q *tagQuestion, r Rung, found resolution, err error) (oci
 			out.Why = WhyDeleted
 		case Hidden:
 			out.Why = WhyHidden
-		case Withheld:
-			out.Why = WhyWithheld
+		case Unfetched:
+			out.Why = err.Error()
 		}
-		return c.ours(q.rec), out, nil
+		return resolved(q.rec), out, nil
 	}
 	return oci.Resolved{}, out, err
 }
 
-// check asks upstream what a tag names, and records the answer.
+// check asks upstream what a tag names, and records the answer. What it has moved to
+// is fetched before, where what it named is here: clients who are told of a manifest
+// by HEAD go on to get that, and would have nothing if it could not be had.
 func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolution, error) {
 	ask := q.ask
 	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
 	c.mutes.asked(q.key())
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
-	answered := err == nil || !ask.Background && !saidBy(err).isSilence() // a question in the background may have failed to get its turn
-	c.mutes.ended(q.key(), answered)
-	if answered || !ask.Background {
+	if answered := isAnswer(err, ask); answered || !ask.Background {
 		c.mutes.hostEnded(q.repo.Host, answered)
 	}
 	c.heard(q.repo.Host, err)
+	if err == nil && c.climbTo(&q, res, facts).Serve == Fetch {
+		res.Manifest, err = c.fetchMoved(ctx, q.repo, res.Digest, ask, &out)
+	}
+	c.mutes.ended(q.key(), isAnswer(err, ask))
 	if err != nil {
 		if c.noteFailure(ctx, q.repo, q.key(), facts, err).Record == Drop {
 			c.dropTag(q.repo, q.tag)
 		}
 		return resolution{spent: out.Spent}, err
 	}
-	facts.Said = q.said(res.Digest, nil)
-	if out.Withheld > 0 && !c.has(res.Digest) {
-		facts.Said = Withheld
-		if _, held := c.image(q.rec); !held {
-			facts.Held = Nothing
-		}
-	}
-	if c.ladder(q.repo.Host).Climb(facts).Serve == Ours {
-		err := &oci.Error{Code: oci.TooManyRequests, Detail: WhyWithheld, RetryAfter: out.Withheld, Err: errWithheld}
-		c.noteFailure(ctx, q.repo, q.key(), facts, err)
-		return resolution{spent: out.Spent}, err
-	}
 	c.failures.forget(q.key())
-	return resolution{c.putTag(&q, res), out.Spent}, nil
+	return resolution{c.putTag(&q, res), res.Manifest, out.Spent}, nil
 }
 
-// putTag records what upstream said of a tag, and returns what is known now.
+// isAnswer reports that upstream said something, for all we know: a question in the
+// background may have failed to get its turn.
+func isAnswer(err error, ask oci.Ask) bool {
+	return err == nil || !ask.Background && !wordOf(err).isSilence()
+}
+
+// climbTo finds the rung of an answer, whose manifest is kept if it came along.
+func (c *Cache) climbTo(q *tagQuestion, res oci.Resolved, facts Case) Rung {
+	if res.Manifest != nil {
+		c.keepManifest(q.repo, *res.Manifest)
+	}
+	facts.Said = q.said(res.Digest, nil)
+	if facts.Said == Changed && res.Manifest == nil && !c.has(res.Digest) {
+		facts.Said = Moved
+	}
+	if q.rec != nil && !c.has(q.rec.Digest) {
+		facts.Held = Nothing
+	}
+	return c.ladder(q.repo.Host).Climb(facts)
+}
+
+// fetchMoved gets what a tag has moved to, unless the quota has no more than it keeps
+// for others. out is what finding it out took, and adds up.
+func (c *Cache) fetchMoved(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask, out *oci.Outcome) (*oci.Manifest, error) {
+	if out.Withheld > 0 {
+		kept := &oci.Error{Code: oci.TooManyRequests, Detail: "the last pulls of the quota are kept for what is not held", RetryAfter: out.Withheld}
+		return nil, fmt.Errorf("%w: %w", errUnfetched, kept)
+	}
+	ask.Begun = true
+	m, got, err := c.Manifest(ctx, repo, d, ask)
+	out.Spent += got.Spent
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnfetched, err)
+	}
+	return &m, nil
+}
+
+// putTag records what upstream said of a tag, and returns what is known now. The
+// record of what is here stays until its successor is, too: the disk may not take it.
 func (c *Cache) putTag(q *tagQuestion, res oci.Resolved) oci.Descriptor {
 	now := time.Now()
 	next := store.Tag{Digest: res.Digest, MediaType: res.MediaType, Size: res.Size, Checked: now, Changed: now}
-	if q.rec != nil && q.rec.Digest == res.Digest {
+	switch {
+	case q.rec == nil:
+	case q.rec.Digest == res.Digest:
 		next.Changed = q.rec.Changed
 		if res.MediaType == "" {
 			next.MediaType = q.rec.MediaType
@@ -252,11 +234,10 @@ func (c *Cache) putTag(q *tagQuestion, res oci.Resolved) oci.Descriptor {
 		if res.Size < 0 {
 			next.Size = q.rec.Size
 		}
+	case !c.has(res.Digest) && c.has(q.rec.Digest):
+		return res.Descriptor
 	}
-	next.Previous = c.previous(q.rec, res)
-	if res.Manifest != nil {
-		c.keepManifest(q.repo, *res.Manifest)
-	} else {
+	if res.Manifest == nil {
 		c.mark(q.repo, res.Digest, store.Marker{MediaType: next.MediaType, Size: next.Size, State: store.Proven})
 	}
 	if err := c.disk.PutTag(q.repo, q.tag, next); err != nil {
@@ -278,39 +259,6 @@ func (c *Cache) dropTag(repo oci.Repository, tag string) {
 // cannot be fetched again is not evicted for its age.
 func (c *Cache) heard(host string, err error) {
 	c.disk.SetUnreachable(host, err != nil && saidBy(err).isSilence())
-}
-
-// previous is what a tag's new record keeps of the old one: the manifest that is
-// held, until the new one is.
-func (c *Cache) previous(rec *store.Tag, now oci.Resolved) store.Previous {
-	if now.Manifest != nil || c.has(now.Digest) {
-		return store.Previous{}
-	}
-	old, _ := c.image(rec)
-	return store.Previous{Digest: old.Digest, MediaType: old.MediaType, Size: old.Size}
-}
-
-// ours is what is served of a tag by its record alone: its image, since what is not
-// here could not be had by who is told of it.
-func (c *Cache) ours(rec *store.Tag) oci.Resolved {
-	if desc, held := c.image(rec); held {
-		return oci.Resolved{Descriptor: desc}
-	}
-	return resolved(rec)
-}
-
-// image is what a record names if that is here, or else what it named before.
-func (c *Cache) image(rec *store.Tag) (desc oci.Descriptor, held bool) {
-	switch {
-	case rec == nil:
-		return oci.Descriptor{}, false
-	case c.has(rec.Digest):
-		return resolved(rec).Descriptor, true
-	case !rec.Previous.Digest.IsZero() && c.has(rec.Previous.Digest):
-		old := rec.Previous
-		return oci.Descriptor{MediaType: old.MediaType, Digest: old.Digest, Size: old.Size}, true
-	}
-	return oci.Descriptor{}, false
 }
 
 // has reports whether content is here, whomever it belongs to.

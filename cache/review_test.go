@@ -184,100 +184,89 @@ func TestExtraStreamsLeavePlaces(t *testing.T) {
 	}
 }
 
-// TestMovedTagWithoutItsManifest: Docker Hub answers HEAD when the pulls are
-// spent, and others tell of images that they will not give, or have lost.
+// TestMovedTagWithoutItsManifest: Docker Hub answers HEAD when the pulls are spent,
+// and others tell of images that they will not give, or have lost. Who holds what the
+// tag named is told of that, whoever asks and however often it moves, until what it
+// names is here.
 func TestMovedTagWithoutItsManifest(t *testing.T) {
 	for _, refusal := range []error{
-		&oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Hour}, oci.ErrDenied, oci.ErrManifestUnknown, errDown,
+		&oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Hour}, oci.ErrDenied, oci.ErrManifestUnknown, errDown, nil,
 	} {
-		testMovedTag(t, refusal)
+		for _, ask := range []oci.Ask{{}, {Refresh: true}, {Background: true}, {Background: true, Refresh: true}} {
+			synctest.Test(t, func(t *testing.T) { testMovedTag(t, refusal, ask) })
+		}
 	}
 }
 
-func testMovedTag(t *testing.T, refusal error) {
+// testMovedTag moves a tag whose new manifests are refused, or by nil never come.
+func testMovedTag(t *testing.T, refusal error, ask oci.Ask) {
 	t.Helper()
-	for _, headFirst := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			s := newSource()
-			old := s.pushImage(alpine, "latest", pattern(1, 10))
-			c := newCache(t, s, Config{TTL: time.Minute})
-			defer closeCache(t, c)
-			if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
-				t.Fatal(err)
-			}
-			moved := s.pushImage(alpine, "latest", pattern(2, 10))
-			time.Sleep(time.Hour)
-			s.set(func() { s.spent = refusal })
-			if headFirst {
-				if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != moved.Digest {
-					t.Errorf("HEAD: %s %v, want what upstream says", res.Digest, err)
-				}
-			}
-			for range 2 {
-				res, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Manifest: true})
-				if err != nil || res.Digest != old.Digest || out.Cache != oci.Stale {
-					t.Errorf("GET while it says %v: %s %s %v, want the held one as stale", refusal, res.Digest, out.Cache, err)
-				}
-			}
-			s.set(func() { s.spent = nil })
-			c.Forget()
-			res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Manifest: true})
-			if err != nil || res.Digest != moved.Digest || res.Manifest == nil {
-				t.Errorf("GET afterwards: %s %v, want the new one", res.Digest, err)
-			}
-		})
+	s := newSource()
+	old := s.pushImage(alpine, "latest", pattern(1, 10))
+	c := newCache(t, s, Config{TTL: time.Minute, DropDeleted: map[string]bool{"docker.io": true}})
+	defer closeCache(t, c)
+	if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+		t.Fatal(err)
+	}
+	want := func(ask oci.Ask, want oci.Digest, mark oci.CacheStatus) {
+		t.Helper()
+		began := time.Now()
+		res, out, err := c.Resolve(t.Context(), alpine, "latest", ask)
+		if err != nil || res.Digest != want || out.Cache != mark || mark == oci.Stale && out.Why == "" {
+			t.Errorf("%+v while it says %v: %s as %s (%s), %v, want %s as %s", ask, refusal, res.Digest, out.Cache, out.Why, err, want, mark)
+		}
+		if took := time.Since(began); took > 2*time.Second && !ask.Refresh {
+			t.Errorf("%+v took %v", ask, took)
+		}
+	}
+	s.set(func() { s.spent = refusal })
+	if refusal == nil {
+		s.set(func() { s.hangs = "GET library/alpine manifest" })
+	}
+	var moved oci.Manifest
+	for i := range 3 {
+		s.set(func() { moved = s.pushImage(alpine, "latest", pattern(2+i, 10)) })
+		time.Sleep(time.Hour)
+		want(ask, old.Digest, oci.Stale)
+		want(oci.Ask{}, old.Digest, oci.Stale)
+	}
+	time.Sleep(time.Hour)
+	s.set(func() { s.spent, s.hangs = nil, "" })
+	_, _, _ = c.Resolve(t.Context(), alpine, "latest", oci.Ask{}) // where it hung, it is not waited for
+	synctest.Wait()
+	want(oci.Ask{}, moved.Digest, oci.Hit)
+	s.set(func() { s.down = errDown })
+	time.Sleep(time.Hour)
+	want(oci.Ask{}, moved.Digest, oci.Stale)
+	if _, out, err := c.Manifest(t.Context(), alpine, moved.Digest, oci.Ask{}); err != nil || out.Cache != oci.Hit {
+		t.Errorf("what it names is a %s, %v, want a hit", out.Cache, err)
 	}
 }
 
-// TestMovedTagThatNobodyFetchedBeforeAnOutage: a check told of a new image, and then
-// its upstream went away. Clients get the one that is here, by whichever question
-// they begin, and however often; not one that nobody can give them.
-func TestMovedTagThatNobodyFetchedBeforeAnOutage(t *testing.T) {
-	for _, ask := range []oci.Ask{{}, {Manifest: true}} {
-		synctest.Test(t, func(t *testing.T) {
-			s := newSource()
-			old := s.pushImage(alpine, "latest", pattern(1, 10))
-			dir := t.TempDir()
-			c := openCache(t, dir, s, Config{TTL: 10 * time.Minute})
-			if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
-				t.Fatal(err)
-			}
-			moved := s.pushImage(alpine, "latest", pattern(2, 10))
-			time.Sleep(time.Hour)
-			if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != moved.Digest {
-				t.Fatalf("%s %v, want what upstream says", res.Digest, err)
-			}
-			time.Sleep(time.Hour)
-			for range 60 { // who only looks costs few checks
-				time.Sleep(time.Second)
-				if _, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if n := len(s.questions()); n > 10 {
-				t.Errorf("%d questions: %q", n, s.questions())
-			}
-			want := func(c *Cache, mark oci.CacheStatus) {
-				t.Helper()
-				for range 3 {
-					res, out, err := c.Resolve(t.Context(), alpine, "latest", ask)
-					if err != nil || res.Digest != old.Digest || out.Cache != mark {
-						t.Errorf("%+v: %s as %s, %v, want %s as %s", ask, res.Digest, out.Cache, err, old.Digest, mark)
-					}
-				}
-			}
-			s.set(func() { s.down = errDown })
-			time.Sleep(unfetchedTTL) // its record is fresh
-			want(c, oci.Stale)
-			s.set(func() { s.down, s.delay = nil, 50*time.Second })
-			time.Sleep(time.Hour)
-			want(c, oci.Stale)
-			time.Sleep(time.Minute)
-			closeCache(t, c)
-			offline := openCache(t, dir, s, Config{TTL: 10 * time.Minute, Offline: true})
-			defer closeCache(t, offline)
-			want(offline, oci.Hit)
-		})
+// TestAMoveThatTheDiskDoesNotTake is no reason to let go of what is there.
+func TestAMoveThatTheDiskDoesNotTake(t *testing.T) {
+	s := newSource()
+	old := s.pushImage(alpine, "latest", pattern(1, 10))
+	dir := t.TempDir()
+	c := openCacheOf(t, store.Config{Dir: dir}, s, Config{TTL: time.Nanosecond})
+	defer closeCache(t, c)
+	if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+		t.Fatal(err)
+	}
+	s.set(func() { s.asked = nil })
+	moved := s.pushImage(alpine, "latest", pattern(2, 10))
+	shard := filepath.Join(dir, "blobs", "sha256", moved.Digest.Hex()[:2])
+	if err := os.WriteFile(shard, nil, 0o600); err != nil { // where its directory would be
+		t.Fatal(err)
+	}
+	res, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
+	if err != nil || res.Digest != moved.Digest || res.Manifest == nil || out.Cache != oci.Miss {
+		t.Errorf("%s as %s, %v, want the new one, as it came", res.Digest, out.Cache, err)
+	}
+	wantAsked(t, s, "HEAD library/alpine latest", "GET library/alpine manifest "+moved.Digest.String())
+	s.set(func() { s.down = errDown })
+	if res, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != old.Digest || out.Cache != oci.Stale {
+		t.Errorf("in an outage: %s as %s, %v, want the one that is held", res.Digest, out.Cache, err)
 	}
 }
 
@@ -285,22 +274,16 @@ func TestMovedTagThatNobodyFetchedBeforeAnOutage(t *testing.T) {
 // who holds an image is told of that one, whether or not he goes on to get what he
 // is told; who holds nothing, or insists, is not.
 func TestAMovedTagLeavesTheReserve(t *testing.T) {
-	forced, manifest := oci.Ask{Refresh: true, Manifest: true}, oci.Ask{Manifest: true}
 	for _, tc := range []struct {
 		name string
 		ask  oci.Ask
-		head bool // somebody asks what it names before the quota is low, and no more
 		old  bool // is what he gets
 		lost bool // the old image is not here any more
 	}{
-		{"HEAD", oci.Ask{}, false, true, false},
-		{"GET", manifest, false, true, false},
-		{"HEAD after HEAD", oci.Ask{}, true, true, false},
-		{"GET after HEAD", manifest, true, true, false},
-		{"forced", forced, false, false, false},
-		{"forced after HEAD", forced, true, false, false},
-		{"forced in the background", oci.Ask{Refresh: true, Background: true}, false, true, false},
-		{"nothing here", manifest, false, false, true},
+		{"asked", oci.Ask{}, true, false},
+		{"forced", oci.Ask{Refresh: true}, false, false},
+		{"forced in the background", oci.Ask{Refresh: true, Background: true}, true, false},
+		{"nothing here", oci.Ask{}, false, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -314,12 +297,6 @@ func TestAMovedTagLeavesTheReserve(t *testing.T) {
 				}
 				moved := s.pushImage(alpine, "latest", pattern(2, 10))
 				time.Sleep(time.Hour)
-				if tc.head {
-					if _, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil {
-						t.Fatal(err)
-					}
-					time.Sleep(time.Hour)
-				}
 				if tc.lost {
 					if err := os.Remove(filepath.Join(dir, "blobs", "sha256", old.Digest.Hex()[:2], old.Digest.Hex())); err != nil {
 						t.Fatal(err)
@@ -332,7 +309,7 @@ func TestAMovedTagLeavesTheReserve(t *testing.T) {
 				}
 				for i := range 3 {
 					res, out, err := c.Resolve(t.Context(), alpine, "latest", tc.ask)
-					if err != nil || res.Digest != want || i == 0 && !tc.head && out.Cache != mark {
+					if err != nil || res.Digest != want || i == 0 && out.Cache != mark {
 						t.Fatalf("%s as %s (%s), %v, want %s as %s", res.Digest, out.Cache, out.Why, err, want, mark)
 					}
 					if tc.old && (out.Cache != oci.Stale || out.Why == "") {
@@ -347,7 +324,7 @@ func TestAMovedTagLeavesTheReserve(t *testing.T) {
 				}
 				s.set(func() { s.withheld = 0 })
 				time.Sleep(time.Hour)
-				if res, _, err := c.Resolve(t.Context(), alpine, "latest", manifest); err != nil || res.Digest != moved.Digest {
+				if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != moved.Digest {
 					t.Errorf("once there is enough: %s %v, want the new one", res.Digest, err)
 				}
 			})
@@ -383,12 +360,14 @@ func TestWhatIsWithheldFromOneIsAskedForByAnother(t *testing.T) {
 		clients.Wait()
 		time.Sleep(time.Hour)
 
-		// Its record tells of the new image now, which nobody has fetched.
-		resolve(oci.Ask{Manifest: true}, old.Digest)
-		time.Sleep(time.Hour)
-		resolve(oci.Ask{Manifest: true}, old.Digest)
+		last := s.pushImage(alpine, "latest", pattern(3, 10))
 		clients.Go(func() {
-			if m, _, err := c.Manifest(t.Context(), alpine, moved.Digest, oci.Ask{}); err != nil || m.Digest != moved.Digest {
+			_, _, err := c.Manifest(t.Context(), alpine, last.Digest, oci.Ask{Held: true})
+			wantCode(t, err, oci.TooManyRequests)
+		})
+		synctest.Wait()
+		clients.Go(func() {
+			if m, _, err := c.Manifest(t.Context(), alpine, last.Digest, oci.Ask{}); err != nil || m.Digest != last.Digest {
 				t.Errorf("by digest: %v", err)
 			}
 		})

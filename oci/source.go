@@ -75,7 +75,6 @@ type Catalog interface {
 // Ask says how a question is meant.
 type Ask struct {
 	Refresh    bool   // check with upstream now, however fresh what we hold
-	Manifest   bool   // of a tag: its manifest is wanted too, so that one which cannot be had is no answer
 	Background bool   // nobody waits: give way to those who do
 	Held       bool   // what is held can be served instead: leave the reserve of a quota alone
 	Ranged     bool   // of a blob: a range is wanted, and who reads it may leave early, also one of everything

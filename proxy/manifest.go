@@ -13,7 +13,6 @@ import (
 func (x *exchange) manifest() error {
 	switch {
 	case x.req.Tag != "":
-		x.ask.Manifest = !x.mute
 		x.ask.Refresh = x.h.cfg.MayRefresh != nil && refreshes(x.r.Header) && x.h.cfg.MayRefresh(x.r, x.pass.User)
 		return x.resolve(x.req.Tag)
 	case x.mute:

@@ -26,7 +26,7 @@ const busyRetry = time.Second
 //
 // It never refuses on its own arithmetic: with nothing left, and no word of when
 // there will be more, one request at a time is let through to find out, after
-// pauses that grow where it is refused.
+// pauses that grow where it is refused; of a limit that nobody told, whoever asks.
 type budget struct {
 	quota   Quota
 	known   bool
@@ -97,7 +97,7 @@ func (b *budget) obstacle(call Call, share float64, now time.Time, claim bool) *
 	switch {
 	case told && b.quota.Left == 0 && b.quota.Exact:
 		return b.spent(b.quota.Resets.Sub(now))
-	case told && (call.Background || call.Held) && left <= b.reserve(share):
+	case told && b.quota.Limit > 0 && (call.Background || call.Held) && left <= b.reserve(share):
 		return b.kept(share, now)
 	case claim && b.running > 0 && (b.dry || told && left <= 0):
 		return &obstacle{

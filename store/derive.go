@@ -106,7 +106,7 @@ func (d *Disk) tagged(repo oci.Repository) ([]oci.Digest, error) {
 		if err != nil {
 			continue
 		}
-		digests = append(digests, rec.manifests()...)
+		digests = append(digests, rec.Digest)
 		if d.unmarked(repo, rec.Digest) {
 			_ = d.Mark(repo, rec.Digest, Marker{MediaType: rec.MediaType, Size: rec.Size, State: Proven})
 		}

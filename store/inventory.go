@@ -137,9 +137,7 @@ func (d *Disk) Images(ctx context.Context, repo oci.Repository) ([]Image, error)
 		}
 		im := Image{Repository: repo, Tag: tag, Digest: rec.Digest, MediaType: rec.MediaType, Checked: rec.Checked, Changed: rec.Changed}
 		d.describe(ctx, &im, led)
-		for _, dg := range rec.manifests() {
-			led[dg] = true
-		}
+		led[rec.Digest] = true
 		images = append(images, im)
 	}
 	loose, err := d.untagged(ctx, repo, led)

@@ -162,9 +162,7 @@ func (d *Disk) readPins(ctx context.Context) (pins []Pin, err error) {
 	return pins, nil
 }
 
-// named are the manifests that a reference of repo stands for, as far as we
-// know: of a tag, the one that it names, and the one before if that is served
-// in its stead.
+// named is the manifest that a reference of repo stands for; none if we do not know.
 func (d *Disk) named(repo oci.Repository, reference string) []oci.Digest {
 	if dg, err := oci.ParseDigest(reference); err == nil {
 		return []oci.Digest{dg}
@@ -173,15 +171,7 @@ func (d *Disk) named(repo oci.Repository, reference string) []oci.Digest {
 	if err != nil {
 		return nil
 	}
-	return rec.manifests()
-}
-
-// manifests are what a tag stands for.
-func (rec Tag) manifests() []oci.Digest {
-	if rec.Previous.Digest.IsZero() {
-		return []oci.Digest{rec.Digest}
-	}
-	return []oci.Digest{rec.Digest, rec.Previous.Digest}
+	return []oci.Digest{rec.Digest}
 }
 
 // findPinned works out which digests the pins protect.

@@ -122,21 +122,6 @@ func TestPinnedImagesStay(t *testing.T) {
 	}
 }
 
-// TestPinnedTagProtectsWhatIsServedInItsStead: the manifest that a tag named
-// before, as long as the new one cannot be had.
-func TestPinnedTagProtectsWhatIsServedInItsStead(t *testing.T) {
-	d := openDisk(t, t.TempDir(), nil)
-	before := pushImage(t, d, busybox, "latest", 1)
-	rec := Tag{Digest: oci.Sum([]byte("not to be had")), Previous: Previous{Digest: before.index}}
-	if err := errors.Join(d.PutTag(busybox, "latest", rec), d.Pin(t.Context(), busybox, "latest")); err != nil {
-		t.Fatal(err)
-	}
-	force(t, d, 1<<30)
-	if n := heldOf(d, before.all()); n != 9 {
-		t.Errorf("%d are left", n)
-	}
-}
-
 func TestPinsMadeByHandAndPinsOfWhatIsNotHeld(t *testing.T) {
 	dir := t.TempDir()
 	d := openDisk(t, dir, nil)

@@ -25,16 +25,6 @@ type Tag struct {
 	Size       int64      `json:"size"`    // -1 if upstream did not say
 	Checked    time.Time  `json:"checked"` // when upstream last confirmed it
 	Changed    time.Time  `json:"changed"` // when it was first seen to name Digest
-	// Previous is what the tag named before, as long as the manifest that it
-	// names now could not be fetched.
-	Previous Previous `json:"previous,omitzero"`
-}
-
-// Previous is a manifest that a tag named before.
-type Previous struct {
-	Digest    oci.Digest `json:"digest"`
-	MediaType string     `json:"mediaType,omitempty"`
-	Size      int64      `json:"size"`
 }
 
 // State says how sure it is that content belongs to a repository.
