@@ -261,14 +261,18 @@ func serveTLS(t *testing.T, k *Keeper) (address string) {
 // elsewhere is not followed.
 func TestACMEAsksForNothingElse(t *testing.T) {
 	var asked atomic.Int64
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	count := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) })
+	elsewhere, trusted := httptest.NewServer(count), httptest.NewUnstartedServer(count)
 	defer elsewhere.Close()
 	a, d := newACMEAuthority(t, "tls-alpn-01"), newDirectory(t)
+	trusted.TLS = &tls.Config{Certificates: []tls.Certificate{a.ca.Certificate()}}
+	trusted.StartTLS()
+	defer trusted.Close()
 	var requests atomic.Int64
 	a.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		requests.Add(1)
 		if r.URL.Path == "/redirects" {
-			http.Redirect(w, r, elsewhere.URL, http.StatusFound)
+			http.Redirect(w, r, trusted.URL, http.StatusFound)
 			return
 		}
 		fmt.Fprintf(w, `{"newNonce": %q, "newAccount": %[1]q, "newOrder": %[1]q}`, elsewhere.URL)

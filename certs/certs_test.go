@@ -240,6 +240,7 @@ func TestTrustIsWhatAHandshakeWouldSay(t *testing.T) {
 	middle := issuer.Intermediate("middle")
 	direct, byMiddle := issuer.Client("alice"), middle.Client("alice")
 	byMiddle.Certificate = append(byMiddle.Certificate, middle.Root().Raw)
+	forClients := issuer.Issue(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
 	for name, row := range map[string]struct {
 		own  tls.Certificate
 		now  []*ocitest.CA
@@ -250,6 +251,8 @@ func TestTrustIsWhatAHandshakeWouldSay(t *testing.T) {
 		"issued anew":                   {direct, []*ocitest.CA{issuer.Reissued()}, true},
 		"issued anew, with one between": {byMiddle, []*ocitest.CA{issuer.Reissued()}, true},
 		"the one between alone":         {byMiddle, []*ocitest.CA{middle}, true},
+		"issued anew, not for servers":  {forClients, []*ocitest.CA{issuer.Reissued()}, true},
+		"issued anew, for servers":      {direct, []*ocitest.CA{issuer.Reissued(x509.ExtKeyUsageServerAuth)}, false},
 		"another one of that name":      {direct, []*ocitest.CA{other}, false},
 		"another one, with one between": {byMiddle, []*ocitest.CA{other}, false},
 		"one that was between":          {direct, []*ocitest.CA{middle}, false},

@@ -107,9 +107,6 @@ func validHost(s string) bool {
 		v6, ok = strings.CutSuffix(v6, "]")
 		return ok && v6 != "" && len(v6) <= 45 && strings.Trim(v6, "0123456789abcdef:.") == ""
 	}
-	if len(host) == 0 || len(host) > 253 {
-		return false
-	}
 	for label := range strings.SplitSeq(host, ".") {
 		if len(label) == 0 || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
 			return false

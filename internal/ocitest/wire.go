@@ -27,8 +27,10 @@ func NewCA() *CA { return newCA("ocitest CA", nil) }
 func (ca *CA) Intermediate(name string) *CA { return newCA(name, ca) }
 
 // Reissued is the authority with another certificate, from now on, for the same
-// name and key.
-func (ca *CA) Reissued() *CA { return certify(ca.cert.Subject.CommonName, ca.key, nil) }
+// name and key, and for these uses; without any it is for all.
+func (ca *CA) Reissued(uses ...x509.ExtKeyUsage) *CA {
+	return certify(ca.cert.Subject.CommonName, ca.key, nil, uses...)
+}
 
 // newCA makes an authority; without an issuer it vouches for itself.
 func newCA(name string, issuer *CA) *CA {
@@ -37,11 +39,11 @@ func newCA(name string, issuer *CA) *CA {
 	return certify(name, key, issuer)
 }
 
-func certify(name string, key *ecdsa.PrivateKey, issuer *CA) *CA {
+func certify(name string, key *ecdsa.PrivateKey, issuer *CA, uses ...x509.ExtKeyUsage) *CA {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, ExtKeyUsage: uses,
 	}
 	parent, signer := template, key
 	if issuer != nil {
