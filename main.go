@@ -24,9 +24,6 @@ import (
 )
 
 func main() {
-	if isServing(os.Args[1:]) {
-		signal.Ignore(syscall.SIGHUP) // first of all, until serve catches it: there is nothing to read again yet
-	}
 	zerolog.TimeFieldFormat = "2006-01-02T15:04:05.000Z07:00" // its default has no fractions
 	err := run(untilSignal(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
 	switch {
@@ -37,9 +34,6 @@ func main() {
 	}
 	os.Exit(exitCode(err))
 }
-
-// isServing reports whether args have the program serve.
-func isServing(args []string) bool { return len(args) == 0 || args[0] == "serve" }
 
 // untilSignal ends with the first signal to end. The second one ends the program
 // there and then.

@@ -86,7 +86,8 @@ func TestHangupsFromTheFirstInstant(t *testing.T) {
 	if err := os.Symlink(self(t).Path, link); err != nil {
 		t.Fatal(err)
 	}
-	p := startBy(t, exec.Command("sh", "-c", `trap "" HUP; kill -HUP $$; exec "$0"`, link), over(hub, filepath.Join(dir, "data"))...)
+	p := startBy(t, exec.Command("sh", "-c", `trap "" HUP; kill -HUP $$; echo ignored >&2; exec "$0"`, link), over(hub, filepath.Join(dir, "data"))...)
+	p.awaitLog(t, "ignored") // before that it would end the shell
 	for !isOver(p.serving) && !isOver(p.ended) {
 		p.hangUp(t, 1)
 	}
