@@ -181,7 +181,7 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 		s.warn(CredentialsWithheld, d.realm.Host, "the token service is of another domain than the registry: the password is kept from it, and all is asked anonymously")
 		cred, full = credential{}, false
 	}
-	if o == s.origin {
+	if o == s.origin && !q.ping { // a prefix is no repository, and many refuse a token for what is none
 		if own := "repository:" + q.repo.Path + ":pull"; !slices.Contains(d.scopes, own) {
 			d.scopes = append(slices.Clip(d.scopes), own)
 		}

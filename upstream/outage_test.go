@@ -191,6 +191,25 @@ func TestAGoodPasswordSurvivesForbiddenRepositoriesFromTheStart(t *testing.T) {
 	}
 }
 
+// A login for the repositories below a path is tried by itself: the path is none of
+// them, and a token for it would be refused.
+func TestALoginIsTriedForNoRepository(t *testing.T) {
+	for _, deny := range []int{401, 403} {
+		simulate(t, ocitest.Config{Habits: ocitest.Habits{DenyToken: deny}}, func(w *world) {
+			w.hub.AddUser("me", "secret")
+			c := w.connect(func(cfg *Config) {
+				cfg.Credentials = Password("me", "secret")
+				cfg.Warn = func(warning Warning) { w.t.Errorf("%d: warned of %v", deny, warning) }
+			})
+			for _, p := range append(c.Ping(w.t.Context()), c.PingAs(w.t.Context(), "my-org")) {
+				if p.Err != nil || p.Account != "me" || p.Status != http.StatusOK {
+					w.t.Errorf("%d: as %q %d, %v", deny, p.Account, p.Status, p.Err)
+				}
+			}
+		})
+	}
+}
+
 // What was refused is asked for again where that is wanted: for one question, or
 // for all.
 func TestRefusalsAreForgottenOnDemand(t *testing.T) {

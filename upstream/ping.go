@@ -36,7 +36,7 @@ func (c *Client) PingAs(ctx context.Context, path string) Ping { return c.primar
 
 func (s *site) ping(ctx context.Context, path string) Ping {
 	p := Ping{Host: s.endpoint.Host}
-	q := &question{repo: oci.Repository{Host: s.cfg.Name, Path: path}, ask: oci.Ask{Refresh: true}}
+	q := &question{repo: oci.Repository{Host: s.cfg.Name, Path: path}, ask: oci.Ask{Refresh: true}, ping: true}
 	began := time.Now()
 	a, err := s.exchange(ctx, q, request{kind: ProbeKind, class: ratelimit.List, method: http.MethodGet, url: s.url(oci.Request{Kind: oci.Ping})})
 	p.Took, p.Account = time.Since(began), q.account

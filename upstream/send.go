@@ -32,7 +32,8 @@ const (
 type question struct {
 	repo  oci.Repository
 	ask   oci.Ask
-	spent int // requests sent, those for tokens included
+	ping  bool // of no repository: repo tells whose login is tried
+	spent int  // requests sent, those for tokens included
 
 	account string // by whose credentials it is asked, those that led to where it is now
 	why     string // of the Outcome, in a few words
