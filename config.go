@@ -77,7 +77,7 @@ type Config struct {
 	Streams           Count            `env:"ENTREPOT_STREAMS" envDefault:"4" doc:"Transfers at once for one big blob, each over a connection of its own, 1 to 64"`
 	StreamThreshold   Size             `env:"ENTREPOT_STREAM_THRESHOLD" envDefault:"32MiB" doc:"The size from which a blob is big"`
 	Prefetch          Switch           `env:"ENTREPOT_PREFETCH" envDefault:"true" doc:"Once a client takes a layer, fetch the others of its image too"`
-	CheckWait         Duration         `env:"ENTREPOT_CHECK_WAIT" envDefault:"2s" doc:"How long a held tag waits for its upstream to confirm it until it is served as stale"`
+	CheckWait         Duration         `env:"ENTREPOT_CHECK_WAIT" envDefault:"2s" doc:"How long a held tag waits for its upstream to confirm it until it is served as stale, at most half of ENTREPOT_HEADER_TIMEOUT"`
 	HeaderTimeout     Duration         `env:"ENTREPOT_HEADER_TIMEOUT" envDefault:"15s" doc:"How long a client waits for the headers of an answer until it is told 504, at least 1s"`
 	ClientRate        Rate             `env:"ENTREPOT_CLIENT_RATE" envDefault:"0" doc:"Requests per second that one client may send over time: a user, an address, or a /64 of IPv6; it may send 100 at once, or four seconds' worth; what is more waits up to 5 s, and then is told 429; 0: any number"`
 	ClientTransfers   Bound            `env:"ENTREPOT_CLIENT_TRANSFERS" envDefault:"0" doc:"Blobs that one client may have on their way at once; others wait up to 10 s, and then are told 429; 0: any number"`
@@ -207,6 +207,12 @@ func (c *Config) check(found *problems) {
 
 // queueWait is QueueWait, or what an answer's deadline leaves of it.
 func (c *Config) queueWait() Duration { return min(c.QueueWait, c.HeaderTimeout*2/3) }
+
+// checkWait is CheckWait, or what an answer's deadline leaves of it: what is held is
+// served before a client is told 504. 0 is none at all.
+func (c *Config) checkWait() time.Duration {
+	return max(1, time.Duration(min(c.CheckWait, c.HeaderTimeout/2)))
+}
 
 // minCacheSize is the least that the store takes for a budget.
 const minCacheSize = 4 << 20

@@ -459,7 +459,7 @@ func findLogins(ctx context.Context, cfg *Config, settings []UpstreamSettings, l
 func (c *Config) cache(watcher *observer) cache.Config {
 	cc := cache.Config{
 		TTL: c.TagTTL.Duration(), Rules: c.rules(), Offline: bool(c.Offline), Private: c.hasSecrets(), Warn: watcher.cacheWarning,
-		CheckWait: max(1, time.Duration(c.CheckWait)), Remember: time.Duration(c.NegativeTTL),
+		CheckWait: c.checkWait(), Remember: time.Duration(c.NegativeTTL),
 		Streams: int(c.Streams), StreamThreshold: max(1, int64(c.StreamThreshold)),
 		Without: map[string]bool{}, DropDeleted: map[string]bool{},
 	}

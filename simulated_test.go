@@ -494,6 +494,27 @@ func TestATagWhoseCheckHangsIsWaitedForOnce(t *testing.T) {
 	})
 }
 
+// A held tag is served while its client waits for headers, whatever the two bounds
+// are set to.
+func TestAHeldTagIsServedWithinTheDeadline(t *testing.T) {
+	t.Parallel()
+	for _, settings := range [][]string{
+		{"ENTREPOT_HEADER_TIMEOUT=1s"},
+		{"ENTREPOT_HEADER_TIMEOUT=2s"},
+		{"ENTREPOT_HEADER_TIMEOUT=3s", "ENTREPOT_CHECK_WAIT=5s"},
+	} {
+		simulated(t, ocitest.Habits{}, settings, func(s *simulation) {
+			s.push(1)
+			s.mustGet(tagged(0))
+			time.Sleep(time.Hour)
+			s.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Method: http.MethodHead}, Effect: ocitest.Hang()})
+			if r := s.mustGet(tagged(0)); r.mark != "stale" {
+				t.Errorf("%q: it is a %s after %v, want stale", settings, r.mark, r.after)
+			}
+		})
+	}
+}
+
 // A wrong password is tried at most sixty times an hour, however many repositories are
 // asked for, and whoever forces checks; what is asked for without it costs no more than
 // a login would, or, if nobody may read it, next to nothing.
