@@ -329,7 +329,7 @@ func (f *fill) run(ctx context.Context) {
 	ctx, span := oci.BeginSpan(ctx, "fill", "entrepot.upstream", f.origin.Host, "entrepot.repository", f.origin.Path, "entrepot.reference", f.digest.String())
 	err := f.bring(ctx)
 	for try := 1; try < 2 && isWrong(err); try++ {
-		f.c.cfg.Warn("upstream sent a wrong blob; it is fetched once more", f.origin, err)
+		f.c.cfg.Warn("what came is not what its digest names; it is fetched once more", f.origin, err)
 		err = f.bring(ctx)
 	}
 	oci.EndSpan(span, err, "entrepot.bytes", f.file.Landed()-f.had, "entrepot.spent", f.spent.Load())
@@ -381,7 +381,7 @@ func (f *fill) end(err error) {
 	case err == nil:
 		f.blob.markProven(f.file.Size())
 	case isWrong(err):
-		err = oci.Errorf(oci.BadUpstream, "upstream's bytes are not what %s names: %w", f.digest, err)
+		err = oci.Errorf(oci.BadUpstream, "what came is not what %s names: %w", f.digest, err)
 	}
 	if wanted && errors.Is(err, errCannotKeep) { // what was fetched ahead may fit when somebody comes for it
 		f.passBy(err)

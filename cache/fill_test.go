@@ -548,14 +548,16 @@ func TestEmptyBlob(t *testing.T) {
 		{false, true, 1},
 		{true, true, 1},
 	} {
-		s := newSource()
-		s.noSize, s.noRanges = row.noSize, row.noRanges
-		d := s.pushBlob(alpine, nil)
-		c := newCache(t, s, Config{})
-		mustRead(t, c, alpine, d, nil)
-		mustRead(t, c, alpine, d, nil)
-		if n := len(s.questions()); n != row.questions {
-			t.Errorf("%+v: upstream was asked %d times: %q", row, n, s.questions())
+		for range 20 { // the second may come while the first is being kept
+			s := newSource()
+			s.noSize, s.noRanges = row.noSize, row.noRanges
+			d := s.pushBlob(alpine, nil)
+			c := newCache(t, s, Config{})
+			mustRead(t, c, alpine, d, nil)
+			mustRead(t, c, alpine, d, nil)
+			if n := len(s.questions()); n != row.questions {
+				t.Errorf("%+v: upstream was asked %d times: %q", row, n, s.questions())
+			}
 		}
 	}
 }

@@ -268,6 +268,27 @@ func TestOnlyTheFirstWaitsForAMuteUpstream(t *testing.T) {
 	})
 }
 
+// TestAConfirmedTagIsNotNew: when it came to name what it names is not when that was
+// confirmed last.
+func TestAConfirmedTagIsNotNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.pushImage(alpine, "latest", pattern(1, 10))
+		c := newCache(t, s, Config{TTL: time.Minute})
+		defer closeCache(t, c)
+		began := time.Now()
+		for range 3 {
+			if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+		}
+		if tag, err := c.disk.Tag(alpine, "latest"); err != nil || !tag.Changed.Equal(began) || !tag.Checked.After(began) {
+			t.Errorf("it names that since %v, checked %v, %v: want %v and later", tag.Changed, tag.Checked, err, began)
+		}
+	})
+}
+
 // TestOnlyTheFirstWaitsForAQuestionThatHangs: at an upstream that answers all
 // others, as long as it hangs, and however often it is asked again meanwhile.
 func TestOnlyTheFirstWaitsForAQuestionThatHangs(t *testing.T) {

@@ -568,6 +568,7 @@ func (t *transfer) atEOF(s *stream) error {
 	t.mu.Unlock()
 	switch size := t.file.Size(); {
 	case size < 0 && end == forever:
+		t.wasGiven(at) // before any client can have it all
 		return t.file.SetSize(at)
 	case at < end && at != size:
 		return fmt.Errorf("fill %s: upstream ended at %d: %w", t.digest, at, io.ErrUnexpectedEOF)
