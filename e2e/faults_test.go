@@ -27,6 +27,7 @@ const (
 	atToken    stage = "token"
 	atBlob     stage = "blob" // the registry's answer, which leads to the CDN
 	atCDN      stage = "cdn"
+	atMove     stage = "move" // of a held tag: what it has moved to
 	gone       stage = "gone" // the whole upstream
 )
 
@@ -102,6 +103,12 @@ var faults = []fault{
 	{at: atToken, name: "html-200", effect: ocitest.HTML(200), says: "502", fails: all, tells: hides502, asks: 6},
 	{at: atToken, name: "reset", effect: ocitest.Reset(), says: "503", fails: all, tells: hides503, asks: 6},
 
+	{at: atMove, name: "hang", effect: ocitest.Hang(), podman: true},
+	{at: atMove, name: "429-quota", effect: ocitest.QuotaSpent(), podman: true},
+	{at: atMove, name: "429-later", effect: ocitest.RetryLater(429, "1")},
+	{at: atMove, name: "404", effect: ocitest.Answer(404)},
+	{at: atMove, name: "500", effect: ocitest.Answer(500)},
+
 	{at: gone, name: "stopped", says: "503", fails: all, tells: hides503, podman: true, stays: true},
 }
 
@@ -126,6 +133,9 @@ func TestFaults(t *testing.T) {
 		for _, held := range []bool{false, true} {
 			if held && (f.at == atBlob || f.at == atCDN) {
 				continue // nobody asks for what is held
+			}
+			if !held && f.at == atMove {
+				continue // to who holds nothing it is a manifest as any
 			}
 			for client := range strings.FieldsSeq(all) {
 				if client != "podman" || f.podman {
@@ -170,6 +180,7 @@ type faultyPull struct {
 	host   string // the upstream's name
 	hub    *ocitest.Hub
 	image  hello
+	next   hello // that the tag moves to, if it does
 
 	warmed   error         // why the image could not be had before
 	err      error         // of the pull in the fault
@@ -191,6 +202,9 @@ func newFaultyPull(t *testing.T, f fault, held bool, client string) *faultyPull 
 	p.host = fmt.Sprintf("%s-%s-%s.%s.test", f.at, f.name, state, client)
 	p.image = newHello(t, "hello from "+p.host, false, 64<<10)
 	p.hub.Push(faultRepo, "1", p.image.Image)
+	if f.at == atMove {
+		p.next = newHello(t, "hello again from "+p.host, false, 64<<10)
+	}
 	return p
 }
 
@@ -204,6 +218,9 @@ func (p *faultyPull) play(ctx context.Context, s *site, c faultClient) {
 		if p.warmed = p.warm(ctx, s); p.warmed != nil {
 			return
 		}
+	}
+	if p.at == atMove {
+		p.hub.Push(faultRepo, "1", p.next.Image)
 	}
 	p.hub.ExpireTokens()
 	p.hub.Reset()
@@ -232,6 +249,7 @@ func (p *faultyPull) inject() {
 	layer := p.image.own.Blobs[len(p.image.own.Blobs)-1].Digest.String()
 	match := map[stage]ocitest.Match{
 		atManifest: {Role: ocitest.Registry, Kind: ocitest.Manifest},
+		atMove:     {Role: ocitest.Registry, Kind: ocitest.Manifest, Method: http.MethodGet},
 		atToken:    {Role: ocitest.Token},
 		atBlob:     {Role: ocitest.Registry, Kind: ocitest.BlobKind, Reference: layer},
 		atCDN:      {Role: ocitest.CDN, Kind: ocitest.BlobKind, Reference: layer},
@@ -303,7 +321,7 @@ func (p *faultyPull) check(t *testing.T, answers []logged, around []string) {
 	}
 	if p.mended != nil {
 		t.Errorf("after the fault the pull failed: %v", p.mended)
-	} else if p.greeting != p.image.greeting {
+	} else if p.greeting != p.image.greeting && (p.at != atMove || p.greeting != p.next.greeting) {
 		t.Errorf("the image printed %q, want %q", p.greeting, p.image.greeting)
 	}
 }
