@@ -56,7 +56,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	case failed == nil:
 		return resolved(q.rec), oci.Outcome{Cache: rung.Mark, Checked: q.rec.Checked, Why: "offline"}, nil
 	}
-	return c.answer(&q, rung, resolution{}, failed)
+	return q.answer(rung, resolution{}, failed)
 }
 
 // isUrgent reports a client who wants upstream's word, and what that leads to,
@@ -113,7 +113,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patie
 	}
 	answered := facts // of which the check behind has its own
 	answered.Said, answered.Retry = q.said(found.desc.Digest, err), oci.RetryAfter(err)
-	return c.answer(&q, c.ladder(q.repo.Host).Climb(answered), found, err)
+	return q.answer(c.ladder(q.repo.Host).Climb(answered), found, err)
 }
 
 var errCheckSlow = errors.New("upstream is slow to confirm")
@@ -132,7 +132,7 @@ func (q *tagQuestion) said(found oci.Digest, err error) Said {
 }
 
 // answer is what the client of q gets who stands on a rung.
-func (c *Cache) answer(q *tagQuestion, r Rung, found resolution, err error) (oci.Resolved, oci.Outcome, error) {
+func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved, oci.Outcome, error) {
 	out := oci.Outcome{Cache: r.Mark, Spent: found.spent}
 	switch r.Serve {
 	case Theirs:
