@@ -38,7 +38,7 @@ type accounts struct {
 type account struct {
 	turn    chan struct{} // held by the one attempt of a credential not known to be good
 	good    bool
-	proven  time.Time // when it was last accepted
+	judged  time.Time // when it was last accepted, or it was asked whether it is
 	doubted bool      // somebody finds out whether it still is
 	until   time.Time // held back until then
 	wait    time.Duration
@@ -126,13 +126,13 @@ func (a *accounts) settle(acc *account, v verdict, whole func() verdict) (heldBa
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if doubted {
-		acc.doubted = false
-	}
 	now := a.now()
+	if doubted {
+		acc.doubted, acc.judged = false, now
+	}
 	switch v {
 	case accepted:
-		acc.good, acc.proven, acc.wait, acc.until = true, now, 0, time.Time{}
+		acc.good, acc.judged, acc.wait, acc.until = true, now, 0, time.Time{}
 	case rejected:
 		acc.good = false
 		acc.wait = min(max(minRefusal, 2*acc.wait), maxRefusal)
@@ -142,12 +142,13 @@ func (a *accounts) settle(acc *account, v verdict, whole func() verdict) (heldBa
 }
 
 // doubt reports whether it is to be found out if a credential is good at all: not
-// if that is known, was seen a moment ago, or is being found out.
+// if that is known, was seen a moment ago, is being found out, or was asked a moment
+// ago, be it without an answer that tells.
 func (a *accounts) doubt(acc *account) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.now()
-	if acc.doubted || acc.until.After(now) || now.Sub(acc.proven) < minRefusal {
+	if acc.doubted || acc.until.After(now) || now.Sub(acc.judged) < minRefusal {
 		return false
 	}
 	acc.doubted = true
@@ -169,6 +170,6 @@ func (a *accounts) forget(id credentialID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if acc := a.byID[id]; acc != nil {
-		acc.proven, acc.wait, acc.until = time.Time{}, 0, time.Time{}
+		acc.judged, acc.wait, acc.until = time.Time{}, 0, time.Time{}
 	}
 }

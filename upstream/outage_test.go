@@ -191,6 +191,33 @@ func TestAGoodPasswordSurvivesForbiddenRepositoriesFromTheStart(t *testing.T) {
 	}
 }
 
+// Whether a password is refused by itself may be what nobody says, for as long as it
+// likes: where a token service gives no token for nothing, or is in trouble with that.
+// It is asked once a minute, however many repositories are refused meanwhile.
+func TestWhatNobodySaysOfAPasswordIsAskedOnceAMinute(t *testing.T) {
+	for name, effect := range map[string]ocitest.Effect{"400": ocitest.Answer(400), "403": ocitest.Answer(403), "503": ocitest.Answer(503)} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, ocitest.Config{}, func(w *world) {
+				t, hub := w.t, w.hub
+				hub.AddUser("me", "secret")
+				path := func(i int) string { return fmt.Sprint("library/app", i%100) }
+				for i := range 100 {
+					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Token, Repo: path(i)}, Effect: ocitest.Answer(401)})
+				}
+				byItself := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Token}, Effect: effect})
+				c := w.connect(func(cfg *Config) { cfg.Credentials = Password("me", "secret") })
+				for i := range 1200 {
+					wantCode(t, resolveAt(t, c, path(i)), oci.Denied)
+					time.Sleep(3 * time.Second)
+				}
+				if n := byItself.Hits(); n == 0 || n > 60 {
+					t.Errorf("it was asked %d times in an hour, want once a minute at most", n)
+				}
+			})
+		})
+	}
+}
+
 // A login for the repositories below a path is tried by itself: the path is none of
 // them, and a token for it would be refused.
 func TestALoginIsTriedForNoRepository(t *testing.T) {

@@ -455,8 +455,12 @@ func TestAccounts(t *testing.T) {
 	for range 10 {
 		step(forbidden, rejected, true, false, 0) // it is the repository
 	}
-	for range 10 {
+	for range 3 {
 		step(rejected, unclear, true, false, 1) // nobody knows
+		for range 10 {
+			step(rejected, rejected, true, false, 0) // which was asked a moment ago
+		}
+		ck.advance(minRefusal)
 	}
 	step(rejected, rejected, true, true, 1)
 	step(accepted, accepted, false, true, 0)
