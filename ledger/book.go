@@ -42,7 +42,9 @@ type row struct {
 func newBook(most int) book { return book{most: most, rows: map[Key]*row{}} }
 
 func (b *book) post(k Key, s Sum) {
-	k.Name = k.Name[:min(len(k.Name), maxName)]
+	if len(k.Name) > maxName {
+		k.Name = strings.ToValidUTF8(k.Name[:maxName], "") // without half a character at its end
+	}
 	b.total.add(s)
 	r := b.rows[k]
 	switch {

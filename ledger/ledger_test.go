@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -280,6 +281,18 @@ func TestNamesThatMeetAreToldApart(t *testing.T) {
 	wantExact(t, r, Sum{Requests: 3 * probes, Held: 3 * probes, Served: 3 * probes, Saved: 3 * probes})
 	if n := len(r.Repositories.Lines); n != 3*probes {
 		t.Errorf("%d repositories, want %d", n, 3*probes)
+	}
+}
+
+// A name that is too long is cut between two characters: what is told is text.
+func TestLongNamesAreCutAsText(t *testing.T) {
+	l := New()
+	l.Spent(Party{Upstream: hub, Account: strings.Repeat("ü", maxName), Client: "a" + strings.Repeat("ü", maxName)}, Sum{Pulls: 1})
+	r := l.Report(1, 10)
+	for _, line := range slices.Concat(r.Accounts.Lines, r.Clients.Lines, l.AccountTotals()) {
+		if n := len(line.Name); n < maxName-1 || n > maxName || !utf8.ValidString(line.Name) {
+			t.Errorf("%d bytes: %q", n, line.Name)
+		}
 	}
 }
 

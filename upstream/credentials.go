@@ -236,20 +236,31 @@ type credentialID [16]byte
 
 func (c credential) anonymous() bool { return c.id == credentialID{} }
 
-// account names whose quota a request costs that is made with c: passwords
-// change, accounts stay. It can be shown.
+// account names whose quota a request costs that is made with c: passwords and
+// tokens change, accounts stay. It is text that can be shown.
 func (c credential) account() string {
 	switch {
 	case c.anonymous():
 		return ""
-	case c.username == "" || c.username == "<token>":
-		return fmt.Sprintf("token %x", c.id[:4])
+	case c.isNameless():
+		return tokenAccount
 	}
-	return c.username
+	return strings.ToValidUTF8(c.username, "\uFFFD")
 }
 
-// String keeps the secrets out of whatever is printed.
-func (c credential) String() string { return "(credential)" }
+// tokenAccount is the account of tokens without a name, of which an upstream has one
+// at a time: that which Docker's configuration has for it.
+const tokenAccount = "token"
+
+func (c credential) isNameless() bool { return c.username == "" || c.username == "<token>" }
+
+// String says what c is, and of whom: its secrets are kept out of whatever is printed.
+func (c credential) String() string {
+	if c.isNameless() {
+		return "the token"
+	}
+	return "the password of " + c.account()
+}
 
 // GoString does so for %#v.
 func (c credential) GoString() string { return c.String() }
