@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,24 +69,70 @@ func TestARefusedLoginIsNamed(t *testing.T) {
 	}
 }
 
-// Explain tells what a pull would be asked as, and how much of whose quota it has.
+// Explain tells what a pull would be asked as, and how much of whose quota it has: by
+// the login that the repository's registry has for it, and no other of its name.
 func TestExplainKnowsARefusedLogin(t *testing.T) {
-	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 100}})
-	hub.AddUser("bot", "right")
-	image := ocitest.RandomImage(1, 1000)
-	hub.Push("team/app", "1", image)
-	settings := []string{
-		"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=team", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=bot", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=wrong",
-		"ENTREPOT_DATA=" + t.TempDir(),
-	}
-	p := startProgram(t, hub, settings...)
-	o := operator{t, environ(append(settings, "ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))...)}
-	wantLines(t, o.must("explain", "--table", "team/app:2"), `asked as +bot`)
-	p.pull(t, newClient(t), "team/app", "1", image)
-	out := o.must("explain", "--table", "team/app:2")
-	wantLines(t, out, `asked as +nobody: bot is refused by localhost:\d+ for \d+s, tried again in \d+s: ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD, for team/\*`, `quota +99 left of 100.*`)
-	if strings.Contains(out, "bot: ") {
-		t.Errorf("a quota that does not count is told:\n%s", out)
+	const (
+		mirrorLogin = "ENTREPOT_UPSTREAM_0_URL_0_"
+		teamLogin   = "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_"
+		otherLogin  = "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_"
+	)
+	const refused = `asked as +nobody: bot is refused by localhost:\d+ for \d+s, tried again in \d+s: `
+	for name, row := range map[string]struct {
+		settings []string
+		docker   string // in DOCKER_CONFIG
+		want     string // asked as
+		quota    string
+	}{
+		"of a prefix": {
+			settings: []string{teamLogin + "PREFIX=team", teamLogin + "USERNAME=bot", teamLogin + "PASSWORD=wrong"},
+			want:     refused + teamLogin + `PASSWORD, for team/\*`, quota: "99 left of 100.*",
+		},
+		"of Docker's configuration": {docker: "bot:wrong", want: refused + "DOCKER_CONFIG", quota: "99 left of 100.*"},
+		"a good one of that":        {docker: "bot:right", want: "asked as +bot", quota: "bot: 99 left of 100.*"},
+		"another prefix's": {
+			settings: []string{
+				teamLogin + "PREFIX=team", teamLogin + "USERNAME=bot", teamLogin + "PASSWORD=right",
+				otherLogin + "PREFIX=other", otherLogin + "USERNAME=bot", otherLogin + "PASSWORD=wrong",
+			},
+			want: "asked as +bot", quota: "bot: 99 left of 100.*",
+		},
+		"a mirror's": {
+			settings: []string{
+				"ENTREPOT_UPSTREAM_0_USERNAME=bot", "ENTREPOT_UPSTREAM_0_PASSWORD=right",
+				mirrorLogin + "USERNAME=bot", mirrorLogin + "PASSWORD=wrong", mirrorLogin + "FIRST=true",
+			},
+			want: "asked as +bot", quota: "bot: 99 left of 100.*",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 100}})
+			hub.AddUser("bot", "right")
+			image := ocitest.RandomImage(1, 1000)
+			hub.Push("team/app", "1", image)
+			settings := append(row.settings, "ENTREPOT_DATA="+t.TempDir())
+			if strings.Contains(strings.Join(settings, " "), mirrorLogin) {
+				mirror := ocitest.NewHub(t, ocitest.Config{})
+				settings = append(settings, strings.TrimSuffix(mirrorLogin, "_")+"="+mirror.URL())
+			}
+			if row.docker != "" {
+				dir := t.TempDir()
+				t.Setenv("DOCKER_CONFIG", dir) // where go-containerregistry looks
+				config := `{"auths":{"https://index.docker.io/v1/":{"auth":"` + base64.StdEncoding.EncodeToString([]byte(row.docker)) + `"}}}`
+				replaceFile(t, filepath.Join(dir, "config.json"), []byte(config))
+				settings = append(settings, "DOCKER_CONFIG="+dir)
+			}
+			p := startProgram(t, hub, settings...)
+			client, o := newClient(t), operatorOf(t, p)
+			wantLines(t, o.must("explain", "--table", "team/app:2"), `asked as +bot`)
+			get(t, client, p.registry+"/v2/other/app/manifests/1")
+			p.pull(t, client, "team/app", "1", image)
+			out := o.must("explain", "--table", "team/app:2")
+			wantLines(t, out, row.want, `quota +`+row.quota)
+			if strings.Contains(row.want, "nobody") && strings.Contains(out, "bot: ") {
+				t.Errorf("a quota that does not count is told:\n%s", out)
+			}
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"regexp"
@@ -272,7 +273,7 @@ func (m *metrics) watchUpstreams(l *ledger.Ledger, upstreams *upstream.Set) {
 	help = "Accounts of an upstream whose password it refuses: what they are for is asked for anonymously."
 	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("logins_refused", help), func() map[string]float64 {
 		values := map[string]float64{}
-		for _, login := range upstreams.RefusedLogins() {
+		for _, login := range upstreams.RefusedLogins(context.Background()) {
 			values[login.Upstream]++
 		}
 		return values
@@ -309,8 +310,8 @@ func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
 }
 
 // accountCollector shows what each account of an upstream spent, 0 of whoever asks
-// from our address where nobody has. Accounts are those of the settings: a set that
-// strangers cannot add to.
+// from our address where nobody has. Accounts are those of the settings and of
+// credential helpers: a set that strangers cannot add to, nor tokens that change.
 type accountCollector struct {
 	upstreams    []string
 	ledger       *ledger.Ledger

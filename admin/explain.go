@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -55,7 +56,7 @@ type Meaning struct {
 	Note       string // on how it was read
 	Rule       *Rule  // nil: the name means what it says
 	Who        string // may read the repository
-	Account    string // that upstream is asked as
+	Account    string // that upstream is asked as, as far as it is set here: a running server knows of others
 	Policy     string // its verdict, in words
 	Denied     bool   // by that
 }
@@ -95,7 +96,7 @@ func (x *exchange) explain() error {
 	}
 	if live := x.api.cfg.Live; live != nil {
 		out.Hosts = slices.DeleteFunc(live.breakers(), func(b Breaker) bool { return b.Upstream != out.Upstream })
-		out.Login = live.refused(out.Upstream, out.Account)
+		out.Account, out.Login = live.signedIn(x.r.Context(), m.Repository)
 		out.Quotas = slices.DeleteFunc(live.quotas(), func(q Quota) bool {
 			switch {
 			case q.Upstream != out.Upstream:
@@ -115,14 +116,15 @@ func (x *exchange) explain() error {
 	return x.result(out)
 }
 
-// refused is how an account is refused at an upstream; nil if it is not.
-func (l *Live) refused(upstream, account string) *Login {
-	for _, login := range l.logins() {
-		if login.Upstream == upstream && login.Account == account {
-			return &login
-		}
+// signedIn is whom a repository's upstream is asked as, and how that is refused; nil
+// if it is not.
+func (l *Live) signedIn(ctx context.Context, repo oci.Repository) (account string, refused *Login) {
+	account, r := l.Upstreams.SignedIn(ctx, repo)
+	if r != nil {
+		login := l.newLogin(*r)
+		refused = &login
 	}
-	return nil
+	return account, refused
 }
 
 func freshText(x cache.Explanation) string {

@@ -1,12 +1,14 @@
 package admin
 
 import (
+	"context"
 	own "runtime/metrics"
 	"time"
 
 	"entrepot/cache"
 	"entrepot/ledger"
 	"entrepot/oci"
+	"entrepot/upstream"
 )
 
 // Status is what goes on in a running server.
@@ -128,14 +130,14 @@ func (x *exchange) status() error {
 	if err != nil {
 		return err
 	}
-	return x.result(newStatus(x.api, hours, top))
+	return x.result(newStatus(x.r.Context(), x.api, hours, top))
 }
 
-func newStatus(api *API, hours, top int) Status {
+func newStatus(ctx context.Context, api *API, hours, top int) Status {
 	l, now, disk := api.cfg.Live, time.Now(), api.cfg.Disk.Stats()
 	s := Status{
 		Version: api.about.Version, Data: api.about.Data, Since: l.Since.Round(0), Now: now.Round(0), Offline: l.Offline,
-		Breakers: l.breakers(), Logins: l.logins(), Quotas: l.quotas(), Fills: []Fill{},
+		Breakers: l.breakers(), Logins: l.logins(ctx), Quotas: l.quotas(), Fills: []Fill{},
 		Spent:  newSpent(l.Ledger.Report(hours, top), hours),
 		Disk:   Disk{disk.Held, api.cfg.Budget, disk.Free},
 		Memory: Memory{disk.Memory, api.cfg.Memory, processMemory()},
@@ -161,12 +163,16 @@ func (l *Live) breakers() []Breaker {
 }
 
 // logins tells which accounts are refused.
-func (l *Live) logins() []Login {
+func (l *Live) logins(ctx context.Context) []Login {
 	all := []Login{}
-	for _, r := range l.Upstreams.RefusedLogins() {
-		all = append(all, Login{r.Upstream, r.Host, r.Account, l.SettingOf(r.Upstream, r.Account), r.Since.Round(0), r.Next.Round(0)})
+	for _, r := range l.Upstreams.RefusedLogins(ctx) {
+		all = append(all, l.newLogin(r))
 	}
 	return all
+}
+
+func (l *Live) newLogin(r upstream.RefusedLogin) Login {
+	return Login{r.Upstream, r.Host, r.Account, l.SettingOf(r.Upstream, r.Account), r.Since.Round(0), r.Next.Round(0)}
 }
 
 // quotas tells what is left to pull.

@@ -40,9 +40,10 @@ type account struct {
 	good    bool
 	judged  time.Time // when it was last accepted, or it was asked whether it is
 	doubted bool      // somebody finds out whether it still is
-	until   time.Time // held back until then
+	until   time.Time // held back until then; zero: it never was, or was accepted or forgotten since
 	wait    time.Duration
 	used    time.Time
+	refused *refusal // what is told of it, while until is set; nil: it was accepted since
 }
 
 // A settlement tells what came of an attempt, and reports whether the credential is
@@ -132,7 +133,7 @@ func (a *accounts) settle(acc *account, v verdict, whole func() verdict) (heldBa
 	}
 	switch v {
 	case accepted:
-		acc.good, acc.judged, acc.wait, acc.until = true, now, 0, time.Time{}
+		acc.good, acc.judged, acc.wait, acc.until, acc.refused = true, now, 0, time.Time{}, nil
 	case rejected:
 		acc.good = false
 		acc.wait = min(max(minRefusal, 2*acc.wait), maxRefusal)
@@ -153,16 +154,6 @@ func (a *accounts) doubt(acc *account) bool {
 	}
 	acc.doubted = true
 	return true
-}
-
-// heldUntil is until when a credential is held back, or was; zero if it never was.
-func (a *accounts) heldUntil(id credentialID) time.Time {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if acc := a.byID[id]; acc != nil {
-		return acc.until
-	}
-	return time.Time{}
 }
 
 // forget lets a credential be tried again at once.

@@ -90,11 +90,8 @@ func (s *site) sendAs(ctx context.Context, q *question, r request, l login) (*an
 			v = passwordVerdict(a.status)
 		}
 		heldBack := l.settle(v, func() verdict { return s.signInVerdict(ctx, q, l) })
-		switch {
-		case v == rejected || heldBack:
-			s.refusedLogin(l.cred, r.url.Host, heldBack)
-		case v == accepted:
-			s.acceptedLogin(l.cred)
+		if v == rejected || heldBack {
+			s.refusedLogin(l.cred, r.url.Host, q.repo.Path, heldBack)
 		}
 	}
 	switch {
@@ -175,7 +172,7 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 		}
 	}
 	if d.basic || cred.registry != "" {
-		return s.signInDirectly(ctx, u, cred)
+		return s.signInDirectly(ctx, q, u, cred)
 	}
 	if !cred.anonymous() && !related(u.Hostname(), d.realm.Hostname()) {
 		s.warn(CredentialsWithheld, d.realm.Host, "the token service is of another domain than the registry: the password is kept from it, and all is asked anonymously")
@@ -190,7 +187,7 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 	t, fresh, err := s.tokens.get(ctx, q, key, d, cred, drop)
 	if oci.CodeOf(err) == oci.Denied && !cred.anonymous() {
 		heldBack, _ := s.accounts.state(s.accounts.get(cred.id))
-		s.refusedLogin(cred, d.realm.Host, heldBack)
+		s.refusedLogin(cred, d.realm.Host, q.repo.Path, heldBack)
 		cred, key.cred, full, without = credential{}, credentialID{}, false, true
 		d.instead = heldBack
 		t, fresh, err = s.tokens.get(ctx, q, key, d, credential{}, drop)
@@ -208,7 +205,7 @@ func (s *site) signIn(ctx context.Context, q *question, u *url.URL, d demand, dr
 }
 
 // signInDirectly makes a login that needs no token service.
-func (s *site) signInDirectly(ctx context.Context, u *url.URL, cred credential) (login, error) {
+func (s *site) signInDirectly(ctx context.Context, q *question, u *url.URL, cred credential) (login, error) {
 	if cred.anonymous() {
 		return login{}, nil
 	}
@@ -219,7 +216,7 @@ func (s *site) signInDirectly(ctx context.Context, u *url.URL, cred credential) 
 		return login{}, failure(waiting, u.Host, err, nil)
 	}
 	if !ok {
-		s.refusedLogin(cred, u.Host, true)
+		s.refusedLogin(cred, u.Host, q.repo.Path, true)
 		return login{without: true}, nil
 	}
 	l := login{header: cred.basic(), account: cred.account(), cred: cred, settle: settle}

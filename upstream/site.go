@@ -29,7 +29,6 @@ type site struct {
 	tokens      *tokens
 	breakers    *breakers
 	demands     *demands
-	refusals    *refusals
 	warnings    *warnings
 	now         func() time.Time // of tokens and refusals
 	ailing      atomic.Int64     // until when others are asked first; Unix time in ns
@@ -52,7 +51,6 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 		origin:      originOf(endpoint),
 		accounts:    newAccounts(now),
 		demands:     &demands{byOrigin: map[origin]demand{}},
-		refusals:    &refusals{byAccount: map[string]*refusal{}},
 		warnings:    &warnings{now: now, last: map[occasion]time.Time{}},
 		now:         now,
 	}
@@ -73,7 +71,6 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 		life:     cfg.Timeouts.Token,
 		fetch:    s.fetchToken,
 		refused:  s.refusedLogin,
-		accepted: s.acceptedLogin,
 		silent:   s.hear,
 		entries:  map[tokenKey]*list.Element{},
 		order:    list.New(),

@@ -99,8 +99,7 @@ type tokens struct {
 	accounts *accounts
 	life     time.Duration // bound on getting one
 	fetch    func(ctx context.Context, q *question, d demand, cred credential) (*token, verdict, error)
-	refused  func(cred credential, host string, heldBack bool)
-	accepted func(cred credential)
+	refused  func(cred credential, host, path string, heldBack bool)
 	silent   func(ctx context.Context, since time.Time) // a token service was
 
 	wg sync.WaitGroup // of the goroutines that get them
@@ -343,11 +342,8 @@ func (s *tokens) attempt(ctx context.Context, q *question, d demand, cred creden
 		_, v, _ := s.fetch(ctx, q, d, cred)
 		return v
 	})
-	switch {
-	case v == rejected || heldBack:
-		s.refused(cred, d.realm.Host, heldBack)
-	case v == accepted:
-		s.accepted(cred)
+	if v == rejected || heldBack {
+		s.refused(cred, d.realm.Host, q.repo.Path, heldBack)
 	}
 	return t, v, err
 }
