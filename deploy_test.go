@@ -57,6 +57,19 @@ func TestDashboardAndAlertsFitTheMetrics(t *testing.T) {
 	}
 }
 
+// TestTroubleIsDrawn: what keeps us from asking upstreams can be seen over time.
+func TestTroubleIsDrawn(t *testing.T) {
+	used := map[string]bool{}
+	for _, expr := range dashboardQueries(t) {
+		checkQuery(documentedMetrics(t), expr, used)
+	}
+	for _, metric := range []string{"entrepot_breakers_open", "entrepot_hosts_paused", "entrepot_logins_refused", "entrepot_quota_left"} {
+		if !used[metric] {
+			t.Errorf("the dashboard does not draw %s", metric)
+		}
+	}
+}
+
 func TestWrongQueriesAreFound(t *testing.T) {
 	known := map[string][]string{"entrepot_x_total": {"instance", "kind"}}
 	for expr, wrong := range map[string]int{
