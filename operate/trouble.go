@@ -107,7 +107,7 @@ func (p *picture) hosts(s admin.Status) {
 
 // errorText is a failure without what stands beside it.
 func errorText(b admin.Breaker) string {
-	return strings.TrimPrefix(strings.TrimPrefix(strings.TrimPrefix(b.Error, "unavailable: "), "timeout: "), b.Host+": ")
+	return strings.TrimPrefix(strings.TrimPrefix(b.Error, "unavailable: "), b.Host+": ")
 }
 
 // partText names a part of a host as people name images: what else of its path is

@@ -36,7 +36,7 @@ func failure(ctx context.Context, host string, err, cause error) error {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return context.Canceled
 	case ctx.Err() != nil:
-		return &oci.Error{Code: oci.Timeout, Detail: host + " did not answer in time", Err: ctx.Err()}
+		return &oci.Error{Code: oci.Timeout, Detail: host + ": " + errNoHeaders.Error(), Err: inPlainWords(ctx.Err())}
 	case errors.Is(cause, errNoHeaders), errors.Is(cause, errStalled):
 		return &oci.Error{Code: oci.Timeout, Detail: host + ": " + cause.Error(), Err: cause}
 	}
@@ -44,7 +44,7 @@ func failure(ctx context.Context, host string, err, cause error) error {
 		return &oci.Error{Code: oci.BadUpstream, Detail: refused.Error(), Err: err}
 	}
 	code, what := classify(err)
-	return &oci.Error{Code: code, Detail: host + ": " + what, Err: err}
+	return &oci.Error{Code: code, Detail: host + ": " + what, Err: inPlainWords(err)}
 }
 
 // classify tells a host that cannot be reached from one that answers nonsense.
@@ -63,7 +63,7 @@ func classify(err error) (oci.Code, string) {
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		return oci.Unavailable, "its name cannot be resolved"
 	}
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "dial" || op.Op == "proxyconnect") {
 		return oci.Unavailable, "it cannot be reached"
 	}
 	return oci.Unavailable, "the connection broke"
