@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,6 +138,35 @@ func (c *Config) loginSettings(upstream, account string) string {
 		return "DOCKER_CONFIG"
 	}
 	return strings.Join(all, "; ")
+}
+
+// signInRemedy says where a login would be set for an address of an upstream that
+// limits whoever asks it without; empty if one is set, or there is none to be had.
+func (c *Config) signInRemedy(upstream, host string) string {
+	login := Login{Variable: "ENTREPOT_UPSTREAM_<n>_PASSWORD"}
+	switch upstream {
+	case oci.DockerHub:
+		login.Variable = "ENTREPOT_DOCKERHUB_PASSWORD"
+	case "mcr.microsoft.com", "registry.k8s.io": // which know nobody
+		return ""
+	}
+	for _, u := range c.UpstreamSettings() {
+		if u.Name != upstream {
+			continue
+		}
+		if u.Login.Variable != "" {
+			login = u.Login
+		}
+		for _, m := range u.Mirrors {
+			if at, err := url.Parse(m.URL); err == nil && at.Host == host {
+				login = m.Login
+			}
+		}
+	}
+	if login.Username != "" {
+		return ""
+	}
+	return "an account there has limits of its own: " + strings.TrimSuffix(login.Variable, "PASSWORD") + "USERNAME"
 }
 
 // scope says which repositories a login is for.

@@ -212,7 +212,7 @@ func (p patient) diagnose(ctx context.Context, subject string, ping upstream.Pin
 	case upstream.IsTLS(ping.Err):
 		return failed(badTLS, subject, detail, "look at the clock; where the certificate comes from an authority of your own, set ENTREPOT_UPSTREAM_<n>_CA_FILE")
 	case oci.CodeOf(ping.Err) == oci.TooManyRequests:
-		return failed(badQuota, subject, detail, "wait; an account of your own has limits of its own")
+		return failed(badQuota, subject, detail, p.limitRemedy(ping.Account, ping.Host))
 	case oci.CodeOf(ping.Err) == oci.Denied:
 		return failed(badLogin, subject, detail, "look at the user name and the password, and at what the account may do")
 	}
@@ -221,6 +221,17 @@ func (p patient) diagnose(ctx context.Context, subject string, ping upstream.Pin
 		detail = "no answer in time"
 	}
 	return failed(badConnection, subject, detail, remedy)
+}
+
+// limitRemedy says what to do about the limits on an account.
+func (p patient) limitRemedy(account, host string) string {
+	remedy := "wait; what is held is served meanwhile"
+	if account == "" {
+		if more := p.cfg.signInRemedy(p.settings.Name, host); more != "" {
+			remedy += ". " + strings.ToUpper(more[:1]) + more[1:]
+		}
+	}
+	return remedy
 }
 
 // plainText is oci.Causes without the error's code.
@@ -281,9 +292,9 @@ func (p patient) examineQuota(ctx context.Context) []finding {
 		}
 		switch {
 		case q.Left == 0:
-			all = append(all, failed(badQuota, subject, detail, "wait; what is held is served meanwhile. An account of your own has limits of its own"))
+			all = append(all, failed(badQuota, subject, detail, p.limitRemedy(q.Account, q.Host)))
 		case q.Left*10 < q.Limit:
-			all = append(all, doubtful(subject, detail, "an account of your own has limits of its own: ENTREPOT_DOCKERHUB_USERNAME"))
+			all = append(all, doubtful(subject, detail, p.limitRemedy(q.Account, q.Host)))
 		default:
 			all = append(all, well(subject, "%s", detail))
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/base64"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,6 +70,17 @@ func TestARefusedLoginIsNamed(t *testing.T) {
 	}
 }
 
+// dockerLogin has a login for Docker Hub in Docker's configuration, and is the setting
+// that says where that is.
+func dockerLogin(t *testing.T, login string) (setting string) {
+	t.Helper()
+	dir := t.TempDir()
+	t.Setenv("DOCKER_CONFIG", dir) // where go-containerregistry looks
+	config := `{"auths":{"https://index.docker.io/v1/":{"auth":"` + base64.StdEncoding.EncodeToString([]byte(login)) + `"}}}`
+	replaceFile(t, filepath.Join(dir, "config.json"), []byte(config))
+	return "DOCKER_CONFIG=" + dir
+}
+
 // Explain tells what a pull would be asked as, and how much of whose quota it has: by
 // the login that the repository's registry has for it, and no other of its name.
 func TestExplainKnowsARefusedLogin(t *testing.T) {
@@ -116,11 +128,7 @@ func TestExplainKnowsARefusedLogin(t *testing.T) {
 				settings = append(settings, strings.TrimSuffix(mirrorLogin, "_")+"="+mirror.URL())
 			}
 			if row.docker != "" {
-				dir := t.TempDir()
-				t.Setenv("DOCKER_CONFIG", dir) // where go-containerregistry looks
-				config := `{"auths":{"https://index.docker.io/v1/":{"auth":"` + base64.StdEncoding.EncodeToString([]byte(row.docker)) + `"}}}`
-				replaceFile(t, filepath.Join(dir, "config.json"), []byte(config))
-				settings = append(settings, "DOCKER_CONFIG="+dir)
+				settings = append(settings, dockerLogin(t, row.docker))
 			}
 			p := startProgram(t, hub, settings...)
 			client, o := newClient(t), operatorOf(t, p)
@@ -136,18 +144,88 @@ func TestExplainKnowsARefusedLogin(t *testing.T) {
 	}
 }
 
-// A host that asks to be left alone is told of in the log and the metrics.
+// A host that asks to be left alone is told of in the log and the metrics, and that a
+// login would help where there is none.
 func TestALimitIsTold(t *testing.T) {
-	hub := ocitest.NewHub(t, ocitest.Config{})
-	hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}, Effect: ocitest.AbuseLimit()})
-	p := startProgram(t, hub)
-	client := newClient(t)
-	get(t, client, p.registry+"/v2/library/app/manifests/1")
-	p.log.await(t, "upstream: host limits us")
-	if !strings.Contains(p.log.String(), "it answers 429: requests like this one wait for 1m0s") {
-		t.Errorf("the log does not say for how long:\n%s", p.log)
+	const remedy = "an account there has limits of its own: ENTREPOT_UPSTREAM_0_USERNAME"
+	manifests := ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}
+	login := []string{"ENTREPOT_UPSTREAM_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_PASSWORD=right"}
+	spent := []string{`docker.io \(our address\) +.* 0 of 1 .*`, "    " + remedy}
+	limited := []string{`  localhost:\d+ +limits us for .*`, "    " + remedy}
+	for name, row := range map[string]struct {
+		effect   ocitest.Effect // of a second request; none: its quota is spent
+		settings []string
+		docker   string // in DOCKER_CONFIG
+		status   []string
+		explain  string
+		helps    bool // to sign in
+	}{
+		"by its quota":            {status: spent, explain: `quota +0 left of 1, .*; ` + remedy, helps: true},
+		"for abuse":               {effect: ocitest.AbuseLimit(), status: limited, explain: `upstream now +localhost:\d+ limits us for .*; ` + remedy, helps: true},
+		"abuse by a login":        {effect: ocitest.AbuseLimit(), settings: login, status: limited[:1], explain: `upstream now +localhost:\d+ limits us for \S+`},
+		"abuse by Docker's login": {effect: ocitest.AbuseLimit(), docker: "me:right", status: limited[:1], explain: `upstream now +localhost:\d+ limits us for \S+`},
+		"quota of a login":        {settings: login, status: []string{`docker.io me +.* 0 of 1 .*`}, explain: `quota +me: 0 left of 1, \D*\S+`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 1}})
+			hub.AddUser("me", "right")
+			hub.Push("library/app", "1", ocitest.RandomImage(1, 1000))
+			hub.Push("library/app", "2", ocitest.RandomImage(2, 1000))
+			settings := append(row.settings, "ENTREPOT_QUOTA_RESERVE=0%")
+			if row.docker != "" {
+				settings = append(settings, dockerLogin(t, row.docker))
+			}
+			p := startProgram(t, hub, settings...)
+			client, o := newClient(t), operatorOf(t, p)
+			get(t, client, p.registry+"/v2/library/app/manifests/1")
+			if row.effect.Do != "" {
+				hub.Inject(&ocitest.Fault{Match: manifests, Effect: row.effect})
+			}
+			if status, body, _ := get(t, client, p.registry+"/v2/library/app/manifests/2"); status != http.StatusTooManyRequests || strings.Contains(body, "ENTREPOT_") {
+				t.Errorf("the client is told %d %s", status, body)
+			}
+			wantLines(t, o.must("status", "--table"), row.status...)
+			out := o.must("explain", "--table", "app:3")
+			wantLines(t, out, row.explain)
+			if told := o.must("status", "--table") + out; strings.Contains(told, remedy) != row.helps {
+				t.Errorf("that signing in helps is told: %v, want %v:\n%s", !row.helps, row.helps, told)
+			}
+			if row.effect.Do == "" {
+				return // no host asked to be left alone
+			}
+			p.log.await(t, "upstream: host limits us")
+			if !strings.Contains(p.log.String(), "it answers 429: requests like this one wait for 1m0s") {
+				t.Errorf("the log does not say for how long:\n%s", p.log)
+			}
+			if strings.Contains(p.log.String(), `"remedy":"`+remedy) != row.helps {
+				t.Errorf("the log tells that signing in helps: %v, want %v:\n%s", !row.helps, row.helps, p.log)
+			}
+			if _, scrape, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_hosts_paused{upstream=\"docker.io\"} 1\n") {
+				t.Error("the metrics know of no host that limits us")
+			}
+		})
 	}
-	if _, scrape, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_hosts_paused{upstream=\"docker.io\"} 1\n") {
-		t.Error("the metrics know of no host that limits us")
+}
+
+// Whoever has no login is told where one is set: for the address that limits him.
+func TestWhereALoginIsSet(t *testing.T) {
+	c := mustLoad(t,
+		"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL=https://a.test", "ENTREPOT_UPSTREAM_0_URL_0=https://mirror.test/a",
+		"ENTREPOT_UPSTREAM_0_URL_1=https://other.test", "ENTREPOT_UPSTREAM_0_URL_1_USERNAME=me", "ENTREPOT_UPSTREAM_0_URL_1_PASSWORD=hunter2",
+		"ENTREPOT_UPSTREAM_1_NAME=b.test", "ENTREPOT_UPSTREAM_1_USERNAME=me", "ENTREPOT_UPSTREAM_1_PASSWORD=hunter2",
+	)
+	for at, want := range map[[2]string]string{
+		{"docker.io", "registry-1.docker.io"}:      "ENTREPOT_DOCKERHUB_USERNAME",
+		{"quay.io", "quay.io"}:                     "ENTREPOT_UPSTREAM_<n>_USERNAME",
+		{"a.test", "a.test"}:                       "ENTREPOT_UPSTREAM_0_USERNAME",
+		{"a.test", "mirror.test"}:                  "ENTREPOT_UPSTREAM_0_URL_0_USERNAME",
+		{"a.test", "other.test"}:                   "",
+		{"b.test", "b.test"}:                       "",
+		{"mcr.microsoft.com", "mcr.microsoft.com"}: "",
+	} {
+		got := c.signInRemedy(at[0], at[1])
+		if (want == "") != (got == "") || !strings.HasSuffix(got, want) {
+			t.Errorf("%s at %s: %q, want %q", at[0], at[1], got, want)
+		}
 	}
 }

@@ -27,6 +27,7 @@ type observer struct {
 	access   bool // each request has a line at info
 
 	settingOf func(upstream, account string) string // that the account comes from
+	signIn    func(upstream, host string) string    // what to do about limits on who asks without a login
 }
 
 // repeatInterval is how often the same trouble is logged above debug.
@@ -34,7 +35,8 @@ const repeatInterval = time.Minute
 
 func newObserver(log zerolog.Logger, m *metrics, l *ledger.Ledger) *observer {
 	return &observer{
-		log: log, metrics: m, ledger: l, throttle: newThrottle(repeatInterval), settingOf: func(string, string) string { return "" },
+		log: log, metrics: m, ledger: l, throttle: newThrottle(repeatInterval),
+		settingOf: func(string, string) string { return "" }, signIn: func(string, string) string { return "" },
 	}
 }
 
@@ -252,6 +254,11 @@ func (o *observer) upstreamWarning(w upstream.Warning) {
 	e := o.log.Warn().Str("upstream", w.Upstream).Str("host", w.Host)
 	if w.Account != "" {
 		e.Str("account", w.Account).Str("setting", o.settingOf(w.Upstream, w.Account))
+	}
+	if w.Anonymous {
+		if remedy := o.signIn(w.Upstream, w.Host); remedy != "" {
+			e.Str("remedy", remedy)
+		}
 	}
 	e.Str("detail", w.Detail).Msg("upstream: " + string(w.Trouble))
 }

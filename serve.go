@@ -68,7 +68,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	counts := newMetrics(about, cfg.upstreamNames())
 	spent := ledger.New()
 	watcher := newObserver(logger, counts, spent)
-	watcher.access, watcher.settingOf = bool(cfg.AccessLog), cfg.loginSettings
+	watcher.access, watcher.settingOf, watcher.signIn = bool(cfg.AccessLog), cfg.loginSettings, cfg.signInRemedy
 
 	traced := openTraces(cfg, about, watcher)
 	defer traced.close(logger)

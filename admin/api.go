@@ -71,6 +71,7 @@ type Live struct {
 	Since     time.Time
 
 	SettingOf func(upstream, account string) string // the settings that an account comes from
+	SignIn    func(upstream, host string) string    // what to do about limits on who asks without a login; empty for nothing
 }
 
 // New makes the API of a data directory.

@@ -42,6 +42,7 @@ type Breaker struct {
 	Error    string    `json:"error,omitempty"`    // the last failure
 	Next     time.Time `json:"next,omitzero"`      // of the next probe
 	Paused   time.Time `json:"paused,omitzero"`    // until when it asked us to wait, with some of its requests or all
+	Remedy   string    `json:"remedy,omitempty"`   // against that, where it is asked without a login
 }
 
 // Login is an account that an upstream refuses: what it is for is asked for
@@ -68,6 +69,7 @@ type Quota struct {
 	Exact         bool      `json:"exact"`           // resets is upstream's word; else it is then at the latest
 	Paused        time.Time `json:"paused,omitzero"` // until when none is asked for
 	Seen          time.Time `json:"seen"`
+	Remedy        string    `json:"remedy,omitempty"` // where it is spent, and asked for without a login
 }
 
 // Spent is what the ledger has of some hours.
@@ -137,7 +139,7 @@ func newStatus(ctx context.Context, api *API, hours, top int) Status {
 	l, now, disk := api.cfg.Live, time.Now(), api.cfg.Disk.Stats()
 	s := Status{
 		Version: api.about.Version, Data: api.about.Data, Since: l.Since.Round(0), Now: now.Round(0), Offline: l.Offline,
-		Breakers: l.breakers(), Logins: l.logins(ctx), Quotas: l.quotas(), Fills: []Fill{},
+		Breakers: l.breakers(ctx), Logins: l.logins(ctx), Quotas: l.quotas(ctx), Fills: []Fill{},
 		Spent:  newSpent(l.Ledger.Report(hours, top), hours),
 		Disk:   Disk{disk.Held, api.cfg.Budget, disk.Free},
 		Memory: Memory{disk.Memory, api.cfg.Memory, processMemory()},
@@ -150,12 +152,15 @@ func newStatus(ctx context.Context, api *API, hours, top int) Status {
 }
 
 // breakers tells how hosts fare.
-func (l *Live) breakers() []Breaker {
-	all := []Breaker{}
+func (l *Live) breakers(ctx context.Context) []Breaker {
+	all, now := []Breaker{}, time.Now()
 	for _, b := range l.Upstreams.Breakers() {
-		one := Breaker{b.Upstream, b.Host, b.Part, string(b.State), b.Since, b.Failures, b.Failed, b.Refused, "", b.Next, b.Paused}
+		one := Breaker{b.Upstream, b.Host, b.Part, string(b.State), b.Since, b.Failures, b.Failed, b.Refused, "", b.Next, b.Paused, ""}
 		if b.Err != nil {
 			one.Error = oci.Causes(b.Err)
+		}
+		if b.Paused.After(now) {
+			one.Remedy = l.remedy(ctx, b.Upstream, b.Host)
 		}
 		all = append(all, one)
 	}
@@ -176,14 +181,26 @@ func (l *Live) newLogin(r upstream.RefusedLogin) Login {
 }
 
 // quotas tells what is left to pull.
-func (l *Live) quotas() []Quota {
-	all := []Quota{}
+func (l *Live) quotas(ctx context.Context) []Quota {
+	all, now := []Quota{}, time.Now()
 	for _, q := range l.Upstreams.Quotas() {
-		all = append(all, Quota{
-			q.Upstream, q.Host, q.Account, q.Limit, q.Left, q.Reserve, int64(q.Window / time.Second), q.Resets, q.Exact, q.Paused, q.Seen,
-		})
+		one := Quota{
+			q.Upstream, q.Host, q.Account, q.Limit, q.Left, q.Reserve, int64(q.Window / time.Second), q.Resets, q.Exact, q.Paused, q.Seen, "",
+		}
+		if q.Account == "" && (q.Left >= 0 && q.Left <= q.Reserve || q.Paused.After(now)) {
+			one.Remedy = l.remedy(ctx, q.Upstream, q.Host)
+		}
+		all = append(all, one)
 	}
 	return all
+}
+
+// remedy is what there is against the limits of an address, beside patience.
+func (l *Live) remedy(ctx context.Context, name, host string) string {
+	if account, _ := l.Upstreams.SignedIn(ctx, oci.Repository{Host: name}); account != "" {
+		return ""
+	}
+	return l.SignIn(name, host)
 }
 
 func newSpent(r ledger.Report, hours int) Spent {

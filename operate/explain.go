@@ -97,11 +97,11 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 	}
 	for _, b := range x.Hosts {
 		if !isWell(b, time.Now()) {
-			facts.add("upstream now", strings.TrimSpace(b.Host+" "+partText(b.Part))+" "+plainText(troubleOf(b, time.Now())))
+			facts.add("upstream now", strings.TrimSpace(b.Host+" "+partText(b.Part))+" "+plainText(troubleOf(b, time.Now()))+remedyText(b.Remedy))
 		}
 	}
 	for _, q := range x.Quotas {
-		facts.add("quota", quotaText(q, time.Now()))
+		facts.add("quota", quotaText(q, time.Now())+remedyText(q.Remedy))
 	}
 	if err := facts.end(); err != nil {
 		return err
@@ -133,6 +133,13 @@ func askedAs(x admin.Explanation) string {
 		return x.Account
 	}
 	return "nobody: " + x.Account + " is refused by " + x.Login.Host + refusalText(*x.Login, time.Now()) + ": " + x.Login.Setting
+}
+
+func remedyText(remedy string) string {
+	if remedy == "" {
+		return ""
+	}
+	return "; " + remedy
 }
 
 func plainText(inks []ink) string {

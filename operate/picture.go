@@ -163,6 +163,14 @@ func (p *picture) quotas(s admin.Status) {
 		inks := []ink{{plain, left(name, q.Upstream+" "+account) + "  "}}
 		inks = append(inks, gauge(20, share, quotaStyle(q))...)
 		p.line(append(inks, ink{plain, right(12, numbers) + right(8, kept) + right(14, resetsText(q, s.Now))})...)
+		p.remedy(q.Remedy)
+	}
+}
+
+// remedy is what can be done about the row above; empty for nothing.
+func (p *picture) remedy(text string) {
+	if text != "" {
+		p.under(ink{dim, "    " + text})
 	}
 }
 

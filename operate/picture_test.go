@@ -34,16 +34,16 @@ func exampleStatus() admin.Status {
 			{Upstream: "ghcr.io", Host: "ghcr.io", State: "closed"},
 			{Upstream: "ghcr.io", Host: "ghcr.io", Part: "/v2/an-owner-with-a-name/tests/manifests/latest", State: "open", Since: now.Add(-10 * time.Second), Failures: 3, Refused: 2, Error: "unavailable: ghcr.io: no answer in time", Next: now.Add(5 * time.Second)},
 			{Upstream: "ghcr.io", Host: "ghcr.io", Part: "/v2/another-owner/of/tests/manifests/" + oci.Sum(nil).String(), State: "probing", Since: now.Add(-10 * time.Second), Failures: 3},
-			{Upstream: "public.ecr.aws", Host: "public.ecr.aws", State: "closed", Failures: 1, Failed: now.Add(-time.Hour), Error: "unavailable: public.ecr.aws: it cannot be reached"},
+			{Upstream: "mcr.microsoft.com", Host: "mcr.microsoft.com", State: "closed", Failures: 1, Failed: now.Add(-time.Hour), Error: "unavailable: mcr.microsoft.com: it cannot be reached"},
 			{Upstream: "quay.io", Host: "quay.io", State: "open", Since: now.Add(-190 * time.Second), Failures: 9, Refused: 31, Error: "unavailable: quay.io: it cannot be reached: 192.0.2.1:443 refuses the connection", Next: now.Add(12 * time.Second)},
-			{Upstream: "mcr.microsoft.com", Host: "mcr.microsoft.com", State: "closed", Paused: now.Add(25 * time.Second)},
+			{Upstream: "public.ecr.aws", Host: "public.ecr.aws", State: "closed", Paused: now.Add(25 * time.Second), Remedy: "an account there has limits of its own: ENTREPOT_UPSTREAM_<n>_USERNAME"},
 			{Upstream: "gcr.io", Host: "gcr.io", State: "probing", Since: now.Add(-2 * time.Second), Failures: 3, Refused: 1},
 		},
 		Logins: []admin.Login{
 			{Upstream: "docker.io", Host: "auth.docker.io", Account: "bot", Setting: "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD_FILE=/run/secrets/bot, for team/*", Since: now.Add(-20 * time.Minute), Next: now.Add(5 * time.Minute)},
 		},
 		Quotas: []admin.Quota{
-			{Upstream: "docker.io", Account: "", Limit: 100, Left: 7, Reserve: 10, Resets: now.Add(2*time.Hour + 10*time.Minute)},
+			{Upstream: "docker.io", Account: "", Limit: 100, Left: 7, Reserve: 10, Resets: now.Add(2*time.Hour + 10*time.Minute), Remedy: "an account there has limits of its own: ENTREPOT_DOCKERHUB_USERNAME"},
 			{Upstream: "docker.io", Account: "team-with-a-very-long-name", Limit: 200, Left: 134, Resets: now.Add(95 * time.Second), Exact: true},
 			{Upstream: "docker.io", Account: "spent", Limit: 200, Left: 40, Reserve: 10, Paused: now.Add(30 * time.Second)},
 			{Upstream: "ghcr.io", Account: "me", Limit: 5000, Left: -1},
@@ -142,7 +142,7 @@ func TestStatusPictureFitsItsHeight(t *testing.T) {
 	}{
 		{120, 100, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM", "and 3 more"}, ""},
 		{120, 39, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM"}, "no room for "},
-		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 3 of QUOTA, 8 of HOSTS, 3 of LAST 6 HOURS, 1 of ACCOUNTS, CLIENTS, …"},
+		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 2 of QUOTA, 7 of HOSTS, 3 of LAST 6 HOURS, ACCOUNTS, CLIENTS, REPOS…"},
 		{60, 14, []string{"QUOTA", "HOSTS", "DISK", "MEMORY", "WARM"}, "no room for "},
 		{40, 3, []string{"Entrepôt"}, "no room for "},
 	} {

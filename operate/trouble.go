@@ -90,6 +90,7 @@ func (p *picture) hosts(s admin.Status) {
 		if h.host.Error != "" && !isWell(h.host, s.Now) {
 			p.under(ink{dim, "    " + h.host.Upstream + ": " + errorText(h.host)})
 		}
+		p.remedy(h.host.Remedy)
 		for _, part := range h.parts {
 			p.line(ink{plain, strings.TrimRight("    "+left(max(p.width-4, 20), partText(part.Part)), " ")})
 			how := append([]ink{{plain, "      "}}, troubleOf(part, s.Now)...)

@@ -134,6 +134,8 @@ type Warning struct {
 	Host     string // that it concerns
 	Account  string // likewise; empty: none in particular
 	Detail   string
+
+	Anonymous bool // HostLimits: it limits whoever asks without a login
 }
 
 // defaultUserAgent is sent where the configuration names none.

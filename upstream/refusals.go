@@ -145,5 +145,5 @@ func (s *site) refusedLogin(cred credential, host, path string, heldBack bool) {
 		s.accounts.refuse(cred, host, path)
 		detail = cred.String() + " is refused: what it is for is asked for anonymously until it is tried again"
 	}
-	s.warnOf(CredentialsRefused, host, cred.account(), detail)
+	s.tell(Warning{Trouble: CredentialsRefused, Host: host, Account: cred.account(), Detail: detail})
 }

@@ -113,10 +113,18 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 		return nil, err
 	}
 	if a.paused = pass.Answered(a.status, a.header, a.start); a.paused > 0 && a.status == http.StatusTooManyRequests {
-		s.warn(HostLimits, r.url.Host, fmt.Sprintf("it answers 429: requests like this one wait for %s, and what is held is served meanwhile", a.paused.Round(time.Second)))
+		s.warnOfLimit(q, r, a.paused)
 	}
 	s.breakers.note(at, began, a.outcome(), a.paused, a.trouble())
 	return a, s.checkEncoding(a)
+}
+
+// warnOfLimit tells of a 429. Where redirects lead nobody signs in.
+func (s *site) warnOfLimit(q *question, r request, wait time.Duration) {
+	s.tell(Warning{
+		Trouble: HostLimits, Host: r.url.Host, Account: q.account, Anonymous: q.account == "" && r.class != ratelimit.Redirect,
+		Detail: fmt.Sprintf("it answers 429: requests like this one wait for %s, and what is held is served meanwhile", wait.Round(time.Second)),
+	})
 }
 
 // transmit sends a request that may be sent.

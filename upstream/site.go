@@ -179,12 +179,15 @@ func (w *warnings) pass(o occasion) bool {
 	return true
 }
 
-func (s *site) warn(t Trouble, host, detail string) { s.warnOf(t, host, "", detail) }
+func (s *site) warn(t Trouble, host, detail string) {
+	s.tell(Warning{Trouble: t, Host: host, Detail: detail})
+}
 
-// warnOf is warn, of one account.
-func (s *site) warnOf(t Trouble, host, account, detail string) {
-	if s.warnings.pass(occasion{t, host, account}) {
-		s.cfg.Warn(Warning{Upstream: s.cfg.Name, Trouble: t, Host: host, Account: account, Detail: detail})
+// tell warns, unless it did so of the same a moment ago.
+func (s *site) tell(w Warning) {
+	if s.warnings.pass(occasion{w.Trouble, w.Host, w.Account}) {
+		w.Upstream = s.cfg.Name
+		s.cfg.Warn(w)
 	}
 }
 
