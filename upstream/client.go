@@ -137,12 +137,20 @@ func (c *Client) Breakers() []Breaker {
 	return all
 }
 
-// Quotas is what upstream last told of what its accounts may pull.
+// Quotas is what upstream last told of what its accounts may pull: once of an account
+// at a host, which may have several of its addresses.
 func (c *Client) Quotas() []Quota {
 	var all []Quota
 	for _, s := range c.sites {
 		for _, q := range s.limiter.Quotas() {
-			all = append(all, Quota{c.cfg.Name, s.endpoint.Host, q})
+			one := Quota{c.cfg.Name, s.endpoint.Host, q}
+			i := slices.IndexFunc(all, func(known Quota) bool { return known.Host == one.Host && known.Account == one.Account })
+			switch {
+			case i < 0:
+				all = append(all, one)
+			case one.Seen.After(all[i].Seen):
+				all[i] = one
+			}
 		}
 	}
 	return all

@@ -303,6 +303,31 @@ func TestSizesMustAgree(t *testing.T) {
 	})
 }
 
+// Two addresses at one host are counted as one there: of an account's quota it is told
+// once, as it was seen last.
+func TestAddressesOfOneHostHaveOneQuota(t *testing.T) {
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t := w.t
+		metered := &meteredRegistry{}
+		w.net = meter(t, metered)
+		c := connectAt(t, metered.url, time.Now, func(cfg *Config) {
+			cfg.Dial = w.net.DialContext
+			cfg.Mirrors = []Mirror{{URL: metered.url + "/mirror"}}
+		})
+		for i, s := range c.sites {
+			for range i + 1 {
+				if _, err := s.getManifest(t.Context(), &question{repo: alpine}, oci.Request{Kind: oci.ManifestKind, Name: alpine.Path, Tag: "v1"}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+			}
+		}
+		if q := c.Quotas(); len(q) != 1 || q[0].Left != pullLimit-3 {
+			t.Errorf("quotas: %+v", q)
+		}
+	})
+}
+
 // Each address has its own login, or none.
 func TestMirrorsHaveTheirOwnLogins(t *testing.T) {
 	for _, auth := range []ocitest.Auth{ocitest.TokenAuth, ocitest.BasicAuth} {
