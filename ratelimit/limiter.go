@@ -29,6 +29,7 @@ const (
 	List                  // tags, referrers
 	Token                 // the token service
 	Redirect              // a host that is led to: no request rate
+	Probe                 // whether a host is well: only what pauses all of it holds those
 	numClasses
 )
 

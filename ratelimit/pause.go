@@ -67,6 +67,9 @@ func (p *Pass) pauseLocked(now time.Time) *obstacle {
 // not counted. Its 429 for abuse is plain text with a Retry-After, and concerns
 // the host. A 503 with a Retry-After is the word of what was asked for, so it
 // pauses nothing here: what it returns is for the breakers.
+//
+// A probe pauses no others like it, which are for another outage, and its host for
+// maxBackoff at most: it goes out without credentials, and who has some may be let in.
 func (p *Pass) answeredLocked(status int, header http.Header, body []byte, now time.Time) time.Duration {
 	quota, told := ReadQuota(header, now)
 	p.noteQuotaLocked(status, quota, told, now)
@@ -79,16 +82,20 @@ func (p *Pass) answeredLocked(status int, header http.Header, body []byte, now t
 	}
 	refusal := oci.ReadError(status, header, body, oci.NotFound, now)
 	wait := refusal.RetryAfter // oci.MaxRetryAfter at most
+	isProbe := p.call.Class == Probe
 	isQuota := status == http.StatusTooManyRequests && (told && quota.Left == 0 || isQuotaRefusal(body))
 	switch {
-	case isQuota && p.budget != nil:
-		return p.budget.refuse(wait, now)
-	case isQuota && wait > 0:
-		class.extend(now.Add(wait), refusal.Code)
 	case status == http.StatusServiceUnavailable:
 		return wait
-	case wait > 0:
+	case isQuota && p.budget != nil:
+		return p.budget.refuse(wait, now)
+	case wait > 0 && !isQuota && isProbe:
+		p.host.all.extend(now.Add(min(wait, maxBackoff)), refusal.Code)
+	case wait > 0 && !isQuota:
 		p.host.all.extend(now.Add(wait), refusal.Code)
+	case isProbe:
+	case wait > 0:
+		class.extend(now.Add(wait), refusal.Code)
 	default:
 		class.back(now, maxBackoff, refusal.Code)
 	}

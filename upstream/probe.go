@@ -348,11 +348,12 @@ func (b *breakers) probeNow() {
 // how long it is not to be asked again.
 func (s *site) probe(ctx context.Context, u *url.URL) (o outcome, retry time.Duration, err error) {
 	q := &question{ask: oci.Ask{Background: true}}
-	pass, err := s.limiter.Acquire(ctx, ratelimit.Call{Host: u.Host, Class: ratelimit.Check, Background: true})
+	r := request{kind: ProbeKind, class: ratelimit.Probe, method: http.MethodHead, url: u}
+	pass, err := s.limiter.Acquire(ctx, ratelimit.Call{Host: u.Host, Class: r.class, Background: true})
 	if err != nil {
 		return unsaid, oci.RetryAfter(err), err
 	}
-	a, err := s.transmit(ctx, q, request{kind: ProbeKind, method: http.MethodHead, url: u}, login{}, pass)
+	a, err := s.transmit(ctx, q, r, login{}, pass)
 	if err != nil {
 		return failureOutcome(ctx, err), 0, err
 	}

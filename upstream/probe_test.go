@@ -134,6 +134,43 @@ func TestARetryAfterHoldsForProbes(t *testing.T) {
 	})
 }
 
+// That no more HEADs are wanted keeps no host down that is well again: what a probe
+// asks is not what was refused, and pulls may be sent.
+func TestAPauseOfHeadsKeepsNoHostDown(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		head := ocitest.Match{Method: http.MethodHead}
+		refused := ocitest.Effect{
+			Do: "answer", Status: http.StatusTooManyRequests,
+			Header: http.Header{"Ratelimit-Remaining": {"0;w=3600"}, "Retry-After": {"3600"}},
+		}
+		pull := func() error {
+			_, _, err := c.Manifest(t.Context(), alpine, ocitest.RandomImage(1, 100).Digest, oci.Ask{})
+			return err
+		}
+		hub.Inject(&ocitest.Fault{Match: head, Effect: refused})
+		wantCode(t, resolve(t, c), oci.TooManyRequests)
+		for outage := range 2 { // what its probes are told in the first holds none in the second
+			hub.ClearFaults()
+			down := hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()})
+			hub.Inject(&ocitest.Fault{Match: head, Effect: refused})
+			for range tripAfter {
+				wantCode(t, pull(), oci.Unavailable)
+			}
+			time.Sleep(10 * time.Second)
+			down.Remove()
+			err := pull()
+			wantCode(t, err, oci.Unavailable)
+			time.Sleep(oci.RetryAfter(err))
+			if err := pull(); err != nil {
+				t.Errorf("once it is up after outage %d: %v, told to come in %v", outage, err, oci.RetryAfter(err))
+			}
+		}
+		wantCode(t, resolve(t, c), oci.TooManyRequests)
+	})
+}
+
 // However long nobody asks, the first who does again waits for no black hole:
 // its host is known to be one, by a probe now and then. That it is well again is
 // found out as soon as anybody asks. A host that we were led to is forgotten.
