@@ -56,7 +56,8 @@ type Breaker struct {
 // no connection comes about, it is the host that fails. Where one does, and then no
 // answer, the host is in doubt unless it has answered others meanwhile: its breaker
 // is open until a probe of something else, which goes out at once, tells which of
-// them it is.
+// them it is: whatever that is answered with, the host does not hang for everything,
+// and a 5xx counts as one more failure.
 //
 // An open breaker fails every request at once, the one that finds it time for a
 // probe included: nobody waits for a black hole twice. Where a host's trouble is
@@ -119,7 +120,7 @@ type breaker struct {
 	well     target        // the last that was answered
 	trial    time.Time     // from when on one is allowed, while open; zero: at once
 	tried    time.Time     // when the trials that there were would all have had their time
-	answered time.Time     // the last time that it was well
+	answered time.Time     // the last time that it was well, or resolved a doubt
 	failed   time.Time     // the last time that it was not
 	took     time.Duration // by the last failure
 	since    time.Time
@@ -288,7 +289,7 @@ func (br *breaker) counts(began time.Time, o outcome) bool {
 	case o == hung && br.scope.isHost() && br.answered.After(began):
 		return false
 	case o == hung && (br.scope.isHost() || br.scope.path != ""), o == silent && !br.answered.After(began):
-		br.failures = max(br.failures+1, tripAfter)
+		br.failures += tripAfter
 	case br.failed.After(began):
 		return false
 	default:

@@ -128,11 +128,11 @@ func (br *breaker) triedLocked() {
 
 // doubtLocked keeps requests from a host, one of which hangs, while a probe finds
 // out whether it answers anything else: what it answered last, if that is of another
-// repository, or else its root.
+// repository and wants no rest, or else its root.
 func (b *breakers) doubtLocked(br *breaker, t target) {
 	other := br.well
-	if other.url == nil || other.repo == t.repo {
-		other.url = &url.URL{Scheme: t.url.Scheme, Host: t.url.Host, Path: "/v2/"}
+	if other.url == nil || other.repo == t.repo || b.restsLocked(other).After(time.Now()) {
+		other = target{url: &url.URL{Scheme: t.url.Scheme, Host: t.url.Host, Path: "/v2/"}, led: t.led}
 	}
 	br.open, br.doubt, br.since, br.refused, br.outcome = true, true, time.Now(), 0, hung
 	br.wishes = []target{other, t}
@@ -234,6 +234,8 @@ func (b *breakers) probe(br *breaker) {
 	switch {
 	case confirmed:
 		b.report(br.scope.host, err)
+	case up && o == erred:
+		b.note(t, now, o, retry, err)
 	case up && br.scope.isHost() && !wasDoubt:
 		b.report(br.scope.host, nil)
 	}
@@ -295,15 +297,25 @@ func (b *breakers) probedLocked(br *breaker, o outcome, err error) (up bool) {
 		return false // a late answer to an earlier request has closed it
 	}
 	br.probing = false
-	if o == answered {
-		if br.scope.isHost() {
-			br.closeLocked(time.Now())
-		} else {
-			br.standDownLocked()
-		}
-		b.uncoverLocked(br.scope)
-		return true
+	switch {
+	case o == erred && br.doubt: // it does not hang, nor is it well
+		before := br.failures - tripAfter
+		br.closeLocked(time.Now())
+		br.failures = before
+	case o != answered:
+		b.failedLocked(br, o, err)
+		return false
+	case br.scope.isHost():
+		br.closeLocked(time.Now())
+	default:
+		br.standDownLocked()
 	}
+	b.uncoverLocked(br.scope)
+	return true
+}
+
+// failedLocked notes a probe that was not answered, or by a 5xx.
+func (b *breakers) failedLocked(br *breaker, o outcome, err error) {
 	if o != unsaid {
 		br.failures++
 		br.failed, br.outcome, br.err, br.took = time.Now(), o, err, time.Since(br.next)
@@ -312,7 +324,6 @@ func (b *breakers) probedLocked(br *breaker, o outcome, err error) (up bool) {
 		}
 	}
 	b.scheduleLocked(br)
-	return false
 }
 
 // forget has what fails of a repository asked for again, whatever it asked for, and

@@ -201,12 +201,16 @@ func TestAnOutageOutlivesAQuietDay(t *testing.T) {
 	})
 	simulate(t, ocitest.Config{}, func(w *world) {
 		t, hub := w.t, w.hub
-		blob := ocitest.Blob(1, 1000)
-		hub.PushBlob("library/alpine", blob)
 		c := w.connect()
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN, Method: http.MethodHead}, Effect: ocitest.Answer(503), Times: 1})
 		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Hang()})
-		_, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1)
-		wantCode(t, err, oci.Timeout)
+		for i := range 2 { // of which the first has it doubted alone
+			blob := ocitest.Blob(uint64(i), 1000)
+			hub.PushBlob("library/alpine", blob)
+			_, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1)
+			wantCode(t, err, oci.Timeout)
+			synctest.Wait()
+		}
 		time.Sleep(unwantedFor + 2*idleProbeWait)
 		hub.Reset()
 		time.Sleep(unwantedFor)
@@ -734,6 +738,99 @@ func TestADoubtedHostIsAskedForSomethingElse(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A host one of whose repositories hangs does not hang for everything if it answers
+// something else with 5xx. That counts as any other does: the third opens its breaker.
+func TestADoubtedHostThatAnswers5xxIsNotMute(t *testing.T) {
+	for failed := range tripAfter { // other repositories, before
+		t.Run(strconv.Itoa(failed), func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub := w.t, w.hub
+				var rec recorder
+				c := w.connect(rec.attach)
+				mustResolve(t, c)
+				hub.Push("library/other", "latest", ocitest.RandomImage(2, 100))
+				fail := func(path string) {
+					t.Helper()
+					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.Answer(503)})
+					wantCode(t, resolveAt(t, c, path), oci.Unavailable)
+				}
+				for i := range failed {
+					fail(fmt.Sprint("library/broken", i))
+				}
+				hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/slow"}, Effect: ocitest.Hang()})
+				hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/alpine"}, Effect: ocitest.Answer(503)})
+				wantCode(t, resolveAt(t, c, "library/slow"), oci.Timeout)
+				synctest.Wait()
+				if n := hub.Count(ocitest.Match{Repo: "library/alpine"}); n != 2 {
+					t.Fatalf("what was well was asked for %d times, want a probe", n)
+				}
+				for ; failed < tripAfter-1; failed++ {
+					if s := stateOf(t, c, hub.URL()); s.State != BreakerClosed || s.Failures != failed+1 {
+						t.Errorf("%+v, want a host that failed %d times", s, failed+1)
+					}
+					if got := rec.troubles(); len(got) > 0 {
+						t.Errorf("warnings %v", got)
+					}
+					fail(fmt.Sprint("library/worse", failed))
+				}
+				if s := stateOf(t, c, hub.URL()); s.State != BreakerOpen {
+					t.Errorf("%+v, want an outage", s)
+				}
+				if got := rec.troubles(); !slices.Equal(got, []Trouble{HostDown}) {
+					t.Errorf("warnings %v", got)
+				}
+				if took, err := timed(func() error { return resolveAt(t, c, "library/slow") }); oci.CodeOf(err) != oci.Unavailable || took != 0 {
+					t.Errorf("what hangs, again: %v after %v, want Unavailable at once", err, took)
+				}
+				if err := resolveAt(t, c, "library/other"); err != nil {
+					t.Errorf("as a trial: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// What was well and is busy now is not what tells whether its host hangs.
+func TestWhatIsBusyResolvesNoDoubt(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		mustResolve(t, c)
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/alpine"}, Effect: ocitest.RetryLater(503, "600")})
+		for _, path := range []string{"library/slow", "library/slower"} {
+			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.Hang()})
+			wantCode(t, resolveAt(t, c, path), oci.Timeout)
+			synctest.Wait()
+			if s := stateOf(t, c, hub.URL()); s.State != BreakerClosed {
+				t.Errorf("%+v though only %s hangs", s, path)
+			}
+		}
+		if n := hub.Count(ocitest.Match{Repo: "library/alpine"}); n != 2 {
+			t.Errorf("what is busy was asked for %d times, want once before it was", n)
+		}
+	})
+}
+
+// A host's root is no part of the repository that hangs.
+func TestARootThatAnswers5xxIsHeldAgainstNoRepository(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		mustResolve(t, c)
+		ask := func(tag string) error {
+			_, _, err := c.Resolve(t.Context(), alpine, tag, oci.Ask{})
+			return err
+		}
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Reference: "slow"}, Effect: ocitest.Hang()})
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Reference: "broken"}, Effect: ocitest.Answer(503)})
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Kind: ocitest.Ping}, Effect: ocitest.Answer(503)})
+		wantCode(t, ask("slow"), oci.Timeout)
+		synctest.Wait()
+		wantCode(t, ask("broken"), oci.Unavailable)
+		mustResolve(t, c)
+	})
 }
 
 // While all of a host answers 5xx, what was not asked for before costs a request
