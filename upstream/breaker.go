@@ -125,9 +125,9 @@ type breaker struct {
 	took     time.Duration // by the last failure
 	since    time.Time
 	refused  int
-	heard    chan struct{} // closed when a question by hear is answered; nil: there is none
-	wanted   time.Time     // by the last request that was refused, or that failed
-	wishes   []target      // to be probed, the next one first
+	heard    <-chan struct{} // closed when a question by hear is answered; nil: there is none
+	wanted   time.Time       // by the last request that was refused, or that failed
+	wishes   []target        // to be probed, the next one first
 	backoff  time.Duration
 	next     time.Time
 	rests    time.Time   // of a path: until when it asked not to be probed

@@ -158,7 +158,8 @@ func (c *Client) Quotas() []Quota {
 
 // Forget drops what is remembered of refusals for a repository, and of the credential
 // for it, so that the next question is asked. Hosts that are down are probed once,
-// which may take as long as an answer may. What a 429 asked for holds.
+// which may take as long as an answer may: who leaves does not wait for that, and the
+// probes go on. What a 429 asked for holds.
 func (c *Client) Forget(ctx context.Context, repo oci.Repository) {
 	for _, s := range c.sites {
 		s.forget(ctx, repo)

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"sync"
 	"time"
 
 	"entrepot/oci"
@@ -251,23 +250,35 @@ func (b *breakers) hear(ctx context.Context, t target, since time.Time) {
 		b.mu.Unlock()
 		return
 	}
-	heard := br.heard
-	if heard == nil {
-		heard = make(chan struct{})
-		br.heard = heard
-		b.probes.Go(func() {
+	if br.heard == nil {
+		br.heard = b.goLocked(func() {
 			began := time.Now()
 			o, retry, err := b.ask(t.url)
 			b.note(t, began, o, retry, err)
 			b.mu.Lock()
 			br.heard = nil
 			b.mu.Unlock()
-			close(heard)
 		})
 	}
+	heard := br.heard
 	b.mu.Unlock()
+	await(ctx, heard)
+}
+
+// goLocked runs work that is b's to wait for, who must not have ended, whatever
+// becomes of those who wait for it to be done.
+func (b *breakers) goLocked(work func()) (done <-chan struct{}) {
+	ended := make(chan struct{})
+	b.probes.Go(func() {
+		defer close(ended)
+		work()
+	})
+	return ended
+}
+
+func await(ctx context.Context, done <-chan struct{}) {
 	select {
-	case <-heard:
+	case <-done:
 	case <-ctx.Done():
 	}
 }
@@ -328,19 +339,21 @@ func (b *breakers) failedLocked(br *breaker, o outcome, err error) {
 
 // forget has what fails of a repository asked for again, whatever it asked for, and
 // finds out whether hosts that are down still are: not if that took longer the last
-// time than it is ago.
-func (b *breakers) forget(repo string) {
-	var probes sync.WaitGroup
-	defer probes.Wait()
+// time than it is ago. It returns when that is known, or ctx ends.
+func (b *breakers) forget(ctx context.Context, repo string) {
+	var probes []<-chan struct{}
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	for p, br := range b.known {
 		switch {
 		case p.repo == repo:
 			b.forgetLocked(br)
-		case p.isHost() && time.Since(br.failed) >= br.took:
-			probes.Go(func() { b.probe(br) })
+		case p.isHost() && br.open && !b.ended && time.Since(br.failed) >= br.took:
+			probes = append(probes, b.goLocked(func() { b.probe(br) }))
 		}
+	}
+	b.mu.Unlock()
+	for _, done := range probes {
+		await(ctx, done)
 	}
 }
 

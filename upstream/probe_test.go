@@ -355,6 +355,31 @@ func TestForgettingProbesAHostOnce(t *testing.T) {
 	}
 }
 
+// An operator who leaves waits for no black hole. Its probe goes on.
+func TestForgettingEndsWithWhoAsks(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		hang := hub.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+		wantCode(t, resolve(t, c), oci.Timeout)
+		time.Sleep(24 * time.Hour)
+		hub.Reset()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		for _, want := range []time.Duration{time.Second, 0} {
+			if took, _ := timed(func() error { c.Forget(ctx, alpine); return nil }); took != want {
+				t.Errorf("it took %v, want %v", took, want)
+			}
+		}
+		if s, n := stateOf(t, c, hub.URL()), len(hub.Requests()); s.State != BreakerProbing || n != 1 {
+			t.Errorf("%+v, %d requests, want one probe on its way", s, n)
+		}
+		hang.Release()
+		synctest.Wait()
+		mustResolve(t, c)
+	})
+}
+
 // While a host is down its probes are for its parts too, which are looked at again
 // as soon as it is up.
 func TestPartsOfWhatIsDownAreNotProbed(t *testing.T) {

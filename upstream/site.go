@@ -100,7 +100,7 @@ func (s *site) forget(ctx context.Context, repo oci.Repository) {
 		s.accounts.forget(cred.id)
 	}
 	s.tokens.forget(repo.Path)
-	s.breakers.forget(repo.Path)
+	s.breakers.forget(ctx, repo.Path)
 }
 
 func (s *site) close() {
