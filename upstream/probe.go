@@ -190,36 +190,12 @@ func (b *breakers) probeSoonLocked(br *breaker) {
 
 // probe finds out whether what a breaker is for answers again.
 func (b *breakers) probe(br *breaker) {
-	b.mu.Lock()
-	now := time.Now()
-	switch {
-	case b.ended, !br.open, br.probing, b.known[br.scope] != br:
-		b.mu.Unlock()
-		return
-	case br.isUnwanted(now):
-		if br.scope.isHost() {
-			b.forgetLocked(br)
-		} else {
-			br.standDownLocked()
-		}
-		b.mu.Unlock()
-		return
-	case b.isCoveredLocked(br.scope):
-		b.probeInLocked(br, maxPartWait)
-		b.mu.Unlock()
-		return
-	}
-	t, ok := b.nextLocked(br)
+	t, ok := b.beginProbe(br)
 	if !ok {
-		b.probeSoonLocked(br)
-		b.mu.Unlock()
 		return
 	}
-	br.probing, br.next = true, now
-	b.probes.Add(1)
-	b.mu.Unlock()
 	defer b.probes.Done()
-
+	began := time.Now()
 	o, retry, err := b.ask(t.url)
 
 	b.mu.Lock()
@@ -227,17 +203,44 @@ func (b *breakers) probe(br *breaker) {
 		b.atLocked(t.path()).rests = time.Now().Add(min(retry, idleProbeWait))
 	}
 	wasDoubt := br.doubt
-	up := b.probedLocked(br, o, err)
+	over := b.probedLocked(br, o, err)
 	confirmed := wasDoubt && !br.doubt && br.open
 	b.mu.Unlock()
 	switch {
 	case confirmed:
 		b.report(br.scope.host, err)
-	case up && o == erred:
-		b.note(t, now, o, retry, err)
-	case up && br.scope.isHost() && !wasDoubt:
+	case over && o == erred:
+		b.note(t, began, o, retry, err)
+	case over && br.scope.isHost() && !wasDoubt:
 		b.report(br.scope.host, nil)
 	}
+}
+
+// beginProbe picks what to ask, if it is time for that. The probe is then on its way.
+func (b *breakers) beginProbe(br *breaker) (t target, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	switch {
+	case b.ended, !br.open, br.probing, b.known[br.scope] != br:
+		return target{}, false
+	case br.isUnwanted(now) && br.scope.isHost():
+		b.forgetLocked(br)
+		return target{}, false
+	case br.isUnwanted(now):
+		br.standDownLocked()
+		return target{}, false
+	case b.isCoveredLocked(br.scope):
+		b.probeInLocked(br, maxPartWait)
+		return target{}, false
+	}
+	if t, ok = b.nextLocked(br); !ok {
+		b.probeSoonLocked(br)
+		return target{}, false
+	}
+	br.probing, br.next = true, now
+	b.probes.Add(1)
+	return t, true
 }
 
 // hear sends one request for all who want to know if a host answers, unless that is
@@ -303,7 +306,9 @@ func (b *breakers) uncoverLocked(whole scope) {
 	}
 }
 
-func (b *breakers) probedLocked(br *breaker, o outcome, err error) (up bool) {
+// probedLocked notes what came of a probe, and reports whether that ended the trouble,
+// or a doubt.
+func (b *breakers) probedLocked(br *breaker, o outcome, err error) (over bool) {
 	if b.ended || !br.probing || b.known[br.scope] != br {
 		return false // a late answer to an earlier request has closed it
 	}
