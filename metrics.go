@@ -235,53 +235,42 @@ func (m *metrics) watch(disk func() store.Stats, cacheStats func() cache.Stats, 
 // watchUpstreams adds what the ledger and the breakers say of each upstream.
 func (m *metrics) watchUpstreams(l *ledger.Ledger, upstreams *upstream.Set) {
 	m.registry.MustRegister(newAccountCollector(m.upstreams, l))
-	for _, one := range []struct {
-		name, help string
-		value      func(ledger.Sum) int64
-	}{
-		{"saved_requests_total", "Answers to clients for which nothing was fetched: held, or on its way.", func(s ledger.Sum) int64 { return s.Held }},
-		{"saved_bytes_total", "Bytes to clients for which nothing was fetched: held, or on their way.", func(s ledger.Sum) int64 { return s.Saved }},
-	} {
-		m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.CounterValue, upstreamDesc(one.name, one.help), func() map[string]float64 {
-			values := map[string]float64{}
-			for _, line := range l.Totals() {
-				values[line.Upstream] = float64(one.value(line.Sum))
-			}
-			return values
-		}})
-	}
-	help := "Hosts of an upstream, and single repositories and paths, that are not asked, since they do not answer."
-	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("breakers_open", help), func() map[string]float64 {
-		values := map[string]float64{}
+	m.perUpstream(prometheus.CounterValue, "saved_requests_total", "Answers to clients for which nothing was fetched: held, or on its way.", func(add func(string, float64)) {
+		for _, line := range l.Totals() {
+			add(line.Upstream, float64(line.Held))
+		}
+	})
+	m.perUpstream(prometheus.CounterValue, "saved_bytes_total", "Bytes to clients for which nothing was fetched: held, or on their way.", func(add func(string, float64)) {
+		for _, line := range l.Totals() {
+			add(line.Upstream, float64(line.Saved))
+		}
+	})
+	m.perUpstream(prometheus.GaugeValue, "breakers_open", "Hosts of an upstream, and single repositories and paths, that are not asked, since they do not answer.", func(add func(string, float64)) {
 		for _, b := range upstreams.Breakers() {
 			if b.State != upstream.BreakerClosed {
-				values[b.Upstream]++
+				add(b.Upstream, 1)
 			}
 		}
-		return values
-	}})
-	help = "Hosts of an upstream that asked to be left alone for a while, with some of its requests or all."
-	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("hosts_paused", help), func() map[string]float64 {
-		values, now := map[string]float64{}, time.Now()
+	})
+	m.perUpstream(prometheus.GaugeValue, "hosts_paused", "Hosts of an upstream that asked to be left alone for a while, with some of its requests or all.", func(add func(string, float64)) {
+		now := time.Now()
 		for _, b := range upstreams.Breakers() {
 			if b.Part == "" && b.Paused.After(now) {
-				values[b.Upstream]++
+				add(b.Upstream, 1)
 			}
 		}
-		return values
-	}})
-	help = "Accounts of an upstream whose password it refuses: what they are for is asked for anonymously."
-	m.registry.MustRegister(&upstreamCollector{m.upstreams, prometheus.GaugeValue, upstreamDesc("logins_refused", help), func() map[string]float64 {
-		values := map[string]float64{}
+	})
+	m.perUpstream(prometheus.GaugeValue, "logins_refused", "Accounts of an upstream whose password it refuses: what they are for is asked for anonymously.", func(add func(string, float64)) {
 		for _, login := range upstreams.RefusedLogins(context.Background()) {
-			values[login.Upstream]++
+			add(login.Upstream, 1)
 		}
-		return values
-	}})
+	})
 }
 
-func upstreamDesc(name, help string) *prometheus.Desc {
-	return prometheus.NewDesc(namespace+"_"+name, help, []string{"upstream"}, nil)
+// perUpstream adds what adds up for each upstream when it is scraped.
+func (m *metrics) perUpstream(kind prometheus.ValueType, name, help string, sum func(add func(upstream string, value float64))) {
+	desc := prometheus.NewDesc(namespace+"_"+name, help, []string{"upstream"}, nil)
+	m.registry.MustRegister(&upstreamCollector{m.upstreams, kind, desc, sum})
 }
 
 // goMetrics are those that its library thinks of, and for how long goroutines have
@@ -297,13 +286,14 @@ type upstreamCollector struct {
 	upstreams []string
 	kind      prometheus.ValueType
 	desc      *prometheus.Desc
-	values    func() map[string]float64
+	sum       func(add func(upstream string, value float64))
 }
 
 func (c *upstreamCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 
 func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
-	values := c.values()
+	values := map[string]float64{}
+	c.sum(func(upstream string, value float64) { values[upstream] += value })
 	for _, name := range c.upstreams {
 		ch <- prometheus.MustNewConstMetric(c.desc, c.kind, values[name], name)
 	}
