@@ -44,6 +44,12 @@ func (w *world) connect(change ...func(*Config)) *Client {
 	return connect(w.t, w.hub, append([]func(*Config){func(c *Config) { c.Dial = w.net.DialContext }}, change...)...)
 }
 
+// client is what most tests begin with.
+func (w *world) client() (*testing.T, *ocitest.Hub, *Client) {
+	w.t.Helper()
+	return w.t, w.hub, w.connect()
+}
+
 var open = ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}}
 
 // stateOf is the state of one host's breaker.
@@ -71,8 +77,7 @@ func timed(f func() error) (time.Duration, error) {
 // A connection that is closed instead of an answer is not the end of anything.
 func TestAClosedConnectionIsNoEnd(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		mustResolve(t, c)
 		hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()})
 		if err := resolve(t, c); err == nil || errors.Is(err, io.EOF) {
@@ -107,8 +112,7 @@ func TestAnOutageCostsAHandfulOfProbes(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			simulate(t, open, func(w *world) {
-				t, hub := w.t, w.hub
-				c := w.connect()
+				t, hub, c := w.client()
 				mustResolve(t, c)
 				hub.Reset()
 				tt.down(hub)
@@ -194,8 +198,7 @@ func TestWhatOpensNoBreaker(t *testing.T) {
 	for name, effect := range effects {
 		t.Run(name, func(t *testing.T) {
 			simulate(t, open, func(w *world) {
-				t, hub := w.t, w.hub
-				c := w.connect()
+				t, hub, c := w.client()
 				inject(effect)(hub)
 				for range 10 * tripAfter {
 					_ = resolve(t, c)
@@ -208,8 +211,7 @@ func TestWhatOpensNoBreaker(t *testing.T) {
 	}
 	t.Run("failures between successes", func(t *testing.T) {
 		simulate(t, open, func(w *world) {
-			t, hub := w.t, w.hub
-			c := w.connect()
+			t, hub, c := w.client()
 			for range 10 {
 				hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500), Times: tripAfter - 1})
 				for range tripAfter - 1 {
@@ -221,8 +223,7 @@ func TestWhatOpensNoBreaker(t *testing.T) {
 	})
 	t.Run("callers that leave", func(t *testing.T) {
 		simulate(t, open, func(w *world) {
-			t, hub := w.t, w.hub
-			c := w.connect()
+			t, hub, c := w.client()
 			hang := hub.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
 			for i := range 10 * tripAfter {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -240,8 +241,7 @@ func TestWhatOpensNoBreaker(t *testing.T) {
 	})
 	t.Run("together", func(t *testing.T) {
 		simulate(t, open, func(w *world) {
-			t, hub := w.t, w.hub
-			c := w.connect()
+			t, hub, c := w.client()
 			hub.Set(func(h *ocitest.Habits) { h.Latency = time.Second })
 			hub.Inject(&ocitest.Fault{Effect: ocitest.Reset(), Times: 10})
 			var wg sync.WaitGroup
@@ -254,8 +254,7 @@ func TestWhatOpensNoBreaker(t *testing.T) {
 	})
 	t.Run("one silent question among others that are answered", func(t *testing.T) {
 		simulate(t, open, func(w *world) {
-			t, hub := w.t, w.hub
-			c := w.connect()
+			t, hub, c := w.client()
 			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Kind: ocitest.Tags}, Effect: ocitest.Hang()})
 			var wg sync.WaitGroup
 			wg.Go(func() {
@@ -426,8 +425,7 @@ func TestWhatIsBusyTakesNothingElseAway(t *testing.T) {
 		want time.Duration
 	}{{"30", 30 * time.Second}, {"600", 10 * time.Minute}, {"86400", idleProbeWait}} {
 		simulate(t, open, func(w *world) {
-			t, hub := w.t, w.hub
-			c := w.connect()
+			t, hub, c := w.client()
 			ask := func(path string) error { return resolveAt(t, c, path) }
 			busy := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/busy"}, Effect: ocitest.RetryLater(503, says.text)})
 			wantCode(t, ask("library/busy"), oci.Unavailable)
@@ -463,8 +461,7 @@ func TestWhatIsBusyTakesNothingElseAway(t *testing.T) {
 // It opens again for whatever is found to be well, however broken the others stay.
 func TestSeveralBrokenOnesAreAHost(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		ask := func(path string) error { return resolveAt(t, c, path) }
 		var broken []*ocitest.Fault
 		for _, path := range []string{"library/a", "library/b", "library/c"} {
@@ -500,8 +497,7 @@ func TestSeveralBrokenOnesAreAHost(t *testing.T) {
 		}
 	})
 	simulate(t, ocitest.Config{}, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Answer(500)})
 		for i := range tripAfter {
 			blob := ocitest.Blob(uint64(i), 1000)
@@ -710,8 +706,7 @@ func TestWhatCountsAgainstAHost(t *testing.T) {
 // What clients read of an outage names the host and what is wrong, no more.
 func TestWhatAClientReadsOfAnOutage(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		inject(ocitest.Answer(503))(hub)
 		for range tripAfter {
 			wantCode(t, resolve(t, c), oci.Unavailable)

@@ -56,8 +56,7 @@ func TestProbes(t *testing.T) {
 // when it will have ended.
 func TestOneProbeAtATime(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		hang := hub.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
 		wantCode(t, resolve(t, c), oci.Timeout)
 		time.Sleep(2 * time.Second)
@@ -88,8 +87,7 @@ func TestOneProbeAtATime(t *testing.T) {
 // A host that is well for probes and fails all else is asked ever less.
 func TestAHostThatIsWellForProbesAlone(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Method: http.MethodGet}, Effect: ocitest.Answer(503)})
 		for range 600 {
 			_, _, err := c.Tags(t.Context(), alpine, oci.Page{N: -1}, oci.Ask{})
@@ -116,8 +114,7 @@ func TestARetryAfterHoldsForProbes(t *testing.T) {
 		saw(t, hub)
 	})
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500), Times: tripAfter})
 		hub.Inject(&ocitest.Fault{Effect: ocitest.RetryLater(503, "120")})
 		for range tripAfter {
@@ -138,8 +135,7 @@ func TestARetryAfterHoldsForProbes(t *testing.T) {
 // asks is not what was refused, and pulls may be sent.
 func TestAPauseOfHeadsKeepsNoHostDown(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		head := ocitest.Match{Method: http.MethodHead}
 		refused := ocitest.Effect{
 			Do: "answer", Status: http.StatusTooManyRequests,
@@ -176,8 +172,7 @@ func TestAPauseOfHeadsKeepsNoHostDown(t *testing.T) {
 // found out as soon as anybody asks. A host that we were led to is forgotten.
 func TestAnOutageOutlivesAQuietDay(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		inject(ocitest.Hang())(hub)
 		wantCode(t, resolve(t, c), oci.Timeout)
 		for range 3 {
@@ -200,8 +195,7 @@ func TestAnOutageOutlivesAQuietDay(t *testing.T) {
 		mustResolve(t, c)
 	})
 	simulate(t, ocitest.Config{}, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN, Method: http.MethodHead}, Effect: ocitest.Answer(503), Times: 1})
 		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Hang()})
 		for i := range 2 { // of which the first has it doubted alone
@@ -224,8 +218,7 @@ func TestAnOutageOutlivesAQuietDay(t *testing.T) {
 // That its host was down and is up again is no reason to disturb what is busy.
 func TestWhatIsBusyRestsThroughAnOutage(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		busy := ocitest.Match{Repo: "library/busy"}
 		hub.Inject(&ocitest.Fault{Match: busy, Effect: ocitest.RetryLater(503, "600")})
 		wantCode(t, resolveAt(t, c, "library/busy"), oci.Unavailable)
@@ -257,8 +250,7 @@ func TestWhatIsBusyRestsThroughAnOutage(t *testing.T) {
 // down for that long: whatever else is wanted of it is probed.
 func TestWhatIsBusyKeepsNoHostDown(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		paths := []string{"library/a", "library/b", "library/c"}
 		for _, path := range paths {
 			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.RetryLater(503, "600")})
@@ -330,8 +322,7 @@ func TestForgettingProbesAHostOnce(t *testing.T) {
 	for name, effect := range map[string]ocitest.Effect{"reset": ocitest.Reset(), "black hole": ocitest.Hang()} {
 		t.Run(name, func(t *testing.T) {
 			simulate(t, open, func(w *world) {
-				t, hub := w.t, w.hub
-				c := w.connect()
+				t, hub, c := w.client()
 				inject(effect)(hub)
 				for range tripAfter {
 					_ = resolve(t, c)
@@ -358,8 +349,7 @@ func TestForgettingProbesAHostOnce(t *testing.T) {
 // An operator who leaves waits for no black hole. Its probe goes on.
 func TestForgettingEndsWithWhoAsks(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		hang := hub.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
 		wantCode(t, resolve(t, c), oci.Timeout)
 		time.Sleep(24 * time.Hour)
@@ -384,8 +374,7 @@ func TestForgettingEndsWithWhoAsks(t *testing.T) {
 // as soon as it is up.
 func TestPartsOfWhatIsDownAreNotProbed(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(503)})
 		repo := oci.Repository{Host: "docker.io", Path: "library/alpine"}
 		ask := func(i int) error {
@@ -424,8 +413,7 @@ func TestPartsOfWhatIsDownAreNotProbed(t *testing.T) {
 // What failed by itself is looked at again as soon as its host is up.
 func TestPartsAreProbedOnceTheirHostIsUp(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		hub.Push("library/broken", "latest", ocitest.RandomImage(2, 100))
 		broken := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/broken"}, Effect: ocitest.Answer(500)})
 		for range tripAfter {
@@ -447,8 +435,7 @@ func TestPartsAreProbedOnceTheirHostIsUp(t *testing.T) {
 		}
 	})
 	simulate(t, open, func(w *world) { // which a trial finds
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500)})
 		for range tripAfter {
 			wantCode(t, resolve(t, c), oci.Unavailable)
@@ -470,8 +457,7 @@ func TestPartsAreProbedOnceTheirHostIsUp(t *testing.T) {
 // There is one trial at a time.
 func TestOneTrialAtATime(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		inject(ocitest.Answer(500))(hub)
 		for i := range tripAfter {
 			wantCode(t, resolveAt(t, c, fmt.Sprint("library/broken", i)), oci.Unavailable)
@@ -494,8 +480,7 @@ func TestOneTrialAtATime(t *testing.T) {
 // but for one that hangs, as a single repository may.
 func TestATrialTellsWhetherThereAreMore(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		for i := range tripAfter {
 			path := fmt.Sprint("library/broken", i)
 			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: path}, Effect: ocitest.Answer(500)})
@@ -510,8 +495,7 @@ func TestATrialTellsWhetherThereAreMore(t *testing.T) {
 		mustResolve(t, c)
 	})
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500)})
 		for i := range tripAfter {
 			wantCode(t, resolveAt(t, c, fmt.Sprint("library/broken", i)), oci.Unavailable)
@@ -527,8 +511,7 @@ func TestATrialTellsWhetherThereAreMore(t *testing.T) {
 		}
 	})
 	simulate(t, open, func(w *world) { // a probe tells it, too
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(500)})
 		for i := range tripAfter {
 			wantCode(t, resolveAt(t, c, fmt.Sprint("library/broken", i)), oci.Unavailable)
@@ -642,8 +625,7 @@ func TestWhatIsProbedInTurn(t *testing.T) {
 // How long a host was down before is no matter once it has answered.
 func TestAnAnswerEndsTheBackoff(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		outage := func() time.Duration {
 			t.Helper()
 			down := hub.Inject(&ocitest.Fault{Effect: ocitest.Reset()})
@@ -690,8 +672,7 @@ func TestWhatWasUnderWayHoldsNoTrialUp(t *testing.T) {
 // again asks for it, and one failure has it refused again; one answer ends all that.
 func TestWhatNobodyWantsIsNotProbed(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		hub.Push("library/broken", "latest", ocitest.RandomImage(2, 100))
 		match := ocitest.Match{Repo: "library/broken"}
 		broken := hub.Inject(&ocitest.Fault{Match: match, Effect: ocitest.Answer(500)})
@@ -820,8 +801,7 @@ func TestADoubtedHostThatAnswers5xxIsNotMute(t *testing.T) {
 // What was well and is busy now is not what tells whether its host hangs.
 func TestWhatIsBusyResolvesNoDoubt(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		mustResolve(t, c)
 		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/alpine"}, Effect: ocitest.RetryLater(503, "600")})
 		for _, path := range []string{"library/slow", "library/slower"} {
@@ -841,8 +821,7 @@ func TestWhatIsBusyResolvesNoDoubt(t *testing.T) {
 // A host's root is no part of the repository that hangs.
 func TestARootThatAnswers5xxIsHeldAgainstNoRepository(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		mustResolve(t, c)
 		ask := func(tag string) error {
 			_, _, err := c.Resolve(t.Context(), alpine, tag, oci.Ask{})
@@ -862,8 +841,7 @@ func TestARootThatAnswers5xxIsHeldAgainstNoRepository(t *testing.T) {
 // a second at most, however many want it at once, and its end is found at once.
 func TestAnOutageOfEverythingIsTriedNowAndThen(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		down := hub.Inject(&ocitest.Fault{Effect: ocitest.Answer(503)})
 		const seconds, each = 100, 20
 		for i := range seconds * each {
@@ -882,8 +860,7 @@ func TestAnOutageOfEverythingIsTriedNowAndThen(t *testing.T) {
 
 func TestCloseEndsAProbe(t *testing.T) {
 	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		c := w.connect()
+		t, hub, c := w.client()
 		inject(ocitest.Hang())(hub)
 		wantCode(t, resolve(t, c), oci.Timeout)
 		time.Sleep(2 * time.Second)
