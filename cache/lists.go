@@ -32,9 +32,9 @@ func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestio
 	wait, cancel := waitFor(ctx, rung.Wait)
 	defer cancel()
 	list, first, err = do(wait, c, fs, q.key, q.ask, questionBound, func(ctx context.Context) (T, error) {
-		c.mutes.asked(q.key)
+		asked := c.mutes.asked(q.key)
 		list, err := q.work(ctx)
-		c.mutes.ended(q.key, err == nil || !saidBy(err).isSilence())
+		c.mutes.ended(asked, err == nil || !saidBy(err).isSilence())
 		if err != nil && c.noteFailure(ctx, q.repo, q.key, q.facts, err).Record == Drop {
 			c.ForgetReferrers(q.repo)
 		}

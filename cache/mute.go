@@ -15,9 +15,9 @@ const maxMutes = 4096
 // hangs at an upstream that answers others: nobody waits for that one until it was
 // answered itself.
 type mutes struct {
-	mu        sync.Mutex       // guards what follows
-	hosts     map[string]*mute // the upstreams, which are a closed set
-	questions map[string]bool  // on their way, or overdue: whether they are
+	mu        sync.Mutex           // guards what follows
+	hosts     map[string]*mute     // the upstreams, which are a closed set
+	questions map[string]*question // on their way, or overdue
 }
 
 // mute is what is known of one upstream.
@@ -26,25 +26,38 @@ type mute struct {
 	overdue  bool      // a check is, and nothing was answered since somebody waits for it
 }
 
+// question is what is known of one question, which may be on its way several times:
+// for the background, and for who does not wait for that.
+type question struct {
+	key     string
+	flights int
+	began   time.Time // when the last of them did, for which somebody waits
+	overdue bool      // somebody waited for it in vain, and it was not answered since
+}
+
 // is reports whether a question to an upstream is not to be waited for.
 func (m *mutes) is(host, key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	h := m.hosts[host]
-	return h != nil && h.overdue || m.questions[key]
+	h, q := m.hosts[host], m.questions[key]
+	return h != nil && h.overdue || q != nil && q.overdue
 }
 
-// asked notes that a question is on its way.
-func (m *mutes) asked(key string) {
+// asked notes that a question is on its way, until ended.
+func (m *mutes) asked(key string) *question {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, known := m.questions[key]; known {
-		return
+	q := m.questions[key]
+	if q == nil {
+		if m.questions == nil || len(m.questions) >= maxMutes {
+			m.questions = map[string]*question{} // forgetting costs one more wait each
+		}
+		q = &question{key: key}
+		m.questions[key] = q
 	}
-	if m.questions == nil || len(m.questions) >= maxMutes {
-		m.questions = map[string]bool{} // forgetting costs one more wait each
-	}
-	m.questions[key] = false
+	q.flights++
+	q.began = time.Now()
+	return q
 }
 
 // gaveUp notes that somebody waited for a question in vain, unless it was answered
@@ -52,27 +65,31 @@ func (m *mutes) asked(key string) {
 func (m *mutes) gaveUp(key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, known := m.questions[key]; known {
-		m.questions[key] = true
+	if q := m.questions[key]; q != nil {
+		q.overdue = true
 	}
 }
 
-// ended notes that a question has. One that was overdue stays so until it gets an
-// answer.
-func (m *mutes) ended(key string, answered bool) {
+// ended notes that a question is on its way no more. One that was overdue stays so
+// until it gets an answer.
+func (m *mutes) ended(q *question, answered bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if answered || !m.questions[key] {
-		delete(m.questions, key)
+	q.flights--
+	q.overdue = q.overdue && !answered
+	if q.flights == 0 && !q.overdue && m.questions[q.key] == q {
+		delete(m.questions, q.key)
 	}
 }
 
-// hostGaveUp notes that somebody waited in vain since a time.
-func (m *mutes) hostGaveUp(host string, since time.Time) {
+// hostGaveUp is gaveUp of a check: nobody waits for its upstream, if that has said
+// nothing since the check began. A check that was answered may hang at what the answer
+// leads to.
+func (m *mutes) hostGaveUp(host, key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	h := m.ofLocked(host)
-	h.overdue = h.overdue || !h.answered.After(since)
+	h, q := m.ofLocked(host), m.questions[key]
+	h.overdue = h.overdue || q != nil && !h.answered.After(q.began)
 }
 
 // hostEnded notes that a check has, and whether it was answered.

@@ -95,7 +95,6 @@ func waitFor(ctx context.Context, wait time.Duration) (context.Context, context.
 // revalidate asks upstream. A client waits for the answer only so long; the check
 // goes on behind it.
 func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patience time.Duration) (oci.Resolved, oci.Outcome, error) {
-	began := time.Now()
 	wait, cancel := waitFor(ctx, patience)
 	defer cancel()
 	found, first, err := do(wait, c, &c.checks, q.key(), q.ask, questionBound, func(ctx context.Context) (resolution, error) {
@@ -108,7 +107,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patie
 		return oci.Resolved{}, oci.Outcome{Spent: found.spent}, err
 	}
 	if patience > 0 && errors.Is(err, errCheckSlow) {
-		c.mutes.hostGaveUp(q.repo.Host, began)
+		c.mutes.hostGaveUp(q.repo.Host, q.key())
 		c.mutes.gaveUp(q.key())
 	}
 	answered := facts // of which the check behind has its own
@@ -162,7 +161,7 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolution, error) {
 	ask := q.ask
 	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
-	c.mutes.asked(q.key())
+	asked := c.mutes.asked(q.key())
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
 	if answered := isAnswer(err, ask); answered || !ask.Background {
 		c.mutes.hostEnded(q.repo.Host, answered)
@@ -171,7 +170,7 @@ func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolutio
 	if err == nil && c.climbTo(&q, res, facts).Serve == Fetch {
 		res.Manifest, err = c.fetchMoved(ctx, q.repo, res.Digest, ask, &out)
 	}
-	c.mutes.ended(q.key(), isAnswer(err, ask))
+	c.mutes.ended(asked, isAnswer(err, ask))
 	if err != nil {
 		if c.noteFailure(ctx, q.repo, q.key(), facts, err).Record == Drop {
 			c.dropTag(q.repo, q.tag)

@@ -373,9 +373,9 @@ func TestFewQuestionsAreKnownToHang(t *testing.T) {
 	for i := range 3 * maxMutes {
 		answered, hung := strconv.Itoa(i), "hung "+strconv.Itoa(i)
 		for _, key := range []string{answered, hung} {
-			m.asked(key)
+			q := m.asked(key)
 			m.gaveUp(key)
-			m.ended(key, key == answered)
+			m.ended(q, key == answered)
 			m.gaveUp(answered) // too late: it was answered
 		}
 		if !m.is("docker.io", hung) || m.is("docker.io", answered) {
@@ -385,6 +385,109 @@ func TestFewQuestionsAreKnownToHang(t *testing.T) {
 	if n := len(m.questions); n > maxMutes {
 		t.Errorf("%d questions are known", n)
 	}
+}
+
+// A question that was forgotten for others ends without those who ask it since.
+func TestForgottenQuestionEndsAlone(t *testing.T) {
+	var m mutes
+	forgotten := m.asked("a")
+	for i := range maxMutes {
+		m.asked(strconv.Itoa(i))
+	}
+	again := m.asked("a")
+	m.ended(forgotten, true)
+	m.gaveUp("a")
+	if !m.is("docker.io", "a") {
+		t.Error("it was on its way still, and is not known to hang")
+	}
+	m.ended(again, true)
+	if m.is("docker.io", "a") {
+		t.Error("it was answered, and is known to hang")
+	}
+}
+
+// held is a cache of a registry that reserves for those who wait, with tags that all
+// have to be checked again.
+func held(t *testing.T, repos ...oci.Repository) (*Cache, *reserved) {
+	t.Helper()
+	s := newReserved()
+	c := newCache(t, s, Config{TTL: time.Minute})
+	for i, repo := range repos {
+		s.pushImage(repo, "latest", pattern(i, 10))
+		if _, err := pull(t.Context(), c, repo, "latest"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Hour)
+	return c, s
+}
+
+// wantResolve asks for a tag that is held.
+func wantResolve(t *testing.T, c *Cache, repo oci.Repository, want oci.CacheStatus, wait time.Duration) {
+	t.Helper()
+	began := time.Now()
+	_, out, err := c.Resolve(t.Context(), repo, "latest", oci.Ask{})
+	if waited := time.Since(began); err != nil || out.Cache != want || waited != wait {
+		t.Errorf("%s: %s after %v, %v, want %s after %v", repo, out.Cache, waited, err, want, wait)
+	}
+}
+
+var alpine2, alpine3 = oci.Repository{Host: "docker.io", Path: "library/alpine2"}, oci.Repository{Host: "docker.io", Path: "library/alpine3"}
+
+// TestUpstreamThatAnswersIsNotMute: though what an answer leads to hangs, however late
+// they came who wait for that.
+func TestUpstreamThatAnswersIsNotMute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := held(t, alpine, alpine2)
+		defer closeCache(t, c)
+		moved := s.pushImage(alpine, "latest", pattern(9, 10))
+		s.set(func() { s.hangs, s.delay = "GET library/alpine manifest "+moved.Digest.String(), time.Millisecond })
+		var asking sync.WaitGroup
+		asking.Go(func() { wantResolve(t, c, alpine, oci.Stale, 2*time.Second) })
+		time.Sleep(time.Second)
+		wantResolve(t, c, alpine, oci.Stale, 2*time.Second)
+		asking.Wait()
+		s.set(func() { s.delay = time.Second })
+		wantResolve(t, c, alpine2, oci.Hit, time.Second)
+		wantResolve(t, c, alpine, oci.Stale, 0)
+	})
+}
+
+// TestBackgroundEndsNoWait: a question that hangs is known to, though it was asked in
+// the background as well, and that had to give way meanwhile.
+func TestBackgroundEndsNoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := held(t, alpine, alpine2)
+		defer closeCache(t, c)
+		s.set(func() { s.hangs = "HEAD library/alpine latest" })
+		var asking sync.WaitGroup
+		asking.Go(func() { _, _, _ = c.Resolve(t.Context(), alpine, "latest", background) })
+		synctest.Wait()
+		asking.Go(func() { wantResolve(t, c, alpine, oci.Stale, 2*time.Second) })
+		time.Sleep(backgroundWait + time.Millisecond) // by when it is asked for who waits, too
+		close(s.gave)
+		wantResolve(t, c, alpine2, oci.Hit, 0) // the upstream itself is well
+		asking.Wait()
+		wantResolve(t, c, alpine, oci.Stale, 0)
+	})
+}
+
+// TestBackgroundHidesNoMuteUpstream: what was answered since a question was asked in
+// the background, and before it was asked for who waits, is no sign of life.
+func TestBackgroundHidesNoMuteUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := held(t, alpine, alpine2, alpine3)
+		defer closeCache(t, c)
+		var asking sync.WaitGroup
+		asking.Go(func() { _, _, _ = c.Resolve(t.Context(), alpine, "latest", background) })
+		time.Sleep(time.Second)
+		wantResolve(t, c, alpine2, oci.Hit, 0)
+		s.set(func() { s.hangs = "HEAD" })
+		wantResolve(t, c, alpine, oci.Stale, 2*time.Second)
+		wantResolve(t, c, alpine3, oci.Stale, 0)
+		close(s.gave)
+		asking.Wait()
+	})
 }
 
 func TestOfflineServesWhatIsHeldAndSaysWhatIsNot(t *testing.T) {
