@@ -490,6 +490,25 @@ func TestBackgroundHidesNoMuteUpstream(t *testing.T) {
 	})
 }
 
+// TestMuteUpstreamIsLeftByItsOwnWord: or by a failure that its breaker knows of, and
+// not by a question in the background that was not sent.
+func TestMuteUpstreamIsLeftByItsOwnWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := held(t, alpine, alpine2, alpine3)
+		defer closeCache(t, c)
+		s.set(func() { s.hangs = "HEAD" })
+		wantResolve(t, c, alpine, oci.Stale, 2*time.Second)
+		close(s.gave)
+		_, _, _ = c.Resolve(t.Context(), alpine2, "latest", background)
+		synctest.Wait()
+		wantResolve(t, c, alpine3, oci.Stale, 0)
+		synctest.Wait()
+		s.set(func() { s.hangs, s.delay = "", time.Second })
+		time.Sleep(19 * time.Second) // by when the first check has failed, and the last not yet
+		wantResolve(t, c, alpine2, oci.Hit, time.Second)
+	})
+}
+
 func TestOfflineServesWhatIsHeldAndSaysWhatIsNot(t *testing.T) {
 	s := newSource()
 	layer := pattern(1, 1000)
