@@ -335,3 +335,21 @@ func TestUsersSpendByName(t *testing.T) {
 		t.Errorf("clients: %+v", clients)
 	}
 }
+
+// What is broken of another repository does not concern a pull of this one.
+func TestExplainTellsOfTroubleThatConcernsIt(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	hub.Push("library/well", "1", ocitest.RandomImage(1, 1000))
+	hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/busy"}, Effect: ocitest.RetryLater(http.StatusServiceUnavailable, "60")})
+	p := startProgram(t, hub)
+	client, o := newClient(t), operatorOf(t, p)
+	for name, want := range map[string]int{"busy": http.StatusServiceUnavailable, "well": http.StatusOK} {
+		if status, body, _ := get(t, client, p.registry+"/v2/library/"+name+"/manifests/1"); status != want {
+			t.Errorf("%s: %d %s", name, status, body)
+		}
+	}
+	wantLines(t, o.must("explain", "--table", "busy:1"), `upstream now +localhost:\d+ library/busy:1 down for .*`)
+	if out := o.must("explain", "--table", "well:1"); strings.Contains(out, "library/busy") {
+		t.Errorf("it tells of another:\n%s", out)
+	}
+}

@@ -95,7 +95,9 @@ func (x *exchange) explain() error {
 		out.Checked = found.Tag.Checked
 	}
 	if live := x.api.cfg.Live; live != nil {
-		out.Hosts = slices.DeleteFunc(live.breakers(x.r.Context()), func(b Breaker) bool { return b.Upstream != out.Upstream })
+		out.Hosts = slices.DeleteFunc(live.breakers(x.r.Context()), func(b Breaker) bool {
+			return b.Upstream != out.Upstream || b.Repo != "" && b.Repo != m.Repository.Path
+		})
 		out.Account, out.Login = live.signedIn(x.r.Context(), m.Repository)
 		out.Quotas = slices.DeleteFunc(live.quotas(x.r.Context()), func(q Quota) bool {
 			switch {

@@ -33,16 +33,17 @@ type Status struct {
 type Breaker struct {
 	Upstream string    `json:"upstream"`
 	Host     string    `json:"host"`
-	Part     string    `json:"part,omitempty"`     // empty: all of it; else what of it is not asked by itself
-	State    string    `json:"state"`              // closed: it is asked; open, probing: it is not
-	Since    time.Time `json:"since,omitzero"`     // when that began
-	Failures int       `json:"failures,omitempty"` // in a row
-	Failed   time.Time `json:"failed,omitzero"`    // when the last of them was
-	Refused  int       `json:"refused,omitempty"`  // requests that were not sent since then
-	Error    string    `json:"error,omitempty"`    // the last failure
-	Next     time.Time `json:"next,omitzero"`      // of the next probe
-	Paused   time.Time `json:"paused,omitzero"`    // until when it asked us to wait, with some of its requests or all
-	Remedy   string    `json:"remedy,omitempty"`   // against that, where it is asked without a login
+	Part     string    `json:"part,omitempty"`       // empty: all of it; else what of it is not asked by itself
+	Repo     string    `json:"repository,omitempty"` // that the part is asked about: many have their tokens at one path
+	State    string    `json:"state"`                // closed: it is asked; open, probing: it is not
+	Since    time.Time `json:"since,omitzero"`       // when that began
+	Failures int       `json:"failures,omitempty"`   // in a row
+	Failed   time.Time `json:"failed,omitzero"`      // when the last of them was
+	Refused  int       `json:"refused,omitempty"`    // requests that were not sent since then
+	Error    string    `json:"error,omitempty"`      // the last failure
+	Next     time.Time `json:"next,omitzero"`        // of the next probe
+	Paused   time.Time `json:"paused,omitzero"`      // until when it asked us to wait, with some of its requests or all
+	Remedy   string    `json:"remedy,omitempty"`     // against that, where it is asked without a login
 }
 
 // Login is an account that an upstream refuses: what it is for is asked for
@@ -155,7 +156,7 @@ func newStatus(ctx context.Context, api *API, hours, top int) Status {
 func (l *Live) breakers(ctx context.Context) []Breaker {
 	all, now := []Breaker{}, time.Now()
 	for _, b := range l.Upstreams.Breakers() {
-		one := Breaker{b.Upstream, b.Host, b.Part, string(b.State), b.Since, b.Failures, b.Failed, b.Refused, "", b.Next, b.Paused, ""}
+		one := Breaker{b.Upstream, b.Host, b.Part, b.Repo, string(b.State), b.Since, b.Failures, b.Failed, b.Refused, "", b.Next, b.Paused, ""}
 		if b.Err != nil {
 			one.Error = oci.Causes(b.Err)
 		}

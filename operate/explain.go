@@ -97,7 +97,7 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 	}
 	for _, b := range x.Hosts {
 		if !isWell(b, time.Now()) {
-			facts.add("upstream now", strings.TrimSpace(b.Host+" "+partText(b.Part))+" "+plainText(troubleOf(b, time.Now()))+remedyText(b.Remedy))
+			facts.add("upstream now", strings.TrimSpace(b.Host+" "+partText(b))+" "+plainText(troubleOf(b, time.Now()))+remedyText(b.Remedy))
 		}
 	}
 	for _, q := range x.Quotas {

@@ -205,18 +205,23 @@ func TestRatesAreCurrentWhileWatched(t *testing.T) {
 // once is forgotten, and what makes one worry is red.
 func TestHostsInTrouble(t *testing.T) {
 	now := time.Date(2026, 11, 25, 14, 3, 27, 0, time.UTC)
+	const long = "localhost:40123"
 	up := func(host string) admin.Breaker {
 		return admin.Breaker{Upstream: "a.example", Host: host, State: "closed"}
 	}
 	part := func(host, path string) admin.Breaker {
 		return admin.Breaker{Upstream: "a.example", Host: host, Part: path, State: "open", Since: now, Failures: 3}
 	}
+	token := func(repo string, refused int) admin.Breaker {
+		b := part(long, "/token")
+		b.Repo, b.Refused = "library/"+repo, refused
+		return b
+	}
 	failed := func(ago time.Duration) admin.Breaker {
 		b := up("a.example")
 		b.Failures, b.Failed = 1, now.Add(-ago)
 		return b
 	}
-	const long = "localhost:40123"
 	for name, row := range map[string]struct {
 		breakers []admin.Breaker
 		colour   style
@@ -234,7 +239,21 @@ func TestHostsInTrouble(t *testing.T) {
 		"a host and its part": {
 			[]admin.Breaker{{Upstream: "a.example", Host: "a.example", State: "open", Since: now, Failures: 3}, part("a.example", "/v2/x/blobs/"+oci.Sum(nil).String())},
 			red,
-			[]string{"HOSTS  1 of 1 in trouble", "  a.example               down for 0s", "    x@sha256:e3b0c44298fc, blobs"},
+			[]string{"HOSTS  1 of 1 in trouble", "  a.example               down for 0s\n    and 1 part of it"},
+		},
+		"tokens of a host that is down": {
+			[]admin.Breaker{{Upstream: "a.example", Host: long, State: "open", Since: now, Failures: 3, Error: "unavailable: " + long + ": no answer in time"}, token("q1", 0), token("q2", 0), token("q3", 0)},
+			red,
+			[]string{"HOSTS  1 of 1 in trouble", "down for 0s\n    a.example: no answer in time\n    and 3 parts of it"},
+		},
+		"more parts than anybody reads": {
+			[]admin.Breaker{up(long), token("q1", 0), token("q2", 0), token("q3", 2), token("q4", 1), token("q5", 9), token("q6", 0)},
+			red,
+			[]string{
+				"HOSTS  1 of 1 in trouble",
+				"6 parts of it do not answer\n    library/q5, by /token\n      down for 0s, 9 requests held back\n    library/q3, by /token",
+				"    library/q4, by /token\n      down for 0s, 1 request held back\n    library/q1, by /token\n      down for 0s\n    and 2 more",
+			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -18,6 +18,9 @@ import (
 // that nobody wanted anything of since.
 const shakyFor = 5 * time.Minute
 
+// maxParts is how many parts of a host are shown, those first that most waited for.
+const maxParts = 4
+
 // hostTrouble is a host with what of it does not answer by itself.
 type hostTrouble struct {
 	host  admin.Breaker
@@ -82,27 +85,44 @@ func (p *picture) hosts(s admin.Status) {
 	}
 	p.heading("HOSTS", hostsWeight, title...)
 	for _, h := range hosts {
-		how := troubleOf(h.host, s.Now)
-		if isWell(h.host, s.Now) {
-			how = []ink{{red, words.Count(len(h.parts), "part")}, {plain, map[bool]string{true: " of it does not answer", false: " of it do not answer"}[len(h.parts) == 1]}}
-		}
-		p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, h.host.Host) + "  "}}, how...)...)
-		if h.host.Error != "" && !isWell(h.host, s.Now) {
-			p.under(ink{dim, "    " + h.host.Upstream + ": " + errorText(h.host)})
-		}
-		p.remedy(h.host.Remedy)
-		for _, part := range h.parts {
-			p.line(ink{plain, strings.TrimRight("    "+left(max(p.width-4, 20), partText(part.Part)), " ")})
-			how := append([]ink{{plain, "      "}}, troubleOf(part, s.Now)...)
-			if part.Error != "" {
-				how = append(how, ink{dim, ": " + errorText(part)})
-			}
-			p.under(how...)
-		}
+		p.host(h, s.Now)
 	}
 	p.logins(s)
 	for _, name := range s.Offline {
 		p.line(ink{plain, "  " + left(p.nameWidth()-2, name) + "  "}, ink{yellow, "offline"}, ink{plain, " as it is set: only what is held is served"})
+	}
+}
+
+// host is the rows of a host, and of its parts. Those of one that is not asked itself
+// wait for it, and are counted alone.
+func (p *picture) host(h hostTrouble, now time.Time) {
+	how := troubleOf(h.host, now)
+	if isWell(h.host, now) {
+		how = []ink{{red, words.Count(len(h.parts), "part")}, {plain, map[bool]string{true: " of it does not answer", false: " of it do not answer"}[len(h.parts) == 1]}}
+	}
+	p.line(append([]ink{{plain, "  " + left(p.nameWidth()-2, h.host.Host) + "  "}}, how...)...)
+	if h.host.Error != "" && !isWell(h.host, now) {
+		p.under(ink{dim, "    " + h.host.Upstream + ": " + errorText(h.host)})
+	}
+	p.remedy(h.host.Remedy)
+	if h.host.State != "closed" {
+		if len(h.parts) > 0 {
+			p.under(ink{plain, "    and " + words.Count(len(h.parts), "part") + " of it"})
+		}
+		return
+	}
+	slices.SortStableFunc(h.parts, func(a, b admin.Breaker) int { return cmp.Compare(b.Refused, a.Refused) })
+	shown := h.parts[:min(len(h.parts), maxParts)]
+	for _, part := range shown {
+		p.line(ink{plain, strings.TrimRight("    "+left(max(p.width-4, 20), partText(part)), " ")})
+		how := append([]ink{{plain, "      "}}, troubleOf(part, now)...)
+		if part.Error != "" {
+			how = append(how, ink{dim, ": " + errorText(part)})
+		}
+		p.under(how...)
+	}
+	if more := len(h.parts) - len(shown); more > 0 {
+		p.line(ink{plain, fmt.Sprintf("    and %d more", more)})
 	}
 }
 
@@ -112,11 +132,15 @@ func errorText(b admin.Breaker) string {
 }
 
 // partText names a part of a host as people name images: what else of its path is
-// the same for all is left out, and of a digest what nobody compares.
-func partText(part string) string {
-	path, ok := strings.CutPrefix(part, "/v2/")
+// the same for all is left out, and of a digest what nobody compares. A path that
+// does not say what repository it is asked about, as that of tokens, follows it.
+func partText(b admin.Breaker) string {
+	path, ok := strings.CutPrefix(b.Part, "/v2/")
 	if !ok {
-		return part
+		if b.Repo != "" && b.Repo != b.Part {
+			return b.Repo + ", by " + b.Part
+		}
+		return b.Part
 	}
 	for kind, sign := range map[string]string{"/manifests/": ":", "/blobs/": "@", "/referrers/": "@"} {
 		name, reference, ok := strings.Cut(path, kind)

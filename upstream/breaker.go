@@ -36,6 +36,7 @@ type Breaker struct {
 	Upstream string
 	Host     string // with its port, if the URL has one
 	Part     string // empty: all of it; else the path or repository that is not asked by itself
+	Repo     string // that the part is asked about; empty: none
 	State    BreakerState
 	Since    time.Time // when the outage began; zero while closed
 	Failures int       // in a row; of probes too
@@ -362,7 +363,7 @@ func (b *breakers) state(upstream string, always ...string) []Breaker {
 		if p.isHost() && br.failures == 0 && !slices.Contains(always, host) || !p.isHost() && !br.open {
 			continue
 		}
-		s := Breaker{Upstream: upstream, Host: host, Part: cmp.Or(p.path, p.repo), State: BreakerClosed, Failures: br.failures, Err: br.err}
+		s := Breaker{Upstream: upstream, Host: host, Part: cmp.Or(p.path, p.repo), Repo: p.repo, State: BreakerClosed, Failures: br.failures, Err: br.err}
 		if br.failures > 0 {
 			s.Failed = br.failed
 		}
@@ -380,7 +381,7 @@ func (b *breakers) state(upstream string, always ...string) []Breaker {
 		}
 	}
 	slices.SortFunc(all, func(x, y Breaker) int {
-		return cmp.Or(strings.Compare(x.Host, y.Host), strings.Compare(x.Part, y.Part))
+		return cmp.Or(strings.Compare(x.Host, y.Host), strings.Compare(x.Part, y.Part), strings.Compare(x.Repo, y.Repo))
 	})
 	return all
 }

@@ -457,6 +457,29 @@ func TestWhatIsBusyTakesNothingElseAway(t *testing.T) {
 	}
 }
 
+// Many repositories have their tokens at one path: each tells which it is of.
+func TestPartsTellTheirRepository(t *testing.T) {
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, c := w.t, w.connect()
+		w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Token}, Effect: ocitest.Hang()})
+		want := []string{"library/a", "library/b", "library/c"}
+		var asked sync.WaitGroup
+		for _, path := range want {
+			asked.Go(func() { _ = resolveAt(t, c, path) })
+		}
+		asked.Wait()
+		var got []string
+		for _, b := range c.Breakers() {
+			if b.Part == "/token" {
+				got = append(got, b.Repo)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("of %v, want %v", got, want)
+		}
+	})
+}
+
 // Where several repositories fail, or several blobs of a CDN, so does their host.
 // It opens again for whatever is found to be well, however broken the others stay.
 func TestSeveralBrokenOnesAreAHost(t *testing.T) {
