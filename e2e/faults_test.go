@@ -64,6 +64,8 @@ var faults = []fault{
 	{at: atCDN, name: "surplus", effect: ocitest.Surplus(1000), says: "200 206 416 502", fails: all, asks: 30},
 	{at: atCDN, name: "corrupt", effect: ocitest.Corrupt(20_000), says: "200 206 502", fails: all, asks: 30, podman: true},
 	{at: atCDN, name: "corrupt-once", effect: ocitest.Corrupt(20_000), times: 1, says: "200 206", either: all, asks: 14, podman: true},
+	{at: atCDN, name: "403", effect: ocitest.Answer(403), says: "502", fails: all, tells: hides502, asks: 50},
+	{at: atCDN, name: "404", effect: ocitest.Answer(404), says: "502", fails: all, tells: hides502, asks: 50, podman: true},
 	{at: atCDN, name: "500", effect: ocitest.Answer(500), says: "503", fails: all, tells: hides503, asks: 40},
 	{at: atCDN, name: "reset", effect: ocitest.Reset(), says: "503", fails: all, tells: hides503, asks: 40},
 	{at: atCDN, name: "hang", effect: ocitest.Hang(), says: "504 503", fails: all, asks: 20},

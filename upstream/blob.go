@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"time"
 
 	"entrepot/oci"
 	"entrepot/ratelimit"
@@ -313,11 +314,13 @@ func (b *blob) forget(target *url.URL) {
 	}
 }
 
-// refusal is what an answer means that is no content. A host that we were sent
-// to and that refuses us is upstream's trouble, not a verdict on our rights.
+// refusal is what an answer means that is no content. Who sends us elsewhere says
+// that the blob is there: a host that then refuses us, or has nothing, is upstream's
+// trouble, no verdict on our rights or on the blob. Only a registry that speaks of
+// blobs may say there that there is none: some are but signposts to others.
 func (b *blob) refusal(a *answer) error {
 	e := b.site.refusal(a, oci.BlobUnknown)
-	if e.Code == oci.Denied && originOf(a.url) != originOf(b.home) {
+	if originOf(a.url) != originOf(b.home) && !oci.IsRetryable(e) && e.Code != oci.RangeInvalid && !deniesBlob(a) {
 		e.Code = oci.BadUpstream
 		e.Detail = fmt.Sprintf("%s, where upstream has its blobs, answered %d", a.url.Host, a.status)
 	}
@@ -325,6 +328,15 @@ func (b *blob) refusal(a *answer) error {
 		e.Code = oci.BlobUnknown
 	}
 	return e
+}
+
+// deniesBlob reports a 404 in the words that a registry has for blobs.
+func deniesBlob(a *answer) bool {
+	switch oci.ReadError(a.status, a.header, a.start, oci.NotFound, time.Time{}).Code {
+	case oci.BlobUnknown, oci.NameUnknown:
+		return true
+	}
+	return false
 }
 
 // learnSize keeps a size that upstream named, -1 for none. Two that differ are

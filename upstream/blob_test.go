@@ -212,7 +212,7 @@ func TestStreamsShareARedirectTarget(t *testing.T) {
 }
 
 func TestAnExpiredTargetIsResolvedOnce(t *testing.T) {
-	for _, status := range []int{400, 401, 403, 404, 410} {
+	for _, status := range []int{400, 401, 403, 404, 405, 410} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			hub, blob := pushBlob(t, ocitest.Habits{Auth: ocitest.NoAuth}, 1000)
 			b := openBlob(t, connect(t, hub), alpine, blob.Digest)
@@ -227,15 +227,42 @@ func TestAnExpiredTargetIsResolvedOnce(t *testing.T) {
 			}
 			saw(t, hub, cdn, registry, cdn)
 
-			// Refused for good: one fresh resolution, then the truth.
+			// Refused for good: one fresh resolution, then the truth, which is none
+			// about the blob: the registry has just said that it is there.
 			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Answer(status)})
 			_, err := read(t.Context(), b, 10, 10)
-			want := map[int]oci.Code{404: oci.BlobUnknown}[status]
-			if want == 0 {
-				want = oci.BadUpstream
-			}
-			wantCode(t, err, want)
+			wantCode(t, err, oci.BadUpstream)
 			saw(t, hub, cdn, registry, cdn)
+			_, _, err = openBlob(t, connect(t, hub), alpine, blob.Digest).Stat(t.Context())
+			wantCode(t, err, oci.BadUpstream)
+		})
+	}
+}
+
+// A registry that is but a signpost to another says of no blob that it is there: the
+// other one does, or does not, in the words of a registry.
+func TestWhereASignpostLeadsABlobMayBeUnknown(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer http.HandlerFunc
+		code   oci.Code
+	}{
+		"no such blob":       {status(404, `{"errors":[{"code":"BLOB_UNKNOWN"}]}`), oci.BlobUnknown},
+		"no such repository": {status(404, `{"errors":[{"code":"NAME_UNKNOWN"}]}`), oci.NameUnknown},
+		"no such manifest":   {status(404, `{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`), oci.BadUpstream},
+		"no such key":        {status(404, `<Error><Code>NoSuchKey</Code></Error>`), oci.BadUpstream},
+		"no word":            {status(404, ""), oci.BadUpstream},
+		"403":                {status(403, `{"errors":[{"code":"BLOB_UNKNOWN"}]}`), oci.BadUpstream},
+	} {
+		t.Run(name, func(t *testing.T) {
+			other := listen(t, tt.answer)
+			c := connectAt(t, listen(t, func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, other+r.URL.Path, http.StatusTemporaryRedirect)
+			}), time.Now)
+			b := openBlob(t, c, alpine, oci.Sum(nil))
+			_, err := b.Open(t.Context(), 0, -1)
+			wantCode(t, err, tt.code)
+			_, _, err = b.Stat(t.Context())
+			wantCode(t, err, tt.code)
 		})
 	}
 }

@@ -238,6 +238,32 @@ func TestAMirrorInTheMiddleOfABlob(t *testing.T) {
 	}
 }
 
+// What the primary has, and its CDN has lost, is in trouble and not missing: a mirror
+// is asked, and while none has it that is what is said.
+func TestWhatACDNHasLostComesFromAMirror(t *testing.T) {
+	for _, status := range []int{403, 404, 410} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub := w.t, w.hub
+				blob := ocitest.Blob(7, 1000)
+				mirror := w.another(ocitest.Habits{Auth: ocitest.NoAuth})
+				hub.PushBlob("library/alpine", blob)
+				hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Answer(status)})
+				c := w.connect(mirroredAt(mirror))
+				_, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1)
+				wantCode(t, err, oci.BadUpstream)
+				mirror.PushBlob("library/alpine", blob)
+				if _, _, err := openBlob(t, c, alpine, blob.Digest).Stat(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if got, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1); err != nil || !bytes.Equal(got, blob.Bytes()) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			})
+		})
+	}
+}
+
 // Whoever asks again for a blob that was given out whole got a wrong one,
 // perhaps: it is fetched elsewhere.
 func TestAWrongCopyIsFetchedElsewhere(t *testing.T) {
