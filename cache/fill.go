@@ -27,9 +27,9 @@ const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 8 * time.Second
 	// patience is how many failures in a row without one byte of progress are
-	// hopeless: about half a minute with the pauses between them. A blob of
-	// which nothing has come yet fails sooner, while its client can still be
-	// told why.
+	// hopeless: about half a minute with the pauses between them, however many
+	// streams fail at a time. A blob of which nothing has come yet fails sooner,
+	// while its client can still be told why.
 	patience      = 10
 	patienceFirst = 3
 	// longestPause is the longest Retry-After that a running fill sits out.
@@ -86,11 +86,21 @@ func (fs *fills) tellSize(dg oci.Digest, host string, size int64) {
 	err := cannotKeep(f.file.SetSize(size))
 	f.mu.Lock()
 	f.told = size
-	if f.failed == nil {
-		f.failed = err
+	if err != nil {
+		f.failedLocked(err, time.Now())
 	}
 	f.mu.Unlock()
 	f.poke()
+}
+
+// failedLocked leaves a failure to run: the first since it looked is judged.
+func (f *fill) failedLocked(err error, began time.Time) {
+	if f.failed == nil {
+		f.failed = err
+	}
+	if began.After(f.failing) {
+		f.failing = began
+	}
 }
 
 // of counts the fills of an upstream.
@@ -152,8 +162,8 @@ type fill struct {
 	answered bool      // upstream has answered one of the streams
 	noRanges bool      // upstream ignores Range: one stream, from the start
 	told     int64     // the size that a client was promised; -1 if none was
-	failed   error     // the last stream's failure, until run has judged it
-	progress bool      // bytes landed since the last failure
+	failed   error     // a stream's failure, until run has judged it
+	failing  time.Time // when the last of the streams began that failed since
 }
 
 // joinOrStart finds the running fill of a blob, or starts one from the blob's
@@ -410,7 +420,7 @@ var errIdle = errors.New("nobody reads it")
 // stream is running, and after a wrong body the fill is empty.
 func (f *fill) bring(ctx context.Context) error {
 	f.mu.Lock()
-	f.answered, f.failed, f.progress = false, nil, false // a stream of the try before may have failed last of all
+	f.answered, f.failed, f.failing = false, nil, time.Time{} // a stream of the try before may have failed last of all
 	f.mu.Unlock()
 	if err := f.holdToPromise(); err != nil {
 		return err
@@ -419,7 +429,7 @@ func (f *fill) bring(ctx context.Context) error {
 	var work sync.WaitGroup
 	hashed := make(chan error, 1)
 	work.Go(func() { hashed <- f.file.Follow(ctx) })
-	t := transfer{fill: f, work: &work}
+	t := transfer{fill: f, work: &work, landed: f.file.Landed()}
 	err := t.untilHashed(ctx, hashed)
 	cancel()
 	work.Wait()

@@ -341,6 +341,74 @@ func TestBrokenTransfersGoOnFromTheByteReached(t *testing.T) {
 	}
 }
 
+// paced gives a piece every 10 ms, and breaks while away is true.
+type paced struct {
+	r    io.Reader
+	away func() bool
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	time.Sleep(10 * time.Millisecond)
+	if p.away() {
+		return 0, errCut
+	}
+	return p.r.Read(b[:min(len(b), 64<<10)])
+}
+
+// TestPatienceIsAMatterOfTimeNotOfStreams: an upstream that goes away in the middle of
+// a blob cuts all its streams at one moment, and refuses all that follow. They are as
+// patient as one would be.
+func TestPatienceIsAMatterOfTimeNotOfStreams(t *testing.T) {
+	content := pattern(7, 52*mib) // 8 MiB, and three segments
+	for _, streams := range []int{1, 4} {
+		for away, survives := range map[time.Duration]bool{20 * time.Second: true, 28 * time.Second: true, 40 * time.Second: false} {
+			t.Run(fmt.Sprintf("%d streams, away for %v", streams, away), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newSource()
+					d := s.pushBlob(alpine, content)
+					from := time.Now().Add(time.Second)
+					gone := func() bool { return !time.Now().Before(from) && time.Now().Before(from.Add(away)) }
+					s.body = func(_ int, c []byte, off int64) io.Reader { return &paced{bytes.NewReader(c[off:]), gone} }
+					time.AfterFunc(time.Until(from), func() { s.set(func() { s.down = errDown }) })
+					time.AfterFunc(time.Until(from)+away, func() { s.set(func() { s.down = nil }) })
+					c := newCache(t, s, Config{Streams: streams, StreamThreshold: 4 * mib})
+					defer closeCache(t, c)
+					if survives {
+						mustRead(t, c, alpine, d, content)
+						return
+					}
+					if got, _, err := read(t.Context(), c, alpine, d, 0, -1); !isCut(err) || len(got) == 0 {
+						t.Errorf("a reader got %d bytes and %v, want a cut", len(got), err)
+					}
+					if waited := time.Since(from); waited < 25*time.Second || waited > 35*time.Second {
+						t.Errorf("it was cut after %v, want about half a minute", waited)
+					}
+					time.Sleep(away)
+				})
+			})
+		}
+	}
+}
+
+// TestWhatIsSentAgainIsNoProgress: an upstream without ranges sends all again, and
+// breaks where it broke.
+func TestWhatIsSentAgainIsNoProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.noRanges = true
+		d := s.pushBlob(alpine, pattern(8, 6*mib))
+		s.body = func(_ int, c []byte, _ int64) io.Reader { return cutAfter(bytes.NewReader(c), mib) }
+		c := newCache(t, s, Config{})
+		defer closeCache(t, c)
+		if got, _, err := read(t.Context(), c, alpine, d, 0, -1); !isCut(err) || len(got) != mib {
+			t.Errorf("a reader got %d bytes and %v, want what landed and a cut", len(got), err)
+		}
+		if n := len(s.questions()); n != patience {
+			t.Errorf("it was asked %d times, want %d", n, patience)
+		}
+	})
+}
+
 func TestHopelessTransferCutsAndResumesLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()

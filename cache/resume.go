@@ -22,6 +22,7 @@ type resumer struct {
 	size     int64           // of the blob; -1 until an answer told
 	begun    bool            // the client has the headers: giving up would cut it
 	progress bool            // bytes came since the last failure
+	tried    time.Time       // when the last transfer began
 	retries  retries
 	up       oci.Blob
 	src      oci.Reader // nil between two transfers
@@ -51,6 +52,7 @@ func (r *resumer) ensure() error {
 }
 
 func (r *resumer) open() (err error) {
+	r.tried = time.Now()
 	if r.up == nil {
 		if r.up, err = r.blob.remote(r.ctx, r.blob.ask); err != nil {
 			return err
@@ -92,7 +94,7 @@ func (r *resumer) pause(err error) error {
 	if r.ctx.Err() != nil {
 		return err
 	}
-	wait, err := r.retries.judge(err, r.progress, r.begun)
+	wait, err := r.retries.judge(err, r.tried, r.progress, r.begun)
 	if err != nil {
 		return err
 	}

@@ -12,13 +12,15 @@ import (
 // reached, for one that is kept and for one that is not. The zero value is one
 // that has not failed yet.
 type retries struct {
-	failures int // in a row, without progress
+	failures int       // in a row, without progress
+	last     time.Time // when the last of them was
 }
 
 // judge returns how long to pause before the next try, or err where it is
-// hopeless. progress says that bytes came since the last failure, begun that the
-// client's answer has.
-func (r *retries) judge(err error, progress, begun bool) (time.Duration, error) {
+// hopeless. began is when the try began that failed: those that ran at one moment fail
+// as one, since what happens to an upstream happens to all of them. progress says that
+// bytes came since the last failure, begun that the client's answer has.
+func (r *retries) judge(err error, began time.Time, progress, begun bool) (time.Duration, error) {
 	switch {
 	case isWrong(err), errors.Is(err, errCannotKeep), !oci.IsRetryable(err) || oci.CodeOf(err) == oci.Internal && !isBroken(err):
 		return 0, err
@@ -28,7 +30,9 @@ func (r *retries) judge(err error, progress, begun bool) (time.Duration, error) 
 	if progress {
 		r.failures = 0
 	}
-	r.failures++
+	if r.failures == 0 || began.After(r.last) {
+		r.failures, r.last = r.failures+1, time.Now()
+	}
 	if r.failures >= patience || !begun && (r.failures >= patienceFirst || oci.RetryAfter(err) > longestFirst) {
 		return 0, err
 	}

@@ -21,7 +21,8 @@ type transfer struct {
 	asked oci.Ask  // by up
 	work  *sync.WaitGroup
 	retries
-	pause time.Time // no stream starts before this
+	landed int64     // bytes that were there at the last failure
+	pause  time.Time // no stream starts before this
 }
 
 // stream is one upstream request that writes into the fill, from at up to end.
@@ -31,6 +32,7 @@ type stream struct {
 	whole   bool  // likewise; it asked for everything, and can go on to the blob's end
 	up      oci.Blob
 	extra   bool // the fill had a stream already: it counts against its upstream's bound
+	began   time.Time
 	cancel  context.CancelFunc
 }
 
@@ -114,13 +116,15 @@ func (t *transfer) untilHashed(ctx context.Context, hashed <-chan error) error {
 // that ends the fill.
 func (t *transfer) judge() error {
 	t.mu.Lock()
-	err, progress, landed := t.failed, t.progress, t.file.Landed()
-	t.failed, t.progress = nil, false
+	err, began := t.failed, t.failing
+	t.failed, t.failing = nil, time.Time{}
 	t.mu.Unlock()
 	if err == nil {
 		return nil
 	}
-	wait, err := t.retries.judge(err, progress, landed > 0)
+	before, landed := t.landed, t.file.Landed()
+	t.landed = landed
+	wait, err := t.retries.judge(err, began, landed > before, landed > 0)
 	if err != nil {
 		return err
 	}
@@ -163,7 +167,7 @@ func (t *transfer) schedule(ctx context.Context) (time.Duration, error) {
 		if s == nil {
 			break
 		}
-		s.up, s.extra = t.up, len(t.streams) > 0
+		s.up, s.extra, s.began = t.up, len(t.streams) > 0, time.Now() // here, since one may fail before the next runs
 		if s.extra && !t.c.extras.take(t.origin.Host) {
 			return extraAgain, nil
 		}
@@ -397,16 +401,14 @@ func (t *transfer) beyondLocked(off int64) bool {
 // runStream runs one stream to its end and reports how it went.
 func (t *transfer) runStream(ctx context.Context, s *stream) {
 	defer s.cancel()
-	began := s.at
 	err := t.copyStream(ctx, s)
 	t.mu.Lock()
 	t.streams = slices.DeleteFunc(t.streams, func(o *stream) bool { return o == s })
 	if s.extra {
 		t.c.extras.give(t.origin.Host)
 	}
-	t.progress = t.progress || s.at > began
-	if err != nil && ctx.Err() == nil && t.failed == nil {
-		t.failed = err
+	if err != nil && ctx.Err() == nil {
+		t.failedLocked(err, s.began)
 	}
 	t.mu.Unlock()
 	t.poke()
