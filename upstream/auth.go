@@ -34,16 +34,20 @@ type login struct {
 	settle  settlement
 }
 
-// exchange sends a request with what its origin is known to want. A 401 is
-// answered at most once: by a new token where one had expired or none was sent,
-// by the password, or, where that is refused, by nothing.
+// exchange sends a request with what its origin is known to want, of which nothing is
+// got for what is not asked now. A 401 is answered at most once: by a new token where
+// one had expired or none was sent, by the password, or, where that is refused, by
+// nothing.
 func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, error) {
 	var l login
 	if r.anonymous {
 		return s.sendAs(ctx, q, r, l)
 	}
 	if d, known := s.demands.of(originOf(r.url)); known {
-		var err error
+		err := s.breakers.check(q.target(r))
+		if err != nil {
+			return nil, err
+		}
 		l, err = s.signIn(ctx, q, r.url, d, nil, false)
 		if err != nil && !s.mayGoWithout(ctx, q, r.url, err) {
 			return nil, err

@@ -320,6 +320,45 @@ func TestADeadTokenService(t *testing.T) {
 	}
 }
 
+// For a registry that is known to be down no token is asked for, and nobody waits for
+// a token service that is as silent. One that may be tried is tried with a token.
+func TestNoTokenIsAskedForWhileTheRegistryIsDown(t *testing.T) {
+	registry := ocitest.Match{Role: ocitest.Registry}
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		mustResolve(t, c)
+		hub.Inject(&ocitest.Fault{Match: registry, Effect: ocitest.Hang()})
+		wantCode(t, resolve(t, c), oci.Timeout)
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Token}, Effect: ocitest.Hang()})
+		hub.Reset()
+		for i := range 100 {
+			took, err := timed(func() error { return resolveAt(t, c, fmt.Sprint("library/other", i)) })
+			if wantCode(t, err, oci.Unavailable); took > 0 {
+				t.Errorf("it took %v", took)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := tokenRequests(hub); n > 0 {
+			t.Errorf("%d tokens were asked for", n)
+		}
+	})
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		mustResolve(t, c)
+		broken := hub.Inject(&ocitest.Fault{Match: registry, Effect: ocitest.Answer(500)})
+		for i := range tripAfter {
+			wantCode(t, resolveAt(t, c, fmt.Sprint("library/broken", i)), oci.Unavailable)
+		}
+		broken.Remove()
+		hub.Push("library/other", "latest", ocitest.RandomImage(2, 100))
+		if err := resolveAt(t, c, "library/other"); err != nil {
+			t.Errorf("a trial: %v", err)
+		}
+	})
+}
+
 // A token service that gives no answer has its registry asked, once for all who wait,
 // whether it gives one; who finds that neither does is refused at once from then on.
 func TestASilentTokenServiceHasItsRegistryAsked(t *testing.T) {

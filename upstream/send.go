@@ -46,6 +46,11 @@ func (q *question) outcome() oci.Outcome {
 // begun reports whether a part of what the client asked for was answered.
 func (q *question) begun() bool { return q.ask.Begun || q.spent > 0 }
 
+// target is where a request goes that the question leads to.
+func (q *question) target(r request) target {
+	return target{r.url, q.repo.Path, r.class == ratelimit.Redirect}
+}
+
 // failed is the Outcome beside an error.
 func (q *question) failed() oci.Outcome { return oci.Outcome{Cache: oci.Miss, Spent: q.spent} }
 
@@ -87,7 +92,7 @@ func (a *answer) close() {
 // hosts that do not answer, limited, bounded in time, counted and shown. It
 // follows and repeats nothing. Errors: as Source says, beside context.Canceled.
 func (s *site) send(ctx context.Context, q *question, r request, l login) (*answer, error) {
-	at := target{r.url, q.repo.Path, r.class == ratelimit.Redirect}
+	at := q.target(r)
 	if err := s.breakers.check(at); err != nil {
 		return nil, err
 	}
