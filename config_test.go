@@ -89,7 +89,7 @@ func TestEverySettingReachesItsField(t *testing.T) {
 		"ENTREPOT_UPSTREAM_1_NAME=registry.test:5443", "ENTREPOT_UPSTREAM_1_URL=https://Registry.test:5443/Mirror/x/", "ENTREPOT_UPSTREAM_1_CA_FILE="+ca, "ENTREPOT_UPSTREAM_1_ALLOW_PRIVATE=true",
 		"ENTREPOT_TAG_TTL=90s", "ENTREPOT_OFFLINE=1", "ENTREPOT_SHUTDOWN_TIMEOUT=0s", "ENTREPOT_LOG_LEVEL=debug", "ENTREPOT_LOG_FORMAT=json",
 		"ENTREPOT_SCRUB_RATE=0", "ENTREPOT_ADMIN_TOKEN=0123456789abcdef", "ENTREPOT_UPSTREAM_0_SHARE=12.5%",
-		"ENTREPOT_NEGATIVE_TTL=0s", "ENTREPOT_REFRESH_FROM=10.0.0.0/8, ::1,192.0.2.7", "ENTREPOT_FOREIGN_HOSTS=MCR.microsoft.com,http://near.test:81", "ENTREPOT_QUOTA_RESERVE=0%", "ENTREPOT_QUEUE_WAIT=40s",
+		"ENTREPOT_NEGATIVE_TTL=0s", "ENTREPOT_REFRESH_FROM=10.0.0.0/8, ::1,192.0.2.7", "ENTREPOT_FOREIGN_HOSTS=MCR.microsoft.com,*.data.MCR.microsoft.com,http://near.test:81", "ENTREPOT_QUOTA_RESERVE=0%", "ENTREPOT_QUEUE_WAIT=40s",
 		"ENTREPOT_UPSTREAM_0_OFFLINE=true", "ENTREPOT_UPSTREAM_1_KEEP_DELETED=off", "ENTREPOT_UPSTREAM_0_RATE=0", "ENTREPOT_UPSTREAM_1_RATE=2.5",
 		"ENTREPOT_STREAMS=8", "ENTREPOT_STREAM_THRESHOLD=0", "ENTREPOT_PREFETCH=off", "ENTREPOT_CHECK_WAIT=0s", "ENTREPOT_HEADER_TIMEOUT=1m",
 	)
@@ -138,7 +138,7 @@ func TestEverySettingReachesItsField(t *testing.T) {
 	if diff := cmp.Diff([]ratelimit.Limits{unbound, rest, rest, slow}, limits); diff != "" {
 		t.Errorf("limits (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(ForeignHosts{"mcr.microsoft.com", "http://near.test:81"}, c.ForeignHosts); diff != "" {
+	if diff := cmp.Diff(ForeignHosts{"mcr.microsoft.com", "*.data.mcr.microsoft.com", "http://near.test:81"}, c.ForeignHosts); diff != "" {
 		t.Errorf("foreign hosts (-want +got):\n%s", diff)
 	}
 	for remote, may := range map[string]bool{
@@ -325,6 +325,8 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"a network with bits behind its prefix", []string{"ENTREPOT_REFRESH_FROM=10.1.0.0/8"}, []problem{{"ENTREPOT_REFRESH_FROM", "want 10.0.0.0/8"}}},
 		{"a network by name", []string{"ENTREPOT_REFRESH_FROM=localhost"}, []problem{{"ENTREPOT_REFRESH_FROM", "is not a network"}}},
 		{"a foreign host with a path", []string{"ENTREPOT_FOREIGN_HOSTS=https://a.test/x"}, []problem{{"ENTREPOT_FOREIGN_HOSTS", "is not a host"}}},
+		{"every foreign host", []string{"ENTREPOT_FOREIGN_HOSTS=*"}, []problem{{"ENTREPOT_FOREIGN_HOSTS", "is not a host"}}},
+		{"every foreign host of a top domain", []string{"ENTREPOT_FOREIGN_HOSTS=*.com"}, []problem{{"ENTREPOT_FOREIGN_HOSTS", "is not a host"}}},
 		{"user with colon", []string{"ENTREPOT_DOCKERHUB_USERNAME=a:b", "ENTREPOT_DOCKERHUB_PASSWORD=x"}, []problem{{"ENTREPOT_DOCKERHUB_USERNAME", "is not a user name"}}},
 
 		{"upstream with scheme", []string{"ENTREPOT_UPSTREAMS=https://ghcr.io"}, []problem{{"ENTREPOT_UPSTREAMS", "without https://"}}},

@@ -273,15 +273,17 @@ func (n Networks) Contains(remote string) bool {
 }
 
 // ForeignHosts is a comma-separated list of hosts, each with an optional port,
-// and with http:// before it where there is no TLS.
+// with *. before the domain for all its subdomains, and with http:// before that
+// where there is no TLS.
 type ForeignHosts []string
 
 func (f *ForeignHosts) UnmarshalText(text []byte) (err error) {
 	*f, err = parseList(string(text), func(item string) (string, error) {
 		host := strings.ToLower(item)
 		bare := strings.TrimPrefix(strings.TrimPrefix(host, "https://"), "http://")
-		if _, err := oci.NewRepository(bare, "x"); err != nil {
-			return "", fmt.Errorf("%s is not a host: want host or host:port, such as mcr.microsoft.com, with http:// before it where there is no TLS", words.Quote(item))
+		domain, wild := strings.CutPrefix(bare, "*.")
+		if _, err := oci.NewRepository(domain, "x"); err != nil || wild && !strings.Contains(domain, ".") {
+			return "", fmt.Errorf("%s is not a host: want host or host:port, such as mcr.microsoft.com, or *.data.mcr.microsoft.com for all of a domain's, with http:// before it where there is no TLS", words.Quote(item))
 		}
 		return host, nil
 	})

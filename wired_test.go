@@ -216,7 +216,18 @@ func TestForeignLayersComeFromHostsThatAreAllowed(t *testing.T) {
 		t.Errorf("it was asked %q", lines)
 	}
 
+	// It redirects to where its content is, which has to be allowed, too.
 	p = startProgram(t, hub, "ENTREPOT_FOREIGN_HOSTS="+place.URL())
+	get(t, client, p.registry+"/v2/library/windows/manifests/1")
+	status, body, _ = get(t, client, p.registry+"/v2/library/windows/blobs/"+layer.Digest.String())
+	if status != http.StatusForbidden || !strings.Contains(body, "ENTREPOT_FOREIGN_HOSTS") || !strings.Contains(body, place.CDNURL()) {
+		t.Errorf("redirected to a host that nobody allowed: %d %s", status, body)
+	}
+	if n := place.Count(ocitest.Match{Role: ocitest.CDN}); n > 0 {
+		t.Errorf("that host was asked %d times", n)
+	}
+
+	p = startProgram(t, hub, "ENTREPOT_FOREIGN_HOSTS="+place.URL()+","+place.CDNURL())
 	p.pull(t, client, "windows", "1", image)
 	place.Reset()
 	p.pull(t, client, "windows", "1", image)

@@ -39,7 +39,7 @@ type blob struct {
 	ask    oci.Ask
 	home   *url.URL // where it is asked for first
 
-	foreign bool // home is no registry of ours: nobody signs in there
+	within foreignHosts // set: home is no registry of ours, nobody signs in there, and redirects lead to these hosts only
 
 	mu        sync.Mutex  // guards what follows
 	size      int64       // -1 while unknown
@@ -190,8 +190,8 @@ func (b *blob) request(method string, offset, length int64) request {
 		rang:     rangeHeader(offset, length),
 		transfer: method == http.MethodGet,
 	}
-	if b.foreign {
-		r.class, r.anonymous = ratelimit.Redirect, true
+	if b.within != nil {
+		r.class, r.anonymous, r.within = ratelimit.Redirect, true, b.within
 	}
 	return r
 }
@@ -324,7 +324,7 @@ func (b *blob) refusal(a *answer) error {
 		e.Code = oci.BadUpstream
 		e.Detail = fmt.Sprintf("%s, where upstream has its blobs, answered %d", a.url.Host, a.status)
 	}
-	if b.foreign && e.Code == oci.NameUnknown { // the name is not one that anybody asked us for
+	if b.within != nil && e.Code == oci.NameUnknown { // the name is not one that anybody asked us for
 		e.Code = oci.BlobUnknown
 	}
 	return e

@@ -29,7 +29,7 @@ type Client struct {
 	cfg     Config
 	primary *site
 	sites   []*site // all, in the order in which they are asked while all are well
-	foreign []origin
+	foreign foreignHosts
 	recent  *recentLists
 	served  *served
 }

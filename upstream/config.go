@@ -21,7 +21,7 @@ type Config struct {
 	Proxy        func(*http.Request) (*url.URL, error) // nil: none; as http.Transport.Proxy
 	Limits       ratelimit.Limits                      // zero fields: what suits Name
 	Mirrors      []Mirror                              // other addresses
-	ForeignHosts []string                              // where foreign layers may come from: host[:port], or http://host[:port] in clear
+	ForeignHosts []string                              // where foreign layers may come from: host[:port] or *.domain[:port], with http:// before it in clear
 	UserAgent    string                                // "entrepot" if empty
 	Dial         DialFunc                              // nil: the system's, with a look at each address
 	MaxManifest  int64                                 // bytes; 0: oci.MaxManifest

@@ -231,12 +231,26 @@ func (c *copies) inOrder(ctx context.Context, q *question, ask func(*blob) error
 			return nil
 		case ctx.Err() != nil, own && !oci.IsRetryable(err):
 			return err
-		case own, c.foreign && (verdict == nil || oci.IsRetryable(err)):
+		case own, c.foreign && weight(err) > weight(verdict):
 			verdict = err
 		}
 		c.failed(b)
 	}
 	return verdict
+}
+
+// weight is how much the failure of one foreign place tells of all of them: trouble
+// may pass, and what is refused may be allowed; only else there is no such blob.
+func weight(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case oci.IsRetryable(err):
+		return 3
+	case oci.CodeOf(err) == oci.Denied:
+		return 2
+	}
+	return 1
 }
 
 // order is by health, and then by how the places did for this blob.
@@ -295,7 +309,7 @@ func (r *copiesReader) Read(p []byte) (int, error) {
 		r.copies.client.served.note(r.blob)
 	case r.ended() == nil:
 		r.copies.failed(r.blob)
-		if oci.CodeOf(err) == oci.Timeout && !r.blob.foreign {
+		if oci.CodeOf(err) == oci.Timeout && r.blob.within == nil {
 			r.blob.site.ails(ailingAfterStall)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -477,13 +478,15 @@ func TestAHeadTellsWhatTheQuotaWithholds(t *testing.T) {
 
 func TestMirrorConfigIsChecked(t *testing.T) {
 	for want, cfg := range map[string]Config{
-		"upstream a.example: a mirror has no URL":                                               {Mirrors: []Mirror{{}}},
-		"upstream a.example: the URL is not http(s)://host[:port][/path]":                       {Mirrors: []Mirror{{URL: "mirror"}}},
-		"upstream a.example: the CA holds no certificate in PEM form":                           {Mirrors: []Mirror{{URL: "https://m.example", CA: fixed([]byte("x"))}}},
-		`upstream a.example: "a b" is no host for foreign layers: want host[:port]`:             {ForeignHosts: []string{"a b"}},
-		`upstream a.example: "https://h/path" is no host for foreign layers: want host[:port]`:  {ForeignHosts: []string{"https://h/path"}},
-		`upstream a.example: "ftp://h" is no host for foreign layers: want host[:port]`:         {ForeignHosts: []string{"ftp://h"}},
-		`upstream a.example: "https://me:pw@h" is no host for foreign layers: want host[:port]`: {ForeignHosts: []string{"https://me:pw@h"}},
+		"upstream a.example: a mirror has no URL":                                                                  {Mirrors: []Mirror{{}}},
+		"upstream a.example: the URL is not http(s)://host[:port][/path]":                                          {Mirrors: []Mirror{{URL: "mirror"}}},
+		"upstream a.example: the CA holds no certificate in PEM form":                                              {Mirrors: []Mirror{{URL: "https://m.example", CA: fixed([]byte("x"))}}},
+		`upstream a.example: "a b" is no host for foreign layers: want host[:port] or *.domain[:port]`:             {ForeignHosts: []string{"a b"}},
+		`upstream a.example: "https://h/path" is no host for foreign layers: want host[:port] or *.domain[:port]`:  {ForeignHosts: []string{"https://h/path"}},
+		`upstream a.example: "ftp://h" is no host for foreign layers: want host[:port] or *.domain[:port]`:         {ForeignHosts: []string{"ftp://h"}},
+		`upstream a.example: "https://me:pw@h" is no host for foreign layers: want host[:port] or *.domain[:port]`: {ForeignHosts: []string{"https://me:pw@h"}},
+		`upstream a.example: "*" is no host for foreign layers: want host[:port] or *.domain[:port]`:               {ForeignHosts: []string{"*"}},
+		`upstream a.example: "a.*.h" is no host for foreign layers: want host[:port] or *.domain[:port]`:           {ForeignHosts: []string{"a.*.h"}},
 	} {
 		cfg.Name = "a.example"
 		if _, err := New(cfg); err == nil || err.Error() != want {
@@ -504,7 +507,7 @@ func TestForeignLayers(t *testing.T) {
 		}
 		c := w.connect(func(cfg *Config) {
 			cfg.Credentials = Password("me", "secret")
-			cfg.ForeignHosts = []string{place.URL(), hub.URL(), "layers.example"}
+			cfg.ForeignHosts = []string{place.URL(), place.CDNURL(), hub.URL(), "layers.example"}
 		})
 		mustResolve(t, c)
 		hub.Reset()
@@ -558,6 +561,81 @@ func TestForeignLayers(t *testing.T) {
 		_, err = read(t.Context(), b, 0, -1)
 		wantCode(t, err, oci.BlobUnknown)
 	})
+}
+
+// TestForeignLayersAreRedirectedWithinTheList: what is not in it is not asked,
+// whoever leads there.
+func TestForeignLayersAreRedirectedWithinTheList(t *testing.T) {
+	layer := ocitest.Blob(9, 5000)
+	for _, row := range []struct {
+		name    string
+		allowed func(place, cdn string) []string
+		refused bool
+	}{
+		{"each by its name", func(place, cdn string) []string { return []string{place, cdn} }, false},
+		{"only the one that the manifest names", func(place, _ string) []string { return []string{place} }, true},
+		{"another scheme", func(place, cdn string) []string { return []string{place, strings.Replace(cdn, "http:", "https:", 1)} }, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			simulate(t, ocitest.Config{}, func(w *world) {
+				place := w.another(ocitest.Habits{Auth: ocitest.NoAuth}) // redirects to its CDN
+				place.PushBlob("windows/servercore", layer)
+				c := w.connect(func(cfg *Config) { cfg.ForeignHosts = row.allowed(place.URL(), place.CDNURL()) })
+				urls := []string{place.URL() + "/v2/gone/x/blobs/" + layer.Digest.String(), place.URL() + "/v2/windows/servercore/blobs/" + layer.Digest.String()}
+				b, err := c.Foreign(w.t.Context(), alpine, layer.Digest, urls, oci.Ask{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := read(w.t.Context(), b, 0, -1)
+				_, _, statErr := b.Stat(w.t.Context())
+				if !row.refused {
+					if err != nil || statErr != nil || !bytes.Equal(got, layer.Bytes()) {
+						t.Errorf("%d bytes, %v, %v", len(got), err, statErr)
+					}
+					return
+				}
+				for _, err := range []error{err, statErr} {
+					wantCode(t, err, oci.Denied)
+					if text := fmt.Sprint(err); !strings.Contains(text, place.CDNURL()) || !strings.Contains(text, "ENTREPOT_FOREIGN_HOSTS") {
+						t.Errorf("the refusal is %s", text)
+					}
+				}
+				if n := place.Count(ocitest.Match{Role: ocitest.CDN}); n > 0 {
+					t.Errorf("%d requests where nobody may go", n)
+				}
+			})
+		})
+	}
+}
+
+func TestForeignHosts(t *testing.T) {
+	list, err := parseForeignHosts("a.example", []string{"one.example", "*.data.example", "http://*.clear.example:81"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for raw, want := range map[string]bool{
+		"https://one.example/x":           true,
+		"https://ONE.example:443/x":       true,
+		"https://sub.one.example/x":       false,
+		"https://west.data.example/x":     true,
+		"https://a.b.data.example/x":      true,
+		"https://data.example/x":          false,
+		"https://evildata.example/x":      false,
+		"https://west.data.example:444/x": false,
+		"http://west.data.example/x":      false,
+		"https://west.data.example.evil":  false,
+		"http://x.clear.example:81/":      true,
+		"https://x.clear.example:81/":     false,
+		"https://[::1]/x":                 false,
+	} {
+		u, err := url.Parse(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := list.allow(u); got != want {
+			t.Errorf("%s: %t, want %t", raw, got, want)
+		}
+	}
 }
 
 func TestForeignLayersFromElsewhereAreRefused(t *testing.T) {

@@ -24,7 +24,10 @@ func (s *site) follow(ctx context.Context, q *question, r request) (*answer, err
 		if err != nil || !isRedirect(a.status) {
 			return a, err
 		}
-		if r.url, err = redirectTarget(a); err != nil {
+		if r.url, err = redirectTarget(a); err == nil {
+			err = r.within.mayLead(a.url, r.url)
+		}
+		if err != nil {
 			return nil, err
 		}
 		if r.class = own; originOf(r.url) != s.origin {

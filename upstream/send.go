@@ -65,7 +65,8 @@ type request struct {
 	form     url.Values // the body of a POST
 	transfer bool       // the answer is a blob's body
 
-	anonymous bool // no challenge is answered
+	anonymous bool         // no challenge is answered
+	within    foreignHosts // set: redirects lead to these hosts only
 }
 
 // answer is what came back. The body is open only where content can be: a 2xx
