@@ -106,12 +106,20 @@ func (d *Disk) tagged(repo oci.Repository) ([]oci.Digest, error) {
 		if err != nil {
 			continue
 		}
-		digests = append(digests, rec.Digest)
-		if d.unmarked(repo, rec.Digest) {
-			_ = d.Mark(repo, rec.Digest, Marker{MediaType: rec.MediaType, Size: rec.Size, State: Proven})
+		digests = append(digests, rec.images()...)
+		d.markNamed(repo, rec.Digest, rec.MediaType, rec.Size)
+		if f := rec.Former; f != nil {
+			d.markNamed(repo, f.Digest, f.MediaType, f.Size)
 		}
 	}
 	return digests, nil
+}
+
+// markNamed marks what a tag names, if a crash lost that.
+func (d *Disk) markNamed(repo oci.Repository, dg oci.Digest, mediaType string, size int64) {
+	if d.unmarked(repo, dg) {
+		_ = d.Mark(repo, dg, Marker{MediaType: mediaType, Size: size, State: Proven})
+	}
 }
 
 // markedManifests are the manifests that markers of repo tell of.

@@ -644,7 +644,7 @@ func FuzzRecords(f *testing.F) {
 				t.Errorf("more bytes than the size: %+v", rec)
 			}
 		}
-		if rec, err := parseTag(b); err == nil && (rec.Digest.IsZero() || rec.Size < -1) {
+		if rec, err := parseTag(b); err == nil && (rec.Digest.IsZero() || rec.Size < -1 || rec.Former != nil && rec.Former.Digest.IsZero()) {
 			t.Errorf("bad tag accepted: %+v", rec)
 		}
 		if m, err := parseMarker(b); err == nil && (m.State != Named && m.State != Proven || m.Size < -1) {

@@ -22,7 +22,8 @@ var ErrPinned = errors.New("pinned")
 
 // Pin is an image that eviction must leave alone: the manifest that a tag or a
 // digest names, and all that it leads to as far as manifests are held. A pinned
-// tag protects what it names now, and what it will name later instead.
+// tag protects what it names now, and what it will name later instead: until that
+// is whole, both.
 type Pin struct {
 	Repository oci.Repository
 	Reference  string // a tag or a digest
@@ -162,7 +163,8 @@ func (d *Disk) readPins(ctx context.Context) (pins []Pin, err error) {
 	return pins, nil
 }
 
-// named is the manifest that a reference of repo stands for; none if we do not know.
+// named are the manifests that a reference of repo may stand for, what it names now
+// first; none if we do not know.
 func (d *Disk) named(repo oci.Repository, reference string) []oci.Digest {
 	if dg, err := oci.ParseDigest(reference); err == nil {
 		return []oci.Digest{dg}
@@ -171,7 +173,7 @@ func (d *Disk) named(repo oci.Repository, reference string) []oci.Digest {
 	if err != nil {
 		return nil
 	}
-	return []oci.Digest{rec.Digest}
+	return rec.images()
 }
 
 // findPinned works out which digests the pins protect.

@@ -205,3 +205,21 @@ func FuzzPin(f *testing.F) {
 		}
 	})
 }
+
+// TestPinnedTagProtectsTheImageBefore: until what the tag has moved to is whole, that
+// is what is served when upstream is away.
+func TestPinnedTagProtectsTheImageBefore(t *testing.T) {
+	d := openDisk(t, t.TempDir(), nil)
+	before := pushImage(t, d, busybox, "latest", 1)
+	rec := Tag{Digest: oci.Sum([]byte("on its way")), Former: &Former{Digest: before.index, MediaType: indexType}}
+	if err := errors.Join(d.PutTag(busybox, "latest", rec), d.Pin(t.Context(), busybox, "latest")); err != nil {
+		t.Fatal(err)
+	}
+	force(t, d, 1<<30)
+	if n := heldOf(d, before.all()); n != 9 {
+		t.Errorf("%d of 9 are left", n)
+	}
+	if err := d.RemoveManifest(t.Context(), busybox, before.index); !errors.As(err, new(LedTo)) && !errors.Is(err, ErrPinned) {
+		t.Errorf("it can be removed: %v", err)
+	}
+}

@@ -25,6 +25,25 @@ type Tag struct {
 	Size       int64      `json:"size"`    // -1 if upstream did not say
 	Checked    time.Time  `json:"checked"` // when upstream last confirmed it
 	Changed    time.Time  `json:"changed"` // when it was first seen to name Digest
+	// Former is an image that the tag named before and that is held whole, while
+	// what it names now is not known to be; nil: there is none.
+	Former *Former `json:"former,omitempty"`
+}
+
+// Former is what a tag named before.
+type Former struct {
+	Digest    oci.Digest `json:"digest"`
+	MediaType string     `json:"mediaType,omitempty"`
+	Size      int64      `json:"size"`    // -1 if upstream did not say
+	Checked   time.Time  `json:"checked"` // when upstream last confirmed it
+}
+
+// images are what a tag may stand for: what it names, then what it did before.
+func (rec Tag) images() []oci.Digest {
+	if rec.Former == nil {
+		return []oci.Digest{rec.Digest}
+	}
+	return []oci.Digest{rec.Digest, rec.Former.Digest}
 }
 
 // State says how sure it is that content belongs to a repository.
@@ -111,6 +130,9 @@ func parseTag(b []byte) (Tag, error) {
 	}
 	if rec.Digest.IsZero() || rec.Size < -1 {
 		return Tag{}, errors.New("no digest, or a size below -1")
+	}
+	if f := rec.Former; f != nil && (f.Digest.IsZero() || f.Size < -1) {
+		rec.Former = nil
 	}
 	return rec, nil
 }
