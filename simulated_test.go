@@ -458,6 +458,64 @@ func TestAMoveThatHeadToldOfOutlivesAnOutage(t *testing.T) {
 	}
 }
 
+// pull gets what a tag names, its config and its layers, as containerd does: by HEAD,
+// and then by digest. It returns the digest, and the first status that was no success.
+func (s *simulation) pull(i int) (digest string, status int) {
+	s.t.Helper()
+	head := s.ask(http.MethodHead, tagged(i))
+	digest = head.header.Get("Docker-Content-Digest")
+	if head.status != http.StatusOK {
+		return digest, head.status
+	}
+	manifest := s.ask(http.MethodGet, "/v2/library/app/manifests/"+digest)
+	links, err := oci.ParseLinks(manifest.body)
+	if err != nil || manifest.status != http.StatusOK {
+		return digest, manifest.status
+	}
+	for _, b := range links.Blobs() {
+		if r := s.ask(http.MethodGet, "/v2/library/app/blobs/"+b.Digest.String()); r.status != http.StatusOK || r.err != nil {
+			return digest, r.status
+		}
+	}
+	return digest, http.StatusOK
+}
+
+// An image was pulled, and its tag has moved; somebody has looked at that, and then its
+// hub goes away. Pulls get the image that is here, but for the first of those who come
+// while what they are told of is fresh.
+func TestAMoveThatNobodyPulledOutlivesAnOutage(t *testing.T) {
+	t.Parallel()
+	for name, effect := range map[string]ocitest.Effect{"500": ocitest.Answer(500), "reset": ocitest.Reset(), "silence": ocitest.Hang(), "later": ocitest.RetryLater(429, "3600")} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulated(t, ocitest.Habits{}, []string{"ENTREPOT_TAG_TTL=1h"}, func(s *simulation) {
+				s.push(1)
+				old, _ := s.pull(0)
+				s.hub.Push("library/app", "0", ocitest.RandomImage(100, 10))
+				time.Sleep(2 * time.Hour)
+				moved := s.ask(http.MethodHead, tagged(0)).header.Get("Docker-Content-Digest")
+				s.hub.Inject(&ocitest.Fault{Effect: effect})
+				if digest, status := s.pull(0); digest != moved || status == http.StatusOK {
+					t.Errorf("the first pull got %s: %d, want the new image, which is not here", digest, status)
+				}
+				for range 200 {
+					if digest, status := s.pull(0); digest != old || status != http.StatusOK {
+						t.Fatalf("a pull got %s: %d, want the old image", digest, status)
+					}
+					time.Sleep(time.Minute)
+				}
+				s.hub.ClearFaults()
+				time.Sleep(2 * time.Hour)
+				s.pull(0) // where it was silent, nobody waits for it
+				time.Sleep(time.Second)
+				if digest, status := s.pull(0); digest != moved || status != http.StatusOK {
+					t.Errorf("after the outage a pull got %s: %d, want the new image", digest, status)
+				}
+			})
+		})
+	}
+}
+
 // One tag whose check hangs, at a hub that answers all others: one client waits
 // for it, and none after him for as long as that lasts, whatever he asks for.
 func TestATagWhoseCheckHangsIsWaitedForOnce(t *testing.T) {

@@ -105,12 +105,17 @@ type Cache struct {
 	mutes     mutes
 	kept      keptLists // of referrers
 	unkept    failures  // blobs that the disk would not take, by digest
-	fills     fills
-	extras    extras
-	prefetch  prefetch
-	foreign   foreignLayers
-	relays    relays
-	joined    atomic.Uint64
+	doubts    doubts
+
+	unrecorded      stopgap[unrecorded]   // by repository:tag
+	unkeptManifests stopgap[oci.Manifest] // by repository and digest
+
+	fills    fills
+	extras   extras
+	prefetch prefetch
+	foreign  foreignLayers
+	relays   relays
+	joined   atomic.Uint64
 }
 
 // New makes a cache of upstream on disk. Close it before the disk.
@@ -191,6 +196,9 @@ func (c *Cache) decide(ctx context.Context, repo oci.Repository, key func() stri
 	asked := key()
 	facts.Mute = c.mutes.is(repo.Host, asked)
 	_, failed := c.refusal(ctx, repo, asked)
+	if failed == nil && facts.Doubted {
+		failed = c.doubts.why(repo)
+	}
 	if failed == nil {
 		return c.ladder(repo.Host).Climb(facts), nil
 	}
@@ -218,6 +226,9 @@ func (c *Cache) refusal(ctx context.Context, repo oci.Repository, key string) (t
 func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string, facts Case, err error) Rung {
 	facts.Said, facts.Retry = saidBy(err), oci.RetryAfter(err)
 	r := c.ladder(repo.Host).Climb(facts)
+	if facts.isLost() {
+		c.doubts.doubt(repo, c.ladder(repo.Host).instead(facts).Again, err)
+	}
 	if r.Again > 0 {
 		login := ""
 		if facts.Said.isOfLogin() {
@@ -234,12 +245,14 @@ func (c *Cache) Forget() {
 	c.failures.clear()
 	c.noAPI.clear()
 	c.unkept.clear()
+	c.doubts.clear()
 }
 
 // ForgetOf is Forget for one repository.
 func (c *Cache) ForgetOf(repo oci.Repository) {
 	c.failures.forgetOf(repo)
 	c.noAPI.forgetOf(repo)
+	c.doubts.forgetOf(repo)
 }
 
 // ForgetReferrers drops what is kept of the lists of a repository's referrers, of
@@ -249,7 +262,7 @@ func (c *Cache) ForgetReferrers(repo oci.Repository) { c.kept.forgetOf(repo) }
 // Record is what a tag was found to name, when that was last confirmed, and for
 // how long it is believed; nil if nothing is known of it. It asks nobody.
 func (c *Cache) Record(repo oci.Repository, tag string) *Record {
-	rec, err := c.disk.Tag(repo, tag)
+	rec, err := c.record(repo, tag)
 	if err != nil {
 		return nil
 	}

@@ -69,7 +69,7 @@ func (c *Cache) Explain(ctx context.Context, repo oci.Repository, reference stri
 }
 
 func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string, x *Explanation) error {
-	rec, err := c.disk.Tag(repo, tag)
+	rec, err := c.record(repo, tag)
 	switch {
 	case err == nil:
 		x.Tag, x.Digest = &rec, rec.Digest

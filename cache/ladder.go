@@ -80,9 +80,6 @@ func wordOf(err error) Said {
 	return Trouble
 }
 
-// errUnfetched is in the chain of why a tag is served as it was.
-var errUnfetched = errors.New("it has moved, and what it names now cannot be had")
-
 // isFinal reports upstream's word about the thing itself, which is repeated for a
 // moment to all who ask. Trouble passes: the next client's question may be luckier.
 // A limit is upstream's to remember, which knows whose it is and what is left of it.
@@ -120,6 +117,7 @@ type Case struct {
 	Forced     bool          // who asks wants upstream's word
 	Background bool          // nobody waits
 	Mute       bool          // upstream leaves others without an answer just now
+	Doubted    bool          // of a tag: it has moved, and not all that leads to can be had
 	Said       Said
 	Remembered bool          // it said so a moment ago, and is not to be asked again yet
 	Retry      time.Duration // what it said of when to come back; 0 if it did not
@@ -128,7 +126,7 @@ type Case struct {
 // isFresh reports a tag that is believed. A date in the future counts as none: the
 // clock was wrong when it was written, or is now.
 func (c Case) isFresh() bool {
-	return c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
+	return c.Held == Whole && !c.Forced && !c.Doubted && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
 }
 
 // isForEver reports what no word of upstream's changes: policy is about names.
@@ -140,6 +138,12 @@ func (c Case) isForEver() bool {
 		return c.Held == Whole || c.Held == Known
 	}
 	return false
+}
+
+// isLost reports content that cannot be had, for a reason that is none of its own, by
+// one who waits for it.
+func (c Case) isLost() bool {
+	return (c.Kind == DigestKind || c.Kind == HeadKind) && !c.Background && (c.Said == Trouble || c.Said == Limited)
 }
 
 // Rung is where an answer stands.

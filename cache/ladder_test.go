@@ -129,11 +129,11 @@ func eachCase(visit func(Ladder, Case)) {
 				for _, age := range []time.Duration{0, time.Minute - 1, time.Minute, -time.Hour} {
 					for _, ttl := range []time.Duration{0, time.Minute, Never} {
 						for _, retry := range []time.Duration{0, 5 * time.Minute, 9000 * time.Hour} {
-							for bits := range 16 {
+							for bits := range 32 {
 								for _, l := range []Ladder{testLadder, strictLadder} {
 									c := Case{
 										Kind: k, Held: h, Said: s, Age: age, TTL: ttl, Retry: retry, Forced: yesno[bits&1],
-										Background: yesno[bits>>1&1], Mute: yesno[bits>>2&1], Remembered: yesno[bits>>3&1],
+										Background: yesno[bits>>1&1], Mute: yesno[bits>>2&1], Remembered: yesno[bits>>3&1], Doubted: yesno[bits>>4&1],
 									}
 									if exists(c) && (!c.Remembered || wasSaid(s)) {
 										visit(l, c)
@@ -155,7 +155,7 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 		r := l.Climb(c)
 		asks, serves := r.Serve == Ask || r.Serve == Confirm, r.Serve == Theirs || r.Serve == Ours
 		isDigest, isName := c.Kind == DigestKind || c.Kind == HeadKind, c.Kind == TagKind
-		fresh := isName && c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
+		fresh := isName && c.Held == Whole && !c.Forced && !c.Doubted && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
 		isFailure := c.Said > Moved
 		deleted := l.DropDeleted && (c.Said == Gone || c.Said == Hidden)
 		for promise, kept := range map[string]bool{

@@ -51,6 +51,11 @@ func (c *Cache) Manifest(ctx context.Context, repo oci.Repository, dg oci.Digest
 // the bytes, or does not know that they belong to repo.
 func (c *Cache) heldManifest(ctx context.Context, repo oci.Repository, dg oci.Digest) (oci.Manifest, oci.Outcome, error) {
 	marker, content, recalled, err := c.readMarked(ctx, repo, dg)
+	if errors.Is(err, store.ErrNotHeld) {
+		if m, ok := c.unkeptManifest(repo, dg); ok {
+			return m, oci.Outcome{Cache: oci.Hit, Why: "held in memory, since the disk does not take it"}, nil
+		}
+	}
 	if err != nil {
 		return oci.Manifest{}, oci.Outcome{}, err
 	}
@@ -136,6 +141,9 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 		if m, _, err := c.heldManifest(ctx, repo, dg); err == nil { // somebody has just finished
 			return fetched{manifest: m}, nil
 		}
+		if err := c.tooLarge(repo, c.known(repo, dg)); err != nil {
+			return fetched{}, err
+		}
 		m, out, err := c.upstream.Manifest(ctx, repo, dg, ask)
 		c.heard(repo.Host, err)
 		if err == nil {
@@ -151,13 +159,24 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 	return got.manifest, out, err
 }
 
+// known is what upstream has told of a manifest.
+func (c *Cache) known(repo oci.Repository, dg oci.Digest) oci.Descriptor {
+	desc := oci.Descriptor{Digest: dg, Size: -1}
+	if m, err := c.disk.Marker(repo, dg); err == nil && m.State == store.Proven && oci.IsManifestType(m.MediaType) {
+		desc.MediaType, desc.Size = m.MediaType, m.Size
+	}
+	return desc
+}
+
 // keepManifest takes a manifest in and marks what it lists. A disk that cannot take it does not keep the client from it.
 func (c *Cache) keepManifest(repo oci.Repository, m oci.Manifest) {
 	if err := c.disk.PutFrom(m.Digest, m.Content, repo.Host); err != nil {
 		c.cfg.Warn("a manifest could not be kept", repo, err)
+		c.unkeptManifests.put(manifestKey(repo, m.Digest), m, len(m.Content), time.Now().Add(stopgapFor))
 		c.understand(repo, m)
 		return
 	}
+	c.unkeptManifests.drop(manifestKey(repo, m.Digest))
 	c.mark(repo, m.Digest, store.Marker{MediaType: m.MediaType, Size: m.Size, State: store.Proven})
 	c.name(repo, m)
 }

@@ -30,7 +30,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	if strings.IndexByte(reference, ':') >= 0 {
 		return c.resolveDigest(ctx, repo, reference, ask)
 	}
-	held, err := c.disk.Tag(repo, reference)
+	held, err := c.record(repo, reference)
 	if err != nil && !errors.Is(err, store.ErrNotHeld) {
 		return oci.Resolved{}, oci.Outcome{}, err
 	}
@@ -43,7 +43,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	if err == nil {
 		rec := held // which a hit must not move to the heap
 		q.rec = &rec
-		q.ask.Held = !isUrgent(ask) && c.has(rec.Digest)
+		q.ask.Held = !isUrgent(ask) && c.has(c.image(ctx, q.rec).Digest)
 	}
 	rung, failed := c.decide(ctx, repo, q.key, facts)
 	switch {
@@ -54,9 +54,10 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	case rung.Serve == Error:
 		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
 	case failed == nil:
-		return resolved(q.rec), oci.Outcome{Cache: rung.Mark, Checked: q.rec.Checked, Why: "offline"}, nil
+		image := c.image(ctx, q.rec)
+		return resolved(image), oci.Outcome{Cache: rung.Mark, Checked: image.Checked, Why: "offline"}, nil
 	}
-	return q.answer(rung, resolution{}, failed)
+	return c.answer(ctx, &q, rung, resolution{}, failed)
 }
 
 // isUrgent reports a client who wants upstream's word, and what that leads to,
@@ -70,6 +71,7 @@ func (c *Cache) tagFacts(q *tagQuestion, rec *store.Tag, held bool) Case {
 	}
 	if held {
 		facts.Held, facts.Age = Whole, time.Since(rec.Checked)
+		facts.Doubted = rec.Former != nil && c.doubts.are(q.repo)
 	}
 	return facts
 }
@@ -112,7 +114,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patie
 	}
 	answered := facts // of which the check behind has its own
 	answered.Said, answered.Retry = q.said(found.desc.Digest, err), oci.RetryAfter(err)
-	return q.answer(c.ladder(q.repo.Host).Climb(answered), found, err)
+	return c.answer(ctx, &q, c.ladder(q.repo.Host).Climb(answered), found, err)
 }
 
 var errCheckSlow = errors.New("upstream is slow to confirm")
@@ -131,7 +133,7 @@ func (q *tagQuestion) said(found oci.Digest, err error) Said {
 }
 
 // answer is what the client of q gets who stands on a rung.
-func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved, oci.Outcome, error) {
+func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolution, err error) (oci.Resolved, oci.Outcome, error) {
 	out := oci.Outcome{Cache: r.Mark, Spent: found.spent}
 	switch r.Serve {
 	case Theirs:
@@ -141,7 +143,8 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 		}
 		return oci.Resolved{Descriptor: found.desc, Manifest: found.manifest}, out, nil
 	case Ours:
-		out.Checked, out.Why = q.rec.Checked, fmt.Sprintf("upstream cannot confirm it: %v", err)
+		image := c.image(ctx, q.rec)
+		out.Checked, out.Why = image.Checked, fmt.Sprintf("upstream cannot confirm it: %v", err)
 		switch saidBy(err) {
 		case Gone:
 			out.Why = WhyDeleted
@@ -150,7 +153,7 @@ func (q *tagQuestion) answer(r Rung, found resolution, err error) (oci.Resolved,
 		case Unfetched:
 			out.Why = err.Error()
 		}
-		return resolved(q.rec), out, nil
+		return resolved(image), out, nil
 	}
 	return oci.Resolved{}, out, err
 }
@@ -166,19 +169,21 @@ func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolutio
 	if answered := isAnswer(err, ask); answered || !ask.Background {
 		c.mutes.hostEnded(q.repo.Host, answered)
 	}
+	heard := time.Now()
 	c.heard(q.repo.Host, err)
-	if err == nil && c.climbTo(&q, res, facts).Serve == Fetch {
-		res.Manifest, err = c.fetchMoved(ctx, q.repo, res.Digest, ask, &out)
+	if err == nil && (c.climbTo(ctx, &q, res, facts).Serve == Fetch || out.Withheld > 0 && c.wantsPulls(ctx, q.rec, res.Digest)) {
+		res.Manifest, err = c.fetchMoved(ctx, q.repo, res.Descriptor, ask, &out)
 	}
 	c.mutes.ended(asked, isAnswer(err, ask))
 	if err != nil {
-		if c.noteFailure(ctx, q.repo, q.key(), facts, err).Record == Drop {
+		if c.noteFailure(ctx, q.repo, q.key(), facts, err).Record == Drop && !c.isOvertaken(&q, heard) {
 			c.dropTag(q.repo, q.tag)
 		}
 		return resolution{spent: out.Spent}, err
 	}
 	c.failures.forget(q.key())
-	return resolution{c.putTag(&q, res), res.Manifest, out.Spent}, nil
+	c.doubts.forgetOf(q.repo)
+	return resolution{c.putTag(ctx, &q, res, heard), res.Manifest, out.Spent}, nil
 }
 
 // isAnswer reports that upstream said something, for all we know: a question in the
@@ -188,7 +193,7 @@ func isAnswer(err error, ask oci.Ask) bool {
 }
 
 // climbTo finds the rung of an answer, whose manifest is kept if it came along.
-func (c *Cache) climbTo(q *tagQuestion, res oci.Resolved, facts Case) Rung {
+func (c *Cache) climbTo(ctx context.Context, q *tagQuestion, res oci.Resolved, facts Case) Rung {
 	if res.Manifest != nil {
 		c.keepManifest(q.repo, *res.Manifest)
 	}
@@ -196,36 +201,17 @@ func (c *Cache) climbTo(q *tagQuestion, res oci.Resolved, facts Case) Rung {
 	if facts.Said == Changed && res.Manifest == nil && !c.has(res.Digest) {
 		facts.Said = Moved
 	}
-	if q.rec != nil && !c.has(q.rec.Digest) {
+	if q.rec != nil && !c.has(c.image(ctx, q.rec).Digest) {
 		facts.Held = Nothing
 	}
 	return c.ladder(q.repo.Host).Climb(facts)
 }
 
-// fetchMoved gets what a tag has moved to, unless the quota has no more than it keeps
-// for others. out is what finding it out took, and adds up.
-func (c *Cache) fetchMoved(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask, out *oci.Outcome) (*oci.Manifest, error) {
-	if out.Withheld > 0 {
-		kept := &oci.Error{Code: oci.TooManyRequests, Detail: "the last pulls of the quota are kept for what is not held", RetryAfter: out.Withheld}
-		return nil, fmt.Errorf("%w: %w", errUnfetched, kept)
-	}
-	ask.Begun = true
-	m, got, err := c.Manifest(ctx, repo, d, ask)
-	out.Spent += got.Spent
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnfetched, err)
-	}
-	return &m, nil
-}
-
-// putTag records what upstream said of a tag, and returns what is known now. The
-// record of what is here stays until its successor is, too: the disk may not take it.
-func (c *Cache) putTag(q *tagQuestion, res oci.Resolved) oci.Descriptor {
-	now := time.Now()
-	next := store.Tag{Digest: res.Digest, MediaType: res.MediaType, Size: res.Size, Checked: now, Changed: now}
-	switch {
-	case q.rec == nil:
-	case q.rec.Digest == res.Digest:
+// putTag records what upstream said of a tag at a time, and returns what is known
+// then.
+func (c *Cache) putTag(ctx context.Context, q *tagQuestion, res oci.Resolved, heard time.Time) oci.Descriptor {
+	next := store.Tag{Digest: res.Digest, MediaType: res.MediaType, Size: res.Size, Checked: heard, Changed: heard}
+	if q.rec != nil && q.rec.Digest == res.Digest {
 		next.Changed = q.rec.Changed
 		if res.MediaType == "" {
 			next.MediaType = q.rec.MediaType
@@ -233,16 +219,27 @@ func (c *Cache) putTag(q *tagQuestion, res oci.Resolved) oci.Descriptor {
 		if res.Size < 0 {
 			next.Size = q.rec.Size
 		}
-	case !c.has(res.Digest) && c.has(q.rec.Digest):
-		return res.Descriptor
 	}
+	if c.isOvertaken(q, heard) {
+		return resolved(&next).Descriptor
+	}
+	next.Former = c.former(ctx, q.rec, next.Digest)
 	if res.Manifest == nil {
 		c.mark(q.repo, res.Digest, store.Marker{MediaType: next.MediaType, Size: next.Size, State: store.Proven})
 	}
-	if err := c.disk.PutTag(q.repo, q.tag, next); err != nil {
-		c.cfg.Warn("a tag could not be recorded; it will be asked for again", q.repo, err)
-	}
+	c.putRecord(ctx, q, next)
 	return resolved(&next).Descriptor
+}
+
+// isOvertaken reports that what upstream said of a tag at a time is not to be
+// recorded any more: it was removed here since it was asked for, or another question,
+// which was answered later, is on record.
+func (c *Cache) isOvertaken(q *tagQuestion, heard time.Time) bool {
+	now, err := c.record(q.repo, q.tag)
+	if err != nil {
+		return q.rec != nil
+	}
+	return now.Checked.After(heard) && !now.Checked.After(time.Now()) // or a clock was wrong
 }
 
 // dropTag forgets a tag for good, and what was said to refer to it, so that no
@@ -281,9 +278,8 @@ func (c *Cache) resolveDigest(ctx context.Context, repo oci.Repository, referenc
 	case !errors.Is(err, store.ErrNotHeld):
 		return oci.Resolved{}, out, err
 	default:
-		if marker, err := c.disk.Marker(repo, dg); err == nil && marker.State == store.Proven && marker.Size >= 0 && oci.IsManifestType(marker.MediaType) {
+		if desc = c.known(repo, dg); desc.Size >= 0 {
 			facts.Held, out = Known, oci.Outcome{Why: "known"}
-			desc = oci.Descriptor{MediaType: marker.MediaType, Digest: dg, Size: marker.Size}
 		}
 	}
 	rung, failed := c.decide(ctx, repo, func() string { return manifestKey(repo, dg) }, facts)

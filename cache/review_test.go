@@ -235,38 +235,14 @@ func testMovedTag(t *testing.T, refusal error, ask oci.Ask) {
 	_, _, _ = c.Resolve(t.Context(), alpine, "latest", oci.Ask{}) // where it hung, it is not waited for
 	synctest.Wait()
 	want(oci.Ask{}, moved.Digest, oci.Hit)
+	if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+		t.Error(err)
+	}
 	s.set(func() { s.down = errDown })
 	time.Sleep(time.Hour)
 	want(oci.Ask{}, moved.Digest, oci.Stale)
 	if _, out, err := c.Manifest(t.Context(), alpine, moved.Digest, oci.Ask{}); err != nil || out.Cache != oci.Hit {
 		t.Errorf("what it names is a %s, %v, want a hit", out.Cache, err)
-	}
-}
-
-// TestAMoveThatTheDiskDoesNotTake is no reason to let go of what is there.
-func TestAMoveThatTheDiskDoesNotTake(t *testing.T) {
-	s := newSource()
-	old := s.pushImage(alpine, "latest", pattern(1, 10))
-	dir := t.TempDir()
-	c := openCacheOf(t, store.Config{Dir: dir}, s, Config{TTL: time.Nanosecond})
-	defer closeCache(t, c)
-	if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
-		t.Fatal(err)
-	}
-	s.set(func() { s.asked = nil })
-	moved := s.pushImage(alpine, "latest", pattern(2, 10))
-	shard := filepath.Join(dir, "blobs", "sha256", moved.Digest.Hex()[:2])
-	if err := os.WriteFile(shard, nil, 0o600); err != nil { // where its directory would be
-		t.Fatal(err)
-	}
-	res, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
-	if err != nil || res.Digest != moved.Digest || res.Manifest == nil || out.Cache != oci.Miss {
-		t.Errorf("%s as %s, %v, want the new one, as it came", res.Digest, out.Cache, err)
-	}
-	wantAsked(t, s, "HEAD library/alpine latest", "GET library/alpine manifest "+moved.Digest.String())
-	s.set(func() { s.down = errDown })
-	if res, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != old.Digest || out.Cache != oci.Stale {
-		t.Errorf("in an outage: %s as %s, %v, want the one that is held", res.Digest, out.Cache, err)
 	}
 }
 

@@ -28,6 +28,7 @@ const (
 	atBlob     stage = "blob" // the registry's answer, which leads to the CDN
 	atCDN      stage = "cdn"
 	atMove     stage = "move" // of a held tag: what it has moved to
+	atLook     stage = "look" // likewise, after somebody has looked at it and pulled nothing
 	gone       stage = "gone" // the whole upstream
 )
 
@@ -47,6 +48,9 @@ type fault struct {
 	podman bool   // podman pulls, too
 	stays  bool   // for longer than a test can wait
 }
+
+// moves reports that the tag of a held image has moved.
+func (f fault) moves() bool { return f.at == atMove || f.at == atLook }
 
 const (
 	all      = "docker containerd podman"
@@ -111,6 +115,10 @@ var faults = []fault{
 	{at: atMove, name: "404", effect: ocitest.Answer(404)},
 	{at: atMove, name: "500", effect: ocitest.Answer(500)},
 
+	{at: atLook, name: "hang", effect: ocitest.Hang()},
+	{at: atLook, name: "503", effect: ocitest.Answer(503), podman: true},
+	{at: atLook, name: "reset", effect: ocitest.Reset()},
+
 	{at: gone, name: "stopped", says: "503", fails: all, tells: hides503, podman: true, stays: true},
 }
 
@@ -136,7 +144,7 @@ func TestFaults(t *testing.T) {
 			if held && (f.at == atBlob || f.at == atCDN) {
 				continue // nobody asks for what is held
 			}
-			if !held && f.at == atMove {
+			if !held && f.moves() {
 				continue // to who holds nothing it is a manifest as any
 			}
 			for client := range strings.FieldsSeq(all) {
@@ -204,7 +212,7 @@ func newFaultyPull(t *testing.T, f fault, held bool, client string) *faultyPull 
 	p.host = fmt.Sprintf("%s-%s-%s.%s.test", f.at, f.name, state, client)
 	p.image = newHello(t, "hello from "+p.host, false, 64<<10)
 	p.hub.Push(faultRepo, "1", p.image.Image)
-	if f.at == atMove {
+	if f.moves() {
 		p.next = newHello(t, "hello again from "+p.host, false, 64<<10)
 	}
 	return p
@@ -221,8 +229,13 @@ func (p *faultyPull) play(ctx context.Context, s *site, c faultClient) {
 			return
 		}
 	}
-	if p.at == atMove {
+	if p.moves() {
 		p.hub.Push(faultRepo, "1", p.next.Image)
+	}
+	if p.at == atLook {
+		if p.warmed = s.fetch(ctx, p.host+"/"+faultRepo, "manifests/1", "manifests/"+p.next.own.Digest.String()); p.warmed != nil {
+			return
+		}
 	}
 	p.hub.ExpireTokens()
 	p.hub.Reset()
@@ -323,7 +336,7 @@ func (p *faultyPull) check(t *testing.T, answers []logged, around []string) {
 	}
 	if p.mended != nil {
 		t.Errorf("after the fault the pull failed: %v", p.mended)
-	} else if p.greeting != p.image.greeting && (p.at != atMove || p.greeting != p.next.greeting) {
+	} else if p.greeting != p.image.greeting && (!p.moves() || p.greeting != p.next.greeting) {
 		t.Errorf("the image printed %q, want %q", p.greeting, p.image.greeting)
 	}
 }

@@ -1,0 +1,140 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"entrepot/oci"
+	"entrepot/store"
+)
+
+// A tag moves with the first word of it, by whomever that was asked for, and what it
+// names then can be had from upstream alone. So its record tells of the image that it
+// named before, too, as long as that is whole and its successor is not: that is what
+// is left when upstream goes away before anybody has pulled the new one.
+
+const (
+	// hopelessFor is how long a tag is not asked for that has moved to what is no
+	// manifest: it will not become one, and each try costs a pull.
+	hopelessFor = 15 * time.Minute
+	// doubtFor is how long it is remembered that something of a repository could not
+	// be had.
+	doubtFor = time.Hour
+)
+
+// errUnfetched is in the chain of why a tag is served as it was.
+var errUnfetched = errors.New("it has moved, and what it names now cannot be had")
+
+// image is what a record is served as while upstream cannot be relied on.
+func (c *Cache) image(ctx context.Context, rec *store.Tag) *store.Tag {
+	old := rec.Former
+	if old == nil || c.disk.IsWhole(ctx, rec.Digest) || !c.disk.IsWhole(ctx, old.Digest) {
+		return rec
+	}
+	return &store.Tag{Digest: old.Digest, MediaType: old.MediaType, Size: old.Size, Checked: old.Checked}
+}
+
+// former is what the next record of a tag tells of what it named before: the last
+// image that is whole, or else the last, which may become so.
+func (c *Cache) former(ctx context.Context, rec *store.Tag, next oci.Digest) *store.Former {
+	if rec == nil || rec.Digest == next && rec.Former == nil || c.disk.IsWhole(ctx, next) {
+		return nil
+	}
+	last, old := store.Former{Digest: rec.Digest, MediaType: rec.MediaType, Size: rec.Size, Checked: rec.Checked}, rec.Former
+	switch {
+	case rec.Digest != next && c.disk.IsWhole(ctx, rec.Digest):
+		return &last
+	case old != nil && c.disk.IsWhole(ctx, old.Digest):
+		return old
+	case rec.Digest != next && c.has(rec.Digest):
+		return &last
+	}
+	return nil
+}
+
+// wantsPulls reports that there is an image to serve instead of what a tag names now,
+// of which more is to be pulled: it is an index, and no platform's manifest is here.
+func (c *Cache) wantsPulls(ctx context.Context, rec *store.Tag, now oci.Digest) bool {
+	old := c.former(ctx, rec, now)
+	if old == nil || !c.disk.IsWhole(ctx, old.Digest) {
+		return false
+	}
+	children := c.disk.Links(ctx, now).Manifests
+	return len(children) > 0 && !slices.ContainsFunc(children[:min(len(children), maxNamed)], func(child oci.Child) bool { return c.has(child.Digest) })
+}
+
+// fetchMoved gets what a tag has moved to, unless the quota has no more than it keeps
+// for others. out is what finding it out took, and adds up.
+func (c *Cache) fetchMoved(ctx context.Context, repo oci.Repository, desc oci.Descriptor, ask oci.Ask, out *oci.Outcome) (*oci.Manifest, error) {
+	if out.Withheld > 0 {
+		kept := &oci.Error{Code: oci.TooManyRequests, Detail: "no pull is to be had for it now that is not kept for what is not held", RetryAfter: out.Withheld}
+		return nil, fmt.Errorf("%w: %w", errUnfetched, kept)
+	}
+	if err := c.tooLarge(repo, desc); err != nil {
+		return nil, unfetched(err)
+	}
+	ask.Begun = true
+	m, got, err := c.Manifest(ctx, repo, desc.Digest, ask)
+	out.Spent += got.Spent
+	if err != nil {
+		return nil, unfetched(err)
+	}
+	return &m, nil
+}
+
+// unfetched is why a tag is served as it was.
+func unfetched(err error) error {
+	if e, ok := errors.AsType[*oci.Error](err); ok && e.Code == oci.BadUpstream && !isBroken(err) {
+		hopeless := *e
+		hopeless.RetryAfter, err = hopelessFor, &hopeless
+	}
+	return fmt.Errorf("%w: %w", errUnfetched, err)
+}
+
+// tooLarge returns why a manifest of a known size is not taken in; nil if it may be.
+func (c *Cache) tooLarge(repo oci.Repository, desc oci.Descriptor) error {
+	if desc.Size <= c.cfg.MaxManifest {
+		return nil
+	}
+	return oci.Errorf(oci.BadUpstream, "manifest %s of %s has %d bytes, more than the %d that are taken in", desc.Digest, repo, desc.Size, c.cfg.MaxManifest)
+}
+
+// doubts are repositories of which something could not be had that a client waited
+// for: tags of theirs that have moved to what is not whole are asked for again, whatever
+// their TTL, and are served as they were until that may be.
+type doubts struct {
+	ungiven failures // what is not to be tried again yet
+	open    failures // what upstream has not confirmed a tag since
+}
+
+// doubt notes that what is in repo could not be had, and for how long it is not worth
+// another try.
+func (ds *doubts) doubt(repo oci.Repository, again time.Duration, err error) {
+	now := time.Now()
+	ds.ungiven.put(repo.String(), now.Add(again), "", fmt.Errorf("%w: %w", errUnfetched, err))
+	ds.open.put(repo.String(), now.Add(again+doubtFor), "", err)
+}
+
+func (ds *doubts) are(repo oci.Repository) bool {
+	_, _, err := ds.open.get(repo.String(), time.Now())
+	return err != nil
+}
+
+// why is what could not be had, as long as it is not to be tried again.
+func (ds *doubts) why(repo oci.Repository) error {
+	_, _, err := ds.ungiven.get(repo.String(), time.Now())
+	return err
+}
+
+func (ds *doubts) forgetOf(repo oci.Repository) {
+	ds.ungiven.forget(repo.String())
+	ds.open.forget(repo.String())
+}
+
+func (ds *doubts) clear() {
+	ds.ungiven.clear()
+	ds.open.clear()
+}

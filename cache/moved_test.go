@@ -1,0 +1,405 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"entrepot/oci"
+	"entrepot/store"
+)
+
+// pushIndex pushes an index of one image for linux/amd64, and an attestation that
+// nobody pulls.
+func (s *source) pushIndex(repo oci.Repository, tag string, layer []byte) oci.Manifest {
+	child := s.pushImage(repo, tag+"-amd64", layer)
+	content := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[`+
+		`{"mediaType":%q,"digest":%q,"size":%d,"platform":{"os":"unknown","architecture":"unknown"}},`+
+		`{"mediaType":%[2]q,"digest":%[5]q,"size":%[6]d,"platform":{"os":"linux","architecture":"amd64"}}]}`,
+		ociIndex, child.MediaType, oci.Sum(layer), 10, child.Digest, child.Size)
+	return s.pushManifest(repo, tag, content, ociIndex)
+}
+
+const ociIndex = "application/vnd.oci.image.index.v1+json"
+
+// pullImage pulls what a digest leads to, of an index for one platform.
+func pullImage(ctx context.Context, c *Cache, d oci.Digest) error {
+	m, _, err := c.Manifest(ctx, alpine, d, oci.Ask{})
+	if err != nil {
+		return err
+	}
+	links, err := oci.ParseLinks(m.Content)
+	for _, child := range links.Manifests {
+		if child.Platform.Runs() {
+			err = errors.Join(err, pullImage(ctx, c, child.Digest))
+		}
+	}
+	for _, b := range links.Blobs() {
+		_, _, readErr := read(ctx, c, alpine, b.Digest, 0, -1)
+		err = errors.Join(err, readErr)
+	}
+	return err
+}
+
+// movingTag is a tag whose image is held whole, and the image that it has moved to.
+type movingTag struct {
+	t      *testing.T
+	s      *source
+	c      *Cache
+	dir    string
+	old    oci.Manifest
+	next   oci.Manifest
+	layers int
+	push   func(repo oci.Repository, tag string, layer []byte) oci.Manifest
+}
+
+// moving runs f with a tag whose old image was pulled, checked an hour ago at least.
+func moving(t *testing.T, index bool, cfg Config, f func(*movingTag)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		tag := &movingTag{t: t, s: s, dir: t.TempDir()}
+		tag.push = func(repo oci.Repository, name string, layer []byte) oci.Manifest {
+			return s.pushImage(repo, name, layer)
+		}
+		if index {
+			tag.push = s.pushIndex
+		}
+		tag.old = tag.move()
+		cfg.Prefetch = -1
+		tag.c = openCacheOf(t, store.Config{Dir: tag.dir}, s, cfg) // nothing is in memory
+		defer func() { closeCache(t, tag.c) }()
+		tag.is(tag.old, oci.Miss)
+		tag.mustPull(tag.old)
+		time.Sleep(2 * time.Hour)
+		tag.next = tag.move()
+		f(tag)
+	})
+}
+
+// move has the tag name another image.
+func (m *movingTag) move() (moved oci.Manifest) {
+	m.layers++
+	m.s.set(func() { moved = m.push(alpine, "latest", pattern(m.layers, 10)) })
+	return moved
+}
+
+// is fails unless a client is told of an image.
+func (m *movingTag) is(want oci.Manifest, mark oci.CacheStatus) oci.Outcome {
+	m.t.Helper()
+	res, out, err := m.c.Resolve(m.t.Context(), alpine, "latest", oci.Ask{})
+	if err != nil || res.Digest != want.Digest || out.Cache != mark {
+		m.t.Fatalf("it is %s as %s (%s), %v, want %s as %s", res.Digest, out.Cache, out.Why, err, want.Digest, mark)
+	}
+	return out
+}
+
+func (m *movingTag) mustPull(image oci.Manifest) {
+	m.t.Helper()
+	if err := pullImage(m.t.Context(), m.c, image.Digest); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// asks fails unless f asks upstream this, besides what is asked of blobs.
+func (m *movingTag) asks(f func(), want ...string) {
+	m.t.Helper()
+	m.s.set(func() { m.s.asked = nil })
+	f()
+	wantAsked(m.t, m.s, want...)
+}
+
+// TestAMovedTagKeepsItsImage that is whole, until another one is: a client that only
+// looks has the tag moved, and what it names then can be had from upstream alone.
+func TestAMovedTagKeepsItsImage(t *testing.T) {
+	for _, index := range []bool{false, true} {
+		for _, tc := range []struct {
+			name string
+			do   func(*movingTag)
+		}{
+			{"upstream goes away, and comes back", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				m.s.set(func() { m.s.down = errDown })
+				time.Sleep(2 * time.Hour)
+				out := m.is(m.old, oci.Stale)
+				if age := time.Since(out.Checked); age < 4*time.Hour {
+					m.t.Errorf("that was confirmed %v ago, want when it was still the one", age)
+				}
+				m.mustPull(m.old)
+				m.s.set(func() { m.s.down = nil })
+				time.Sleep(time.Minute)
+				m.is(m.next, oci.Hit)
+				m.mustPull(m.next)
+				time.Sleep(2 * time.Hour)
+				m.is(m.next, oci.Hit)
+				if rec, _ := m.c.disk.Tag(alpine, "latest"); rec.Former != nil {
+					m.t.Errorf("it keeps %s, though what it names is whole", rec.Former.Digest)
+				}
+				m.s.set(func() { m.s.down = errDown })
+				time.Sleep(2 * time.Hour)
+				m.is(m.next, oci.Stale)
+			}},
+			{"the old one is still being pulled", func(m *movingTag) {
+				layer := blobFile(m.dir, oci.Sum(pattern(1, 10)))
+				if err := os.Rename(layer, layer+"-later"); err != nil {
+					m.t.Fatal(err)
+				}
+				m.is(m.next, oci.Miss)
+				if err := os.Rename(layer+"-later", layer); err != nil {
+					m.t.Fatal(err)
+				}
+				m.s.set(func() { m.s.down = errDown })
+				time.Sleep(2 * time.Hour)
+				m.is(m.old, oci.Stale)
+			}},
+			{"the old one is evicted", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				if err := os.Remove(blobFile(m.dir, oci.Sum(pattern(1, 10)))); err != nil {
+					m.t.Fatal(err)
+				}
+				m.s.set(func() { m.s.down = errDown })
+				time.Sleep(2 * time.Hour)
+				m.is(m.next, oci.Stale)
+			}},
+			{"over a restart", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				closeCache(m.t, m.c)
+				m.c = openCache(m.t, m.dir, m.s, Config{TTL: time.Hour, Offline: true})
+				m.is(m.old, oci.Hit)
+				m.mustPull(m.old)
+			}},
+			{"it moves on", func(m *movingTag) {
+				for range 3 {
+					m.is(m.next, oci.Miss)
+					m.next = m.move()
+					time.Sleep(2 * time.Hour)
+				}
+				m.s.set(func() { m.s.down = errDown })
+				m.is(m.old, oci.Stale)
+			}},
+			{"it moves back", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				m.s.set(func() { m.s.tags[alpine.String()+":latest"] = m.old.Digest })
+				time.Sleep(2 * time.Hour)
+				m.is(m.old, oci.Miss)
+				m.s.set(func() { m.s.down = errDown })
+				time.Sleep(2 * time.Hour)
+				m.is(m.old, oci.Stale)
+			}},
+			{"the new one is pulled in part", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				m.s.set(func() { m.s.down = errDown })
+				if err := pullImage(m.t.Context(), m.c, m.next.Digest); err == nil {
+					m.t.Fatal("it is here")
+				}
+				m.asks(func() { m.is(m.old, oci.Stale) }) // though the tag was confirmed a moment ago
+				time.Sleep(time.Minute)
+				m.asks(func() { m.is(m.old, oci.Stale) }, "HEAD library/alpine latest")
+				m.s.set(func() { m.s.down = nil })
+				time.Sleep(time.Minute)
+				m.asks(func() { m.is(m.next, oci.Hit) }, "HEAD library/alpine latest")
+				m.asks(func() { m.is(m.next, oci.Hit) }) // and is believed
+			}},
+			{"the old one is pulled in part", func(m *movingTag) {
+				links, _ := oci.ParseLinks(m.old.Content)
+				for _, child := range links.Manifests {
+					_ = os.Remove(blobFile(m.dir, child.Digest))
+				}
+				if len(links.Layers) > 0 {
+					_ = os.Remove(blobFile(m.dir, links.Layers[0].Digest))
+				}
+				m.is(m.next, oci.Miss)
+				m.s.set(func() { m.s.down = errDown })
+				time.Sleep(2 * time.Hour)
+				m.is(m.next, oci.Stale)
+			}},
+			{"the quota is spent, and a platform is here", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				links, _ := oci.ParseLinks(m.next.Content)
+				for _, child := range links.Manifests {
+					_, _, _ = m.c.Manifest(m.t.Context(), alpine, child.Digest, oci.Ask{})
+				}
+				m.s.set(func() { m.s.withheld = 10 * time.Minute })
+				time.Sleep(2 * time.Hour)
+				m.is(m.next, oci.Hit)
+			}},
+			{"the clock was wrong", func(m *movingTag) {
+				rec, err := m.c.disk.Tag(alpine, "latest")
+				if rec.Checked = time.Now().Add(time.Hour); errors.Join(err, m.c.disk.PutTag(alpine, "latest", rec)) != nil {
+					m.t.Fatal(err)
+				}
+				m.is(m.next, oci.Miss)
+				m.is(m.next, oci.Hit)
+			}},
+			{"the quota is spent", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				m.s.set(func() { m.s.withheld = 10 * time.Minute })
+				time.Sleep(2 * time.Hour)
+				if !index { // what is left to get is counted by nobody
+					m.is(m.next, oci.Hit)
+					return
+				}
+				m.is(m.old, oci.Stale)
+				m.asks(func() { m.is(m.old, oci.Stale) })
+				m.s.set(func() { m.s.withheld = 0 })
+				time.Sleep(20 * time.Minute)
+				m.is(m.next, oci.Hit)
+			}},
+		} {
+			t.Run(fmt.Sprintf("%s, index %t", tc.name, index), func(t *testing.T) {
+				moving(t, index, Config{TTL: time.Hour}, tc.do)
+			})
+		}
+	}
+}
+
+func blobFile(dir string, d oci.Digest) string {
+	return filepath.Join(dir, "blobs", d.Algorithm(), d.Hex()[:2], d.Hex())
+}
+
+// TestAMoveThatTheDiskDoesNotTake is no reason to let go of what is there, nor to ask
+// for it again and again: not until it is due, or the disk takes it.
+func TestAMoveThatTheDiskDoesNotTake(t *testing.T) {
+	moving(t, false, Config{TTL: time.Hour}, func(m *movingTag) {
+		shard := filepath.Dir(blobFile(m.dir, m.next.Digest))
+		if err := os.WriteFile(shard, nil, 0o600); err != nil { // where its directory would be
+			m.t.Fatal(err)
+		}
+		m.asks(func() { m.is(m.next, oci.Miss) }, "HEAD library/alpine latest", "GET library/alpine manifest "+m.next.Digest.String())
+		m.asks(func() {
+			for range 3 {
+				m.is(m.next, oci.Hit)
+				got, out, err := m.c.Manifest(m.t.Context(), alpine, m.next.Digest, oci.Ask{})
+				if err != nil || string(got.Content) != string(m.next.Content) || out.Cache != oci.Hit {
+					m.t.Errorf("its manifest is a %s, %v", out.Cache, err)
+				}
+			}
+		})
+		time.Sleep(2 * time.Hour)
+		m.s.set(func() { m.s.down = errDown })
+		m.is(m.old, oci.Stale)
+		m.s.set(func() { m.s.down = nil })
+		time.Sleep(time.Minute)
+		m.asks(func() { m.is(m.next, oci.Miss) }, "HEAD library/alpine latest", "GET library/alpine manifest "+m.next.Digest.String())
+		if err := os.Remove(shard); err != nil {
+			m.t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		m.mustPull(m.next)
+		synctest.Wait()
+		if _, err := os.Stat(blobFile(m.dir, m.next.Digest)); err != nil {
+			m.t.Errorf("the disk is well, and not tried again: %v", err)
+		}
+	})
+}
+
+// slowSource is a source whose GETs of one manifest wait.
+type slowSource struct {
+	*source
+	digest oci.Digest
+	wait   time.Duration
+}
+
+func (s *slowSource) Manifest(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Manifest, oci.Outcome, error) {
+	if d == s.digest {
+		time.Sleep(s.wait)
+	}
+	return s.source.Manifest(ctx, repo, d, ask)
+}
+
+// TestAnOvertakenCheckMovesNoTag: what upstream said earlier is not recorded over what
+// it said later, and what was removed meanwhile stays so.
+func TestAnOvertakenCheckMovesNoTag(t *testing.T) {
+	for name, meanwhile := range map[string]func(t *testing.T, c *Cache, s *source) (want oci.Digest){
+		"another check": func(t *testing.T, c *Cache, s *source) oci.Digest {
+			t.Helper()
+			var last oci.Manifest
+			s.set(func() { last = s.pushImage(alpine, "latest", pattern(3, 10)) })
+			if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Refresh: true}); err != nil || res.Digest != last.Digest {
+				t.Errorf("%s, %v, want the last", res.Digest, err)
+			}
+			return last.Digest
+		},
+		"removed": func(t *testing.T, c *Cache, _ *source) oci.Digest {
+			t.Helper()
+			if err := c.disk.RemoveTag(t.Context(), alpine, "latest"); err != nil {
+				t.Error(err)
+			}
+			return oci.Digest{}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &slowSource{source: newSource(), wait: 10 * time.Second}
+				s.pushImage(alpine, "latest", pattern(1, 10))
+				c := newCache(t, s, Config{TTL: time.Hour})
+				defer closeCache(t, c)
+				if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(2 * time.Hour)
+				s.digest = s.pushImage(alpine, "latest", pattern(2, 10)).Digest
+				_, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Background: true}) // goes on behind it
+				if err != nil || out.Cache != oci.Stale {
+					t.Fatal(out, err)
+				}
+				want := meanwhile(t, c, s.source)
+				time.Sleep(time.Minute)
+				if rec, _ := c.record(alpine, "latest"); rec.Digest != want {
+					t.Errorf("it names %s, want %s", rec.Digest, want)
+				}
+			})
+		})
+	}
+}
+
+// TestATagIsCheckedWhenUpstreamSaysSo: not when what it has moved to has come.
+func TestATagIsCheckedWhenUpstreamSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowSource{source: newSource(), wait: 10 * time.Second}
+		s.pushImage(alpine, "latest", pattern(1, 10))
+		c := newCache(t, s, Config{TTL: time.Hour})
+		defer closeCache(t, c)
+		if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour)
+		s.digest = s.pushImage(alpine, "latest", pattern(2, 10)).Digest
+		asked := time.Now()
+		if _, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Refresh: true}); err != nil {
+			t.Fatal(err)
+		}
+		if rec := c.Record(alpine, "latest"); !rec.Checked.Equal(asked) || rec.Digest != s.digest {
+			t.Errorf("%s, checked at %s, want at %s", rec.Digest, rec.Checked, asked)
+		}
+	})
+}
+
+// TestAManifestThatIsTooLargeCostsNoPull, since HEAD tells of its size: neither where
+// a tag has moved to it, nor where nothing is held.
+func TestAManifestThatIsTooLargeCostsNoPull(t *testing.T) {
+	moving(t, false, Config{TTL: time.Hour, MaxManifest: 1000}, func(m *movingTag) {
+		m.s.set(func() {
+			content := strings.Replace(string(m.next.Content), "{", "{"+strings.Repeat(" ", 1000), 1)
+			m.next = m.s.pushManifest(alpine, "latest", []byte(content), m.next.MediaType)
+			m.s.pushManifest(alpine, "other", []byte(content+" "), m.next.MediaType)
+		})
+		m.asks(func() {
+			if out := m.is(m.old, oci.Stale); !strings.Contains(out.Why, "more than the 1000") {
+				m.t.Errorf("it says %q", out.Why)
+			}
+		}, "HEAD library/alpine latest")
+		m.asks(func() {
+			for range 3 {
+				_, err := pull(m.t.Context(), m.c, alpine, "other")
+				wantCode(m.t, err, oci.BadUpstream)
+			}
+		}, "HEAD library/alpine other")
+	})
+}
