@@ -79,6 +79,9 @@ func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string,
 	q := tagQuestion{repo: repo, tag: tag}
 	x.Retry, _ = c.refusal(ctx, repo, q.key())
 	x.Rung, _ = c.decide(ctx, repo, q.key, c.tagFacts(&q, &rec, err == nil))
+	if x.Rung.Serve == Ours && (x.Offline || x.Rung.Mark == oci.Stale) {
+		x.Digest = c.image(ctx, &rec).Digest
+	}
 	return nil
 }
 

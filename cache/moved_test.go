@@ -199,6 +199,9 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 					m.t.Fatal("it is here")
 				}
 				m.asks(func() { m.is(m.old, oci.Stale) }) // though the tag was confirmed a moment ago
+				if x, err := m.c.Explain(m.t.Context(), alpine, "latest"); err != nil || x.Digest != m.old.Digest {
+					m.t.Errorf("a pull is said to get %s, %v", x.Digest, err)
+				}
 				time.Sleep(time.Minute)
 				m.asks(func() { m.is(m.old, oci.Stale) }, "HEAD library/alpine latest")
 				m.s.set(func() { m.s.down = nil })
