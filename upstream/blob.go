@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"entrepot/oci"
@@ -40,6 +41,8 @@ type blob struct {
 	home   *url.URL // where it is asked for first
 
 	within foreignHosts // set: home is no registry of ours, nobody signs in there, and redirects lead to these hosts only
+
+	begun atomic.Bool // bytes have come: what is asked for next goes on with them
 
 	mu        sync.Mutex  // guards what follows
 	size      int64       // -1 while unknown
@@ -164,6 +167,7 @@ func (b *blob) open(ctx context.Context, q *question, offset, length int64) (*re
 		a.close()
 		return nil, brokenAnswer(a.url.Host, err)
 	}
+	b.begun.Store(true)
 	return r, nil
 }
 
@@ -189,6 +193,7 @@ func (b *blob) request(method string, offset, length int64) request {
 		url:      b.home,
 		rang:     rangeHeader(offset, length),
 		transfer: method == http.MethodGet,
+		resumed:  b.begun.Load(),
 	}
 	if b.within != nil {
 		r.class, r.anonymous, r.within = ratelimit.Redirect, true, b.within

@@ -67,7 +67,8 @@ type Breaker struct {
 // refused, as a HEAD without credentials, so that it costs no quota: what is not
 // known to fail first, then one after the other. Whatever it is answered with, but a
 // 5xx, closes the breaker; that of a part opens again with the next failure, since
-// such a probe proves little of it.
+// such a probe proves little of it. Probes are far apart after a while, but not where a
+// transfer that was cut is to go on.
 type breakers struct {
 	ask    func(u *url.URL) (outcome, time.Duration, error) // the probe
 	cancel context.CancelFunc                               // of probes
@@ -94,6 +95,7 @@ type target struct {
 	url  *url.URL
 	repo string // that it is about; empty: none
 	led  bool   // a redirect leads there
+	cut  bool   // it is for a transfer that was cut, and that somebody waits for
 }
 
 // scopes are the breakers that a request has to pass, the host's last. Where
@@ -128,6 +130,7 @@ type breaker struct {
 	refused  int
 	heard    <-chan struct{} // closed when a question by hear is answered; nil: there is none
 	wanted   time.Time       // by the last request that was refused, or that failed
+	awaited  time.Time       // by the last of those that was for a transfer that was cut
 	wishes   []target        // to be probed, the next one first
 	backoff  time.Duration
 	next     time.Time
@@ -189,8 +192,15 @@ func (b *breakers) refuseLocked(br *breaker, t target) error {
 	now := time.Now()
 	br.wish(t)
 	br.refused++
-	if !br.probing && br.next.Sub(now) > br.scope.mostWait() { // it was idle
+	if t.cut {
+		br.awaited = now
+	}
+	switch next := br.next.Sub(now); {
+	case br.probing:
+	case next > br.scope.mostWait(): // it was idle
 		b.probeSoonLocked(br)
+	case t.cut && next > maxCutWait:
+		b.probeInLocked(br, max(maxCutWait, time.Until(b.restLocked(br))))
 	}
 	wait := br.next.Sub(now) + probeGrace
 	if br.probing {

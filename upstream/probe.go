@@ -22,6 +22,10 @@ const (
 	maxProbeWait = 30 * time.Second
 	// maxPartWait is that for a part of a host, of which there may be many.
 	maxPartWait = time.Minute
+	// maxCutWait is that for what a transfer that was cut goes on with, as long as it
+	// tries: its client has a part, and waits for the rest. It tries in awaitedFor.
+	maxCutWait = 5 * time.Second
+	awaitedFor = 10 * time.Second
 	// probeGrace is what a probe is given before its result is asked for.
 	probeGrace = 500 * time.Millisecond
 	// A host that nobody has asked for in unwantedFor is probed once in
@@ -168,8 +172,11 @@ func (b *breakers) scheduleLocked(br *breaker) {
 	most := br.scope.mostWait()
 	br.backoff = min(max(minProbeWait, 2*br.backoff), most)
 	wait := min(br.backoff+rand.N(br.backoff/4), most)
-	if time.Since(br.wanted) > unwantedFor {
+	switch {
+	case time.Since(br.wanted) > unwantedFor:
 		wait = idleProbeWait
+	case time.Since(br.awaited) < awaitedFor:
+		wait = min(wait, maxCutWait)
 	}
 	b.probeInLocked(br, max(wait, time.Until(b.restLocked(br))))
 }

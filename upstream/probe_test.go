@@ -52,6 +52,52 @@ func TestProbes(t *testing.T) {
 	})
 }
 
+// What a transfer that was cut goes on with is probed often while somebody waits for
+// it, so that he gets the rest soon after it can be had, and as usual before and after.
+func TestWhatWasCutIsProbedOften(t *testing.T) {
+	for name, ask := range map[string]oci.Ask{"a client": {}, "the background": {Background: true}} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub, c := w.client()
+				blob := ocitest.Blob(7, 1000)
+				hub.PushBlob("library/alpine", blob)
+				b, err := c.Blob(t.Context(), alpine, blob.Digest, ask)
+				if err != nil {
+					t.Fatal(err)
+				}
+				goOn := func() error { _, err := read(t.Context(), b, 10, 10); return err }
+				if err := goOn(); err != nil {
+					t.Fatal(err)
+				}
+				inject(ocitest.Reset())(hub)
+				for start := time.Now(); time.Since(start) < 2*time.Minute; time.Sleep(time.Second) {
+					_ = resolve(t, c)
+				}
+				wantCode(t, goOn(), oci.Unavailable) // at the CDN: from then on the registry is asked again
+				var longest time.Duration
+				for range 15 {
+					wantCode(t, goOn(), oci.Unavailable)
+					longest = max(longest, time.Until(stateOf(t, c, hub.URL()).Next))
+					time.Sleep(8 * time.Second)
+				}
+				if often := longest <= maxCutWait; often != !ask.Background {
+					t.Errorf("probes are up to %v apart", longest)
+				}
+				time.Sleep(2 * maxProbeWait)
+				if s := stateOf(t, c, hub.URL()); s.Next.Sub(s.Failed) < maxProbeWait {
+					t.Errorf("when nobody waits any more the next probe is %v after the last", s.Next.Sub(s.Failed))
+				}
+				wantCode(t, goOn(), oci.Unavailable)
+				hub.ClearFaults()
+				time.Sleep(oci.RetryAfter(goOn()))
+				if err := goOn(); err != nil {
+					t.Errorf("after the time that it named: %v", err)
+				}
+			})
+		})
+	}
+}
+
 // A probe that is held up leaves others out, and the RetryAfter of those tells
 // when it will have ended.
 func TestOneProbeAtATime(t *testing.T) {

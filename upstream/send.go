@@ -48,7 +48,7 @@ func (q *question) begun() bool { return q.ask.Begun || q.spent > 0 }
 
 // target is where a request goes that the question leads to.
 func (q *question) target(r request) target {
-	return target{r.url, q.repo.Path, r.class == ratelimit.Redirect}
+	return target{r.url, q.repo.Path, r.class == ratelimit.Redirect, r.resumed && !q.ask.Background}
 }
 
 // failed is the Outcome beside an error.
@@ -64,6 +64,7 @@ type request struct {
 	rang     string     // Range
 	form     url.Values // the body of a POST
 	transfer bool       // the answer is a blob's body
+	resumed  bool       // it goes on with one
 
 	anonymous bool         // no challenge is answered
 	within    foreignHosts // set: redirects lead to these hosts only
