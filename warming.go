@@ -71,7 +71,7 @@ func (o *observer) warmed(e warm.Event) {
 		level, text = zerolog.WarnLevel, "warm list: it cannot be read, so the last one counts"
 	case warm.Fetched:
 		text = "warm list: fetched"
-	case warm.Failed:
+	case warm.Troubled:
 		level, text = zerolog.WarnLevel, "warm list: not fetched or not confirmed; it is tried again"
 	case warm.Recovered:
 		text = "warm list: confirmed again"

@@ -51,7 +51,7 @@ func TestAServerKeepsItsListWarm(t *testing.T) {
 			t.Errorf("%d GETs of the manifest for %s, want %d", n, image.image.Platform.Architecture, image.gets)
 		}
 	}
-	wantLines(t, o.must("status", "--table"), `WARM +█+░+ +2 of 3 images are here, 1 missing`)
+	wantLines(t, o.must("status", "--table"), `WARM +█+░+ +2 of 3 here, 1 missing`)
 	hub.Reset()
 	client := newClient(t)
 	if status, _, _ := get(t, client, p.registry+"/v2/alpine/manifests/latest"); status != http.StatusOK {

@@ -56,7 +56,7 @@ type Warmed struct {
 type WarmEntry struct {
 	Repository string     `json:"repository"`
 	Reference  string     `json:"reference"`
-	Status     string     `json:"status"` // pending, fetching, warm, deferred, stale, missing
+	Status     string     `json:"status"` // pending, fetching, warm, deferred, stale, missing, waiting, failed
 	Digest     oci.Digest `json:"digest,omitzero"`
 	Bytes      int64      `json:"bytes"`
 	Checked    time.Time  `json:"checked,omitzero"`

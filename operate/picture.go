@@ -2,7 +2,6 @@ package operate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -322,23 +321,27 @@ func (p *picture) room(s admin.Status) {
 	p.warm(s)
 }
 
-// warm is a line about the images that are kept warm, if there are any.
+// warm is a line about the images that are kept warm, if there are any: first those
+// that an operator can do something about.
 func (p *picture) warm(s admin.Status) {
-	all, others := 0, []string{}
-	for _, state := range slices.Sorted(maps.Keys(s.Warm)) {
-		if all += s.Warm[state]; state != string(warm.Warm) {
-			others = append(others, strconv.Itoa(s.Warm[state])+" "+state)
-		}
+	all := 0
+	for _, n := range s.Warm {
+		all += n
 	}
 	if all == 0 {
 		return
 	}
-	good, colour := s.Warm[string(warm.Warm)], plain
-	if s.Warm[string(warm.Missing)]+s.Warm[string(warm.Stale)] > 0 {
-		colour = yellow
+	good := s.Warm[string(warm.Warm)]
+	inks := slices.Concat([]ink{{bold, "WARM    "}}, gauge(20, float64(good)/float64(all), plain), []ink{{plain, fmt.Sprintf("  %d of %d here", good, all)}})
+	for _, state := range []struct {
+		status warm.Status
+		style  style
+	}{{warm.Missing, red}, {warm.Failed, yellow}, {warm.Waiting, yellow}, {warm.Stale, yellow}, {warm.Fetching, plain}, {warm.Deferred, plain}, {warm.Pending, plain}} {
+		if n := s.Warm[string(state.status)]; n > 0 {
+			inks = append(inks, ink{plain, ", "}, ink{state.style, strconv.Itoa(n) + " " + string(state.status)})
+		}
 	}
-	text := strings.Join(append([]string{fmt.Sprintf("%d of %s are here", good, words.Count(all, "image"))}, others...), ", ")
-	p.head(slices.Concat([]ink{{bold, "WARM    "}}, gauge(20, float64(good)/float64(all), plain), []ink{{colour, "  " + text}})...)
+	p.head(inks...)
 }
 
 // percent is a share in per cent, to a tenth where that tells something.

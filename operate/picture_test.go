@@ -77,6 +77,7 @@ func exampleStatus() admin.Status {
 		},
 		Disk:   admin.Disk{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},
 		Memory: admin.Memory{Held: 12 << 20, Budget: 64 << 20, Process: 45 << 20},
+		Warm:   map[string]int{"warm": 112, "missing": 1, "waiting": 15, "failed": 2},
 	}
 }
 
@@ -148,7 +149,6 @@ func TestStatusPictureFitsItsHeight(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%dx%d", size.width, size.height), func(t *testing.T) {
 			s := exampleStatus()
-			s.Warm = map[string]int{"warm": 3, "missing": 1}
 			for i := range maxFills + 1 {
 				s.Fills = append(s.Fills, admin.Fill{Repository: "docker.io/library/more", Digest: oci.Sum([]byte{byte(i)}), Size: 10})
 			}

@@ -46,7 +46,7 @@ const (
 	ListRead   Kind = iota // a list was read that differs from the last one
 	ListFailed             // it could not be read: the last one counts
 	Fetched                // something of an image came, and it is whole
-	Failed                 // an image could not be checked, or not be fetched: once until it succeeds
+	Troubled               // an image could not be checked, or not be fetched: once until it succeeds
 	Recovered              // it could again
 )
 
@@ -72,8 +72,21 @@ const (
 	Warm     Status = "warm"     // it is all here
 	Deferred Status = "deferred" // it will be fetched when the window opens
 	Stale    Status = "stale"    // it is all here, and may be old: upstream did not confirm it
-	Missing  Status = "missing"  // it is not all here: it could not be had
+	Missing  Status = "missing"  // it is not all here: upstream has no such image, or not for us
+	Waiting  Status = "waiting"  // it is not all here: a quota, or another limit, keeps it back
+	Failed   Status = "failed"   // it is not all here: it could not be had, since an upstream is down, say
 )
+
+// without is the status of an image that is not all here, by why.
+func without(err error) Status {
+	switch code := oci.CodeOf(err); {
+	case oci.IsUnknown(err), code == oci.Denied:
+		return Missing
+	case code == oci.TooManyRequests:
+		return Waiting
+	}
+	return Failed
+}
 
 // The pace of a list.
 const (
@@ -315,7 +328,7 @@ func (l *List) end(e *entry, digest oci.Digest, res Result, closed time.Duration
 		}
 		switch {
 		case err != nil:
-			e.Status = Missing
+			e.Status = without(err)
 			if !e.looked.IsZero() {
 				e.Status = Stale
 			}
@@ -332,7 +345,7 @@ func (l *List) end(e *entry, digest oci.Digest, res Result, closed time.Duration
 	event := Event{Image: e.Image, Result: res, Took: took, Err: err}
 	switch {
 	case err != nil && !wasBad:
-		event.Kind = Failed
+		event.Kind = Troubled
 	case err == nil && res.Fetched > 0:
 		event.Kind = Fetched
 	case err == nil && wasBad:
@@ -394,7 +407,7 @@ func (l *List) Totals() Totals {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.total
-	t.Images = map[Status]int{Pending: 0, Fetching: 0, Warm: 0, Deferred: 0, Stale: 0, Missing: 0}
+	t.Images = map[Status]int{Pending: 0, Fetching: 0, Warm: 0, Deferred: 0, Stale: 0, Missing: 0, Waiting: 0, Failed: 0}
 	for _, e := range l.entries {
 		t.Images[e.Status]++
 	}

@@ -203,7 +203,7 @@ func TestAListSurvivesAnOutage(t *testing.T) {
 		if e := wantEntry(w.t, l, held, warm.Stale); e.Err == nil {
 			w.t.Error("it does not say why")
 		}
-		wantEntry(w.t, l, never, warm.Missing)
+		wantEntry(w.t, l, never, warm.Failed)
 		w.resolve(held)
 		if n := w.hub.Count(ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}); n > 2*60*12+20 { // the breaker's probes are two a minute
 			w.t.Errorf("%d questions in twelve hours of outage", n)
@@ -220,8 +220,35 @@ func TestAListSurvivesAnOutage(t *testing.T) {
 			got = append(got, fmt.Sprint(one.Kind, one.Image.Repository.Path))
 		}
 		slices.Sort(got)
-		if want := []string{fmt.Sprint(warm.ListRead, ""), fmt.Sprint(warm.Fetched, "library/never"), fmt.Sprint(warm.Failed, "library/held"), fmt.Sprint(warm.Failed, "library/never"), fmt.Sprint(warm.Recovered, "library/held")}; !slices.Equal(got, want) {
+		if want := []string{fmt.Sprint(warm.ListRead, ""), fmt.Sprint(warm.Fetched, "library/never"), fmt.Sprint(warm.Troubled, "library/held"), fmt.Sprint(warm.Troubled, "library/never"), fmt.Sprint(warm.Recovered, "library/held")}; !slices.Equal(got, want) {
 			w.t.Errorf("told %q, want %q", got, want)
+		}
+	})
+}
+
+// Why an image is not here tells a mistake in the list from what passes by itself.
+func TestWhyAnImageIsNotHere(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		w.hub.Push("library/limited", "1", on("amd64", 1, 1000))
+		w.hub.Push("library/broken", "1", on("amd64", 2, 1000))
+		w.hub.Push("library/denied", "1", on("amd64", 3, 1000))
+		w.hub.Push("library/other", "1", ocitest.Index(on("arm64", 4, 1000)))
+		for path, effect := range map[string]ocitest.Effect{"limited": ocitest.QuotaSpent(), "broken": ocitest.Answer(http.StatusBadGateway), "denied": ocitest.Answer(http.StatusForbidden)} {
+			w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Repo: "library/" + path, Kind: ocitest.Manifest}, Effect: effect})
+		}
+		want := map[string]warm.Status{
+			"nosuch": warm.Missing, "denied": warm.Missing, "other": warm.Missing, "limited": warm.Waiting, "broken": warm.Failed,
+		}
+		var images []warm.Image
+		for path := range want {
+			images = append(images, hubImage("library/"+path, "1"))
+		}
+		l, stop := w.list(warm.Config{Platforms: platforms(w.t, "linux/amd64")}, images...)
+		defer stop()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for path, status := range want {
+			wantEntry(w.t, l, hubImage("library/"+path, "1"), status)
 		}
 	})
 }
@@ -243,6 +270,9 @@ func TestAListComesWindowByWindow(t *testing.T) {
 			synctest.Wait()
 			if got := l.Totals().Images[warm.Warm]; got != want {
 				w.t.Errorf("window %d: %d of 20 are warm, want %d", window, got, want)
+			}
+			if got := l.Totals().Images[warm.Waiting]; got != 20-want {
+				w.t.Errorf("window %d: %d of 20 wait for it, want %d", window, got, 20-want)
 			}
 			if got := w.hub.CountedPulls(); got != want {
 				w.t.Errorf("window %d: %d counted pulls so far, want %d", window, got, want)
