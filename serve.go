@@ -133,7 +133,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 		MayRefresh: func(r *http.Request, user string) bool { return cfg.mayRefresh(r, user, guard != nil) },
 	})
 
-	ahead := newWarming(cfg, allowed, held, watcher)
+	ahead := newWarming(cfg, allowed, held, upstreams, watcher)
 	counts.watchWarm(ahead.list.Totals)
 	defer ahead.keep(ctx, cfg)()
 

@@ -7,6 +7,7 @@ import (
 
 	"entrepot/cache"
 	"entrepot/oci"
+	"entrepot/upstream"
 	"entrepot/warm"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,7 +29,7 @@ type warming struct {
 
 // newWarming fetches through source, over held, what clients may pull: what a
 // policy refuses them is not fetched for them either.
-func newWarming(cfg *Config, source oci.Source, held *cache.Cache, watcher *observer) *warming {
+func newWarming(cfg *Config, source oci.Source, held *cache.Cache, upstreams *upstream.Set, watcher *observer) *warming {
 	puller := warm.NewPuller(source, warmBlobs)
 	return &warming{
 		puller: puller, platforms: cfg.WarmPlatforms.Platforms,
@@ -41,7 +42,7 @@ func newWarming(cfg *Config, source oci.Source, held *cache.Cache, watcher *obse
 				}
 				return time.Time{}, 0, false
 			},
-			Tell: watcher.warmed,
+			Withheld: upstreams.Withheld, Tell: watcher.warmed,
 		}),
 	}
 }

@@ -117,6 +117,13 @@ func (s *site) call(ctx context.Context, q *question, class ratelimit.Class) rat
 	return call
 }
 
+// Withheld is how long upstream is known to give out no manifest of a repository to
+// who asks in the background, by its limits and its quota; 0 if it may be asked. It
+// asks nobody.
+func (c *Client) Withheld(ctx context.Context, repo oci.Repository) time.Duration {
+	return c.withheld(ctx, &question{repo: repo, ask: oci.Ask{Background: true}})
+}
+
 // withheld is how long no site that could be asked now would give out a manifest;
 // 0 if one does.
 func (c *Client) withheld(ctx context.Context, q *question) time.Duration {

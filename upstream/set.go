@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"entrepot/oci"
 	"entrepot/ratelimit"
@@ -62,6 +63,15 @@ type Quota struct {
 	Upstream string
 	Host     string // the address of it that counts
 	ratelimit.Quota
+}
+
+// Withheld is the Client's, of the upstream that the repository names.
+func (s *Set) Withheld(ctx context.Context, repo oci.Repository) time.Duration {
+	c, err := s.pick(repo)
+	if err != nil {
+		return 0
+	}
+	return c.Withheld(ctx, repo)
 }
 
 // Quotas lists what upstreams told of their quotas, by upstream and account.

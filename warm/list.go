@@ -25,7 +25,10 @@ type Config struct {
 	// Known tells what is recorded of a tag, without asking anybody: when it was
 	// last confirmed, and for how long that is believed.
 	Known func(repo oci.Repository, tag string) (checked time.Time, ttl time.Duration, found bool)
-	Tell  func(Event) // is told what an operator should know; may be nil
+	// Withheld is how long the limits of a repository's upstream are known to keep
+	// back what nobody waits for; 0: it may be asked. It asks nobody, and may be nil.
+	Withheld func(ctx context.Context, repo oci.Repository) time.Duration
+	Tell     func(Event) // is told what an operator should know; may be nil
 }
 
 // Event is one thing that happened to a list or to one of its images.
@@ -100,8 +103,12 @@ const (
 	// for the same: something of it may have been evicted. (At each check it would
 	// never be, and a list larger than the disk be fetched in a circle.)
 	lookEvery = 6 * time.Hour
-	// rereadEvery is how late a change of the list is noticed at most.
+	// rereadEvery is how late a change of the list is noticed at most, and that a
+	// quota is there again.
 	rereadEvery = 10 * time.Second
+	// maxHastened is how many images are looked at sooner for that at once: it may
+	// be enough for the first of them alone.
+	maxHastened = 16
 	// MaxImages bounds a list.
 	MaxImages = 10_000
 )
@@ -128,6 +135,7 @@ type entry struct {
 	Entry
 	busy     bool
 	looked   time.Time // when it was last found whole; zero if something is missing
+	ended    time.Time // its last turn
 	pause    time.Duration
 	progress *Progress
 }
@@ -144,6 +152,9 @@ func NewList(cfg Config) *List {
 	if cfg.Tell == nil {
 		cfg.Tell = func(Event) {}
 	}
+	if cfg.Withheld == nil {
+		cfg.Withheld = func(context.Context, oci.Repository) time.Duration { return mostPause }
+	}
 	return &List{cfg: cfg, wake: make(chan struct{}, 1), fetches: make(chan struct{}, maxFetches), entries: map[Image]*entry{}}
 }
 
@@ -154,6 +165,7 @@ func (l *List) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if now := time.Now(); now.Sub(read) >= rereadEvery {
 			l.reread()
+			l.hasten(ctx)
 			read = now
 		}
 		timer := time.NewTimer(min(l.begin(ctx), rereadEvery))
@@ -205,6 +217,45 @@ func (l *List) take(images []Image) (changed bool) {
 		}
 	}
 	return changed
+}
+
+// hasten brings forward the turns of images that wait for a quota which is there
+// again: that may be long before the time that they were told, and answers to other
+// questions tell it.
+func (l *List) hasten(ctx context.Context) {
+	now, withheld, sooner := time.Now(), map[oci.Repository]bool{}, []*entry{}
+	for _, e := range l.waiting(now) {
+		repo := e.Image.Repository
+		if _, known := withheld[repo]; !known {
+			withheld[repo] = l.cfg.Withheld(ctx, repo) > 0
+		}
+		if !withheld[repo] {
+			sooner = append(sooner, e)
+		}
+		if len(sooner) == maxHastened {
+			break
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range sooner { // none of them is busy: turns begin in this goroutine alone
+		e.Next = now
+	}
+}
+
+// waiting are the entries that wait for a limit and may be looked at again, the one
+// that is due next first.
+func (l *List) waiting(now time.Time) []*entry {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []*entry
+	for _, e := range l.entries {
+		if !e.busy && e.Status == Waiting && e.Next.After(now) && now.Sub(e.ended) >= leastPause {
+			all = append(all, e)
+		}
+	}
+	slices.SortFunc(all, func(a, b *entry) int { return a.Next.Compare(b.Next) })
+	return all
 }
 
 // begin starts what is due, as far as there is room, and returns how long it is
@@ -316,7 +367,7 @@ func (l *List) end(e *entry, digest oci.Digest, res Result, closed time.Duration
 	l.change(func() {
 		l.turns--
 		l.total.Fetched += res.Fetched
-		e.busy, e.progress, e.Err = false, nil, err
+		e.busy, e.progress, e.Err, e.ended = false, nil, err, now
 		switch {
 		case !res.Digest.IsZero(): // it was looked through
 			e.Digest, e.Bytes, e.looked = digest, res.Bytes, now

@@ -283,6 +283,44 @@ func TestAListComesWindowByWindow(t *testing.T) {
 	})
 }
 
+// A quota that is there before its time, which the HEADs of other images tell, is
+// spent on what waits for it, and until then nobody asks for that.
+func TestAListNoticesThatAQuotaIsThereAgain(t *testing.T) {
+	simulate(t, ocitest.Habits{PullLimit: 10}, func(w *world) {
+		w.cfg.TTL = leastTTL
+		w.restart()
+		var images []warm.Image
+		for i := range 20 {
+			im := hubImage("library/app"+fmt.Sprint(i), "1")
+			w.hub.Push(im.Repository.Path, "1", on("amd64", uint64(i), 10))
+			images = append(images, im)
+		}
+		l, stop := w.list(warm.Config{}, images...)
+		defer stop()
+		time.Sleep(3 * time.Minute)
+		synctest.Wait()
+		for round, want := range []int{9, 18, 20} {
+			if got := l.Totals().Images; got[warm.Warm] != want || got[warm.Waiting] != 20-want {
+				w.t.Errorf("round %d: %v, want %d warm and the others waiting", round, got, want)
+			}
+			w.hub.Reset()
+			time.Sleep(5 * time.Minute)
+			synctest.Wait()
+			for _, e := range l.Entries() {
+				if n := w.hub.Count(ocitest.Match{Role: ocitest.Registry, Repo: e.Image.Repository.Path}); e.Status == warm.Waiting && n > 1 {
+					w.t.Errorf("round %d: %s, which waits, is asked for %d times", round, e.Image, n)
+				}
+			}
+			w.hub.RefillQuota()
+			time.Sleep(leastTTL + 10*time.Second)
+			synctest.Wait()
+		}
+	})
+}
+
+// leastTTL has a list check each tag as often as it ever does.
+const leastTTL = 30 * time.Second
+
 func TestContentComesInItsWindow(t *testing.T) {
 	simulate(t, ocitest.Habits{}, func(w *world) {
 		im := hubImage("library/alpine", "latest")

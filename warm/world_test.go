@@ -29,6 +29,7 @@ type world struct {
 	net    *ocitest.Network
 	dir    string
 	cfg    cache.Config
+	client *upstream.Client
 	cache  *cache.Cache
 	puller *warm.Puller
 	closer func()
@@ -56,6 +57,7 @@ func (w *world) open() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.client = client
 	w.cache = cache.New(disk, client, w.cfg)
 	w.puller = warm.NewPuller(w.cache, 4)
 	w.closer = sync.OnceFunc(func() {
@@ -118,7 +120,7 @@ func gets(repo string, images ...ocitest.Image) []string {
 
 // list starts a list that ends with stop.
 func (w *world) list(cfg warm.Config, images ...warm.Image) (l *warm.List, stop func()) {
-	cfg.Source, cfg.Puller = w.cache, w.puller
+	cfg.Source, cfg.Puller, cfg.Withheld = w.cache, w.puller, w.client.Withheld
 	c := w.cache
 	cfg.Known = func(repo oci.Repository, tag string) (time.Time, time.Duration, bool) {
 		rec := c.Record(repo, tag)
