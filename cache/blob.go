@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -410,9 +411,14 @@ func (b *blob) follow(ctx context.Context, f *fill, offset, length int64) (*fill
 		return nil, err
 	}
 	r.blob, r.ctx = b, ctx
+	began := time.Now()
 	err = r.Wait()
 	if err == nil || errors.Is(err, io.EOF) {
 		return r, nil
+	}
+	if errors.Is(err, context.DeadlineExceeded) && r.AwaitsProof() { // upstream has answered
+		err = &oci.Error{Code: oci.Timeout, Detail: fmt.Sprintf("upstream has not sent all of it within %v: %d of %d bytes have come",
+			time.Since(began).Round(time.Second), f.file.Landed(), r.Size()), Err: err}
 	}
 	err = errors.Join(err, r.Close())
 	if f.origin != b.place() && saidBy(err).isFinal() {

@@ -694,6 +694,34 @@ func TestFailureBeforeTheFirstByteIsToldHonestly(t *testing.T) {
 	})
 }
 
+// TestASmallBlobThatComesSlowly: it is given out as a whole, so that its client may wait
+// in vain although bytes come. He is told so, and the fill goes on.
+func TestASmallBlobThatComesSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		content := pattern(18, 60_000)
+		d := s.pushBlob(alpine, content)
+		open := make(chan int64, 1)
+		s.body = func(_ int, c []byte, off int64) io.Reader { return &gated{r: bytes.NewReader(c[off:]), open: open} }
+		c := newCache(t, s, Config{})
+		defer closeCache(t, c)
+		for came, want := range []string{"", "upstream has not sent all of it within 15s: 15000 of 60000 bytes have come"} {
+			if came > 0 {
+				open <- 15_000
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+			_, _, err := read(ctx, c, alpine, d, 0, -1)
+			cancel()
+			var e *oci.Error
+			if !errors.Is(err, context.DeadlineExceeded) || errors.As(err, &e) != (want != "") || e != nil && (e.Code != oci.Timeout || e.Detail != want) {
+				t.Errorf("after %d pieces: %v, want %q", came, err, want)
+			}
+		}
+		close(open)
+		mustRead(t, c, alpine, d, content)
+	})
+}
+
 func TestWaitingReaderLeavesWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
