@@ -260,6 +260,13 @@ func (m *metrics) watchUpstreams(l *ledger.Ledger, upstreams *upstream.Set) {
 			}
 		}
 	})
+	m.perUpstream(prometheus.GaugeValue, "hosts_behind", "Addresses of an upstream that others are asked before, since they gave wrong bytes or were slow.", func(add func(string, float64)) {
+		for _, b := range upstreams.Breakers() {
+			if !b.Behind.IsZero() {
+				add(b.Upstream, 1)
+			}
+		}
+	})
 	m.perUpstream(prometheus.GaugeValue, "logins_refused", "Accounts of an upstream whose password it refuses: what they are for is asked for anonymously.", func(add func(string, float64)) {
 		for _, login := range upstreams.RefusedLogins(context.Background()) {
 			add(login.Upstream, 1)

@@ -428,6 +428,7 @@ func openUpstreams(ctx context.Context, cfg *Config, about build, told upstream.
 			Credentials: logins[i], Mirrors: u.mirrors(), ForeignHosts: cfg.ForeignHosts, Limits: cfg.limits(u),
 			Proxy: cfg.Proxy(), UserAgent: about.userAgent(),
 			Observe: told.Observe, Received: told.Received, Warn: told.Warn,
+			Timeouts: upstream.Timeouts{Answer: time.Duration(cfg.HeaderTimeout)},
 		})
 		if err != nil {
 			upstream.NewSet(clients...).Close()

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"entrepot/admin"
 	"entrepot/internal/ocitest"
 	"entrepot/oci"
 )
@@ -79,6 +80,50 @@ func TestMirrorsAreAskedInTheirOrder(t *testing.T) {
 	third := ocitest.RandomImage(5, 1000)
 	hub.Push("library/third", "1", third)
 	p.pull(t, client, "third", "1", third)
+}
+
+// A mirror that says nothing leaves time for the registry, also of the shorter time
+// that is set.
+func TestAMuteMirrorLeavesTimeForTheRegistry(t *testing.T) {
+	hub, mirror := ocitest.NewHub(t, ocitest.Config{}), ocitest.NewHub(t, ocitest.Config{})
+	image := ocitest.RandomImage(3, 1000)
+	hub.Push("library/app", "1", image)
+	mirror.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+	p := startProgram(t, hub, "ENTREPOT_UPSTREAM_0_URL_0="+mirror.URL(), "ENTREPOT_UPSTREAM_0_URL_0_FIRST=true", "ENTREPOT_HEADER_TIMEOUT=3s")
+	if status, body, _ := get(t, newClient(t), p.registry+"/v2/library/app/manifests/"+image.Digest.String()); status != http.StatusOK {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
+// A mirror that gave wrong bytes costs no second image, and operators can see which
+// it is.
+func TestAMirrorThatLiesIsAskedLast(t *testing.T) {
+	hub, mirror := ocitest.NewHub(t, ocitest.Config{}), ocitest.NewHub(t, ocitest.Config{})
+	first, second := ocitest.RandomImage(3, 1000), ocitest.RandomImage(4, 1000)
+	for _, h := range []*ocitest.Hub{hub, mirror} {
+		h.Push("library/first", "1", first)
+		h.Push("library/second", "1", second)
+	}
+	mirror.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Corrupt(10)})
+	p := startProgram(t, hub, "ENTREPOT_UPSTREAM_0_URL_0="+mirror.URL(), "ENTREPOT_UPSTREAM_0_URL_0_FIRST=true")
+	client := newClient(t)
+	p.pull(t, client, "first", "1", first) // small blobs go out when they are proven
+	mirror.Reset()
+	p.pull(t, client, "second", "1", second)
+	if lines := mirror.Lines(); len(lines) > 0 {
+		t.Errorf("the mirror that had lied was asked %q", lines)
+	}
+	host := strings.TrimPrefix(mirror.URL(), "http://")
+	p.log.await(t, `"host":"`+host+`"`)
+	p.log.await(t, "upstream: wrong bytes")
+	o := operatorOf(t, p)
+	if b := o.status().Breakers; !slices.ContainsFunc(b, func(b admin.Breaker) bool { return b.Host == host && b.Why == "wrong bytes" && !b.Behind.IsZero() }) {
+		t.Errorf("status says %+v", b)
+	}
+	wantLines(t, o.must("status", "--table"), `HOSTS  1 of 2 in trouble`, `  `+host+` +wrong bytes: others are asked before it for 9m\d\ds`)
+	if _, scrape, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_hosts_behind{upstream=\"docker.io\"} 1\n") {
+		t.Error("the metrics know of no address that is asked last")
+	}
 }
 
 func TestOneUpstreamIsSetOffline(t *testing.T) {

@@ -44,6 +44,8 @@ type Breaker struct {
 	Next     time.Time `json:"next,omitzero"`        // of the next probe
 	Paused   time.Time `json:"paused,omitzero"`      // until when it asked us to wait, with some of its requests or all
 	Remedy   string    `json:"remedy,omitempty"`     // against that, where it is asked without a login
+	Behind   time.Time `json:"behind,omitzero"`      // until when the upstream's other addresses are asked before it
+	Why      string    `json:"why,omitempty"`        // it stands behind them
 }
 
 // Login is an account that an upstream refuses: what it is for is asked for
@@ -156,7 +158,7 @@ func newStatus(ctx context.Context, api *API, hours, top int) Status {
 func (l *Live) breakers(ctx context.Context) []Breaker {
 	all, now := []Breaker{}, time.Now()
 	for _, b := range l.Upstreams.Breakers() {
-		one := Breaker{b.Upstream, b.Host, b.Part, b.Repo, string(b.State), b.Since, b.Failures, b.Failed, b.Refused, "", b.Next, b.Paused, ""}
+		one := Breaker{b.Upstream, b.Host, b.Part, b.Repo, string(b.State), b.Since, b.Failures, b.Failed, b.Refused, "", b.Next, b.Paused, "", b.Behind.Round(0), string(b.Why)}
 		if b.Err != nil {
 			one.Error = oci.Causes(b.Err)
 		}

@@ -428,6 +428,7 @@ func (f *fill) bring(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	hashed := make(chan error, 1)
+	had := f.file.Landed()
 	work.Go(func() { hashed <- f.file.Follow(ctx) })
 	t := transfer{fill: f, work: &work, landed: f.file.Landed()}
 	err := t.untilHashed(ctx, hashed)
@@ -436,6 +437,9 @@ func (f *fill) bring(ctx context.Context) error {
 	switch {
 	case err == nil:
 		err = f.file.Commit()
+		if errors.Is(err, store.ErrMismatch) && !errors.Is(err, store.ErrAltered) && had == 0 {
+			t.doubt()
+		}
 		if err != nil && !isWrong(err) {
 			f.c.cfg.Warn("a blob was proven but could not be kept", f.origin, err)
 			return nil

@@ -34,6 +34,7 @@ type source struct {
 	asked     []string
 	moved     int64 // bytes of blobs given out
 	refreshed int   // questions that said Refresh
+	doubted   int   // blobs that were said to be wrong
 
 	down     error  // every question fails with it
 	downHost string // of the only upstream that is down; empty: all are
@@ -207,6 +208,8 @@ type sourceBlob struct {
 	repo oci.Repository
 	d    oci.Digest
 }
+
+func (b *sourceBlob) Wrong() { b.s.set(func() { b.s.doubted++ }) }
 
 func (b *sourceBlob) Descriptor() oci.Descriptor { return oci.Descriptor{Digest: b.d, Size: -1} }
 

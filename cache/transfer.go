@@ -19,6 +19,7 @@ type transfer struct {
 	*fill
 	up    oci.Blob // nil until somebody is asked
 	asked oci.Ask  // by up
+	ups   int      // handles there were
 	work  *sync.WaitGroup
 	retries
 	landed int64     // bytes that were there at the last failure
@@ -188,8 +189,16 @@ func (t *transfer) address(ctx context.Context) (err error) {
 	if ask := t.asking(); t.up == nil || t.asked != ask {
 		t.up, err = t.blob.remote(ctx, ask)
 		t.asked = ask
+		t.ups++
 	}
 	return err
+}
+
+// doubt tells upstream that what it gave is wrong, if all of it came by one handle.
+func (t *transfer) doubt() {
+	if up, ok := t.up.(oci.Doubtful); ok && t.ups == 1 {
+		up.Wrong()
+	}
 }
 
 // orphaned reports that nobody reads the fill and it may not run on. A few per

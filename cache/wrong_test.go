@@ -105,3 +105,44 @@ func TestSecondTryAfterAWrongSize(t *testing.T) {
 		})
 	}
 }
+
+// TestUpstreamIsToldOfItsWrongBytes: only upstream knows which of its addresses gave
+// them. Of bytes that were here before, or that somebody has altered here, it is told
+// nothing.
+func TestUpstreamIsToldOfItsWrongBytes(t *testing.T) {
+	content := pattern(1, 100_000)
+	for name, row := range map[string]struct {
+		had   int64 // bytes that are wrong, from an earlier fill
+		wrong bool  // those that upstream gives
+		told  bool
+	}{
+		"all are upstream's":          {0, true, true},
+		"some stood here before":      {1000, false, false},
+		"some of them stood before":   {1000, true, false},
+		"they are what was asked for": {0, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSource()
+			b := &blob{c: newCache(t, s, Config{}), repo: alpine, dg: s.pushBlob(alpine, content), marker: store.Marker{Size: -1}}
+			f := b.c.newFill(b)
+			f.whole = true
+			if !f.begin() {
+				t.Fatal(f.err)
+			}
+			if _, err := f.file.WriteAt(make([]byte, row.had), 0); err != nil {
+				t.Fatal(err)
+			}
+			if row.wrong {
+				s.body = func(_ int, c []byte, off int64) io.Reader { return bytes.NewReader(make([]byte, len(c))[off:]) }
+			}
+			err := f.bring(t.Context())
+			if isWrong(err) != (row.wrong || row.had > 0) {
+				t.Errorf("it came to %v", err)
+			}
+			f.end(err)
+			if told := s.doubted > 0; told != row.told {
+				t.Errorf("told: %v, want %v", told, row.told)
+			}
+		})
+	}
+}

@@ -55,6 +55,12 @@ type Blob interface {
 	Open(ctx context.Context, offset, length int64) (Reader, error)
 }
 
+// Doubtful is a Blob that wants to know if all that it gave was not what its digest
+// names, since another place may have the right bytes.
+type Doubtful interface {
+	Wrong()
+}
+
 // Reader reads a stretch of a blob. Read returns io.EOF only at the stretch's
 // true end: a short or unproven blob ends in another error.
 type Reader interface {

@@ -160,13 +160,16 @@ func partText(b admin.Breaker) string {
 
 // isWell reports whether nothing keeps us from asking a host.
 func isWell(b admin.Breaker, now time.Time) bool {
-	return b.State == "closed" && !b.Paused.After(now) && (b.Failures == 0 || now.Sub(b.Failed) >= shakyFor)
+	return b.State == "closed" && !b.Paused.After(now) && !b.Behind.After(now) && (b.Failures == 0 || now.Sub(b.Failed) >= shakyFor)
 }
 
 // troubleOf says how a host fares that is not well.
 func troubleOf(b admin.Breaker, now time.Time) []ink {
 	if b.State == "closed" && b.Paused.After(now) {
 		return []ink{{yellow, "limits us"}, {plain, " for " + spanText(b.Paused.Sub(now))}}
+	}
+	if b.State == "closed" && b.Behind.After(now) {
+		return []ink{{yellow, b.Why}, {plain, ": others are asked before it for " + spanText(b.Behind.Sub(now))}}
 	}
 	if b.State == "closed" {
 		return []ink{{yellow, "shaky"}, {plain, fmt.Sprintf(" %d failed in a row, %s ago", b.Failures, spanText(now.Sub(b.Failed)))}}

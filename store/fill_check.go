@@ -12,7 +12,9 @@ import (
 // it, in between. Both leave it too short, or with a hole, since what comes next
 // is written where it belongs. Where that is in doubt the file is hashed.
 
-var errAltered = errors.New("the file was altered while it was filled")
+// ErrAltered says, beside ErrMismatch, that it is not upstream that had the wrong
+// bytes: somebody changed the file of a fill.
+var ErrAltered = errors.New("the file was altered while it was filled")
 
 // noticeCut looks whether the file has the length that stretch gave it.
 func (f *Fill) noticeCut() {
@@ -58,12 +60,12 @@ func (f *Fill) checkAgain() error {
 		return err
 	}
 	if !os.SameFile(named, f.checked) {
-		return fmt.Errorf("%s is another one: %w", f.name, errAltered)
+		return fmt.Errorf("%s is another one: %w", f.name, ErrAltered)
 	}
 	return nil
 }
 
-// reread hashes the file. errAltered if it is not what the digest names.
+// reread hashes the file. ErrAltered if it is not what the digest names.
 func (f *Fill) reread() error {
 	before, err := f.file.Stat()
 	if err != nil {
@@ -75,7 +77,7 @@ func (f *Fill) reread() error {
 	}
 	f.checked, err = f.file.Stat()
 	if err == nil && (!f.digest.Matches(h) || !isUnchanged(before, f.checked)) {
-		err = errAltered
+		err = ErrAltered
 	}
 	return err
 }

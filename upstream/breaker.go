@@ -44,6 +44,8 @@ type Breaker struct {
 	Failed   time.Time // when the last of them was; zero if the host is well
 	Err      error     // what it was
 	Next     time.Time // of the next probe, while open
+	Behind   time.Time // until when other addresses are asked before it; zero: it has its place
+	Why      Trouble   // for which it is behind them
 	Paused   time.Time // until when it asked us to wait, with some of its requests or all; zero if it did not
 }
 

@@ -26,12 +26,13 @@ import (
 // redirects included; a token that several questions wait for is counted by the
 // one that asked first.
 type Client struct {
-	cfg     Config
-	primary *site
-	sites   []*site // all, in the order in which they are asked while all are well
-	foreign foreignHosts
-	recent  *recentLists
-	served  *served
+	cfg      Config
+	primary  *site
+	sites    []*site // all, in the order in which they are asked while all are well
+	foreign  foreignHosts
+	recent   *recentLists
+	attempts *attempts
+	served   *served
 }
 
 var _ oci.Source = (*Client)(nil)
@@ -50,7 +51,7 @@ func newClient(cfg Config, d dialer, now func() time.Time) (*Client, error) {
 		return nil, fmt.Errorf("upstream %s: its name is %s", cfg.Name, folded)
 	}
 	cfg.setDefaults()
-	c := &Client{cfg: cfg, recent: &recentLists{lists: map[string]tagList{}}, served: &served{last: map[content]*site{}}}
+	c := &Client{cfg: cfg, recent: &recentLists{lists: map[string]tagList{}}, attempts: &attempts{losers: map[*attempt]struct{}{}}, served: &served{last: map[content]*site{}}}
 	var err error
 	if c.foreign, err = parseForeignHosts(cfg.Name, cfg.ForeignHosts); err != nil {
 		return nil, err
@@ -131,6 +132,9 @@ func (c *Client) Breakers() []Breaker {
 			if b.Part == "" {
 				b.Paused = pauses[b.Host]
 			}
+			if b.Part == "" && b.Host == s.endpoint.Host {
+				b.Behind, b.Why = s.standing.setBack()
+			}
 			all = append(all, b)
 		}
 	}
@@ -169,6 +173,7 @@ func (c *Client) Forget(ctx context.Context, repo oci.Repository) {
 // Close ends what runs in the background and the connections that are idle.
 // Answers that are being read go on until they are closed.
 func (c *Client) Close() {
+	c.attempts.close()
 	for _, s := range c.sites {
 		s.close()
 	}

@@ -61,19 +61,37 @@ type Timeouts struct {
 	Token          time.Duration // a new token, from the look-up of credentials to its last byte; 15 s
 	FirstByte      time.Duration // from an answer's headers to the first byte of its body; 10 s
 	Stall          time.Duration // between two bytes of a body; 20 s
+	Body           time.Duration // from an answer's headers to its last byte, of what is no blob; 30 s
+
+	// Answer is the time that a client has for the headers of an answer; 15 s. Of
+	// less than that the other defaults, but Stall and Body, take their share.
+	Answer time.Duration
+	// Next is how long one of several addresses may say nothing until the next is
+	// asked, too, or less if all could not be asked within half of Answer; thrice
+	// that for what may cost a pull, and for blobs; 1 s.
+	Next time.Duration
 }
 
 func (t Timeouts) withDefaults() Timeouts {
+	const usual = 15 * time.Second
+	if t.Answer <= 0 {
+		t.Answer = usual
+	}
+	share := func(d time.Duration) time.Duration {
+		return min(d, time.Duration(float64(d)*float64(t.Answer)/float64(usual)))
+	}
 	for _, f := range []struct {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&t.Dial, 5 * time.Second},
-		{&t.TLS, 5 * time.Second},
-		{&t.ResponseHeader, 10 * time.Second},
-		{&t.Token, 15 * time.Second},
-		{&t.FirstByte, 10 * time.Second},
+		{&t.Dial, share(5 * time.Second)},
+		{&t.TLS, share(5 * time.Second)},
+		{&t.ResponseHeader, share(10 * time.Second)},
+		{&t.Token, share(usual)},
+		{&t.FirstByte, share(10 * time.Second)},
 		{&t.Stall, 20 * time.Second},
+		{&t.Body, 30 * time.Second},
+		{&t.Next, share(time.Second)},
 	} {
 		if *f.field <= 0 {
 			*f.field = f.value
@@ -124,6 +142,8 @@ const (
 	AddressRefused      Trouble = "address refused"      // a realm or redirect leads where it may not
 	HostDown            Trouble = "host down"            // it is not asked, but for probes, until it answers
 	HostUp              Trouble = "host up"              // it is well again
+	HostSlow            Trouble = "host slow"            // others are asked before it for a while
+	WrongBytes          Trouble = "wrong bytes"          // likewise: it gave what a digest does not name
 	HostLimits          Trouble = "host limits us"       // it asked to be left alone for a while
 )
 

@@ -18,7 +18,11 @@ import (
 var (
 	errNoHeaders = errors.New("no answer in time")
 	errStalled   = errors.New("the answer stalled")
+	errTooLong   = errors.New("the answer took too long to come")
 )
+
+// errLied marks what is not what its digest names.
+var errLied = errors.New("wrong bytes")
 
 // hungError is for a request that was taken, and not answered in time.
 type hungError struct{ error }
@@ -37,7 +41,7 @@ func failure(ctx context.Context, host string, err, cause error) error {
 		return context.Canceled
 	case ctx.Err() != nil:
 		return &oci.Error{Code: oci.Timeout, Detail: host + ": " + errNoHeaders.Error(), Err: inPlainWords(ctx.Err())}
-	case errors.Is(cause, errNoHeaders), errors.Is(cause, errStalled):
+	case errors.Is(cause, errNoHeaders), errors.Is(cause, errStalled), errors.Is(cause, errTooLong):
 		return &oci.Error{Code: oci.Timeout, Detail: host + ": " + cause.Error(), Err: cause}
 	}
 	if refused, ok := errors.AsType[*refusedAddress](err); ok {
@@ -98,7 +102,7 @@ func isProtocol(err error) bool {
 // bodyFailure is failure for what comes after the headers. A body that ends too
 // soon is io.ErrUnexpectedEOF itself.
 func bodyFailure(ctx context.Context, host string, err, cause error) error {
-	if errors.Is(err, io.ErrUnexpectedEOF) && ctx.Err() == nil && !errors.Is(cause, errStalled) && !errors.Is(cause, errNoHeaders) {
+	if errors.Is(err, io.ErrUnexpectedEOF) && ctx.Err() == nil && !errors.Is(cause, errStalled) && !errors.Is(cause, errNoHeaders) && !errors.Is(cause, errTooLong) {
 		return io.ErrUnexpectedEOF
 	}
 	return failure(ctx, host, err, cause)

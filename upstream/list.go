@@ -40,7 +40,9 @@ func (c *Client) Tags(ctx context.Context, repo oci.Repository, page oci.Page, a
 		}
 	}
 	q := &question{repo: repo, ask: ask}
-	tags, err := inOrder(ctx, c, q, ratelimit.List, func(s *site) ([]string, error) { return s.allTags(ctx, q) })
+	tags, err := inOrder(ctx, c, q, ratelimit.List, func(ctx context.Context, q *question, s *site) ([]string, error) {
+		return s.allTags(ctx, q)
+	})
 	if err != nil {
 		return oci.TagList{}, q.failed(), fmt.Errorf("tags of %s: %w", repo, err)
 	}
@@ -136,7 +138,7 @@ func (s *site) allTags(ctx context.Context, q *question) ([]string, error) {
 // holds only entries of artifactType, whether upstream filters or not.
 func (c *Client) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, error) {
 	q := &question{repo: repo, ask: ask}
-	manifests, err := inOrder(ctx, c, q, ratelimit.List, func(s *site) ([]oci.Referrer, error) {
+	manifests, err := inOrder(ctx, c, q, ratelimit.List, func(ctx context.Context, q *question, s *site) ([]oci.Referrer, error) {
 		return s.allReferrers(ctx, q, d, artifactType)
 	})
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 // asks whether the repository has that manifest.
 func (c *Client) Resolve(ctx context.Context, repo oci.Repository, tag string, ask oci.Ask) (oci.Resolved, oci.Outcome, error) {
 	q := &question{repo: repo, ask: ask}
-	resolved, err := inOrder(ctx, c, q, ratelimit.Check, func(s *site) (oci.Resolved, error) { return s.resolve(ctx, q, tag) })
+	resolved, err := inOrder(ctx, c, q, ratelimit.Check, func(ctx context.Context, q *question, s *site) (oci.Resolved, error) { return s.resolve(ctx, q, tag) })
 	if err != nil {
 		return oci.Resolved{}, q.failed(), fmt.Errorf("resolve %s:%s: %w", repo, tag, err)
 	}
@@ -33,7 +33,9 @@ func (c *Client) Resolve(ctx context.Context, repo oci.Repository, tag string, a
 func (c *Client) Manifest(ctx context.Context, repo oci.Repository, d oci.Digest, ask oci.Ask) (oci.Manifest, oci.Outcome, error) {
 	q := &question{repo: repo, ask: ask}
 	ref := oci.Request{Kind: oci.ManifestKind, Name: repo.Path, Digest: d}
-	m, err := inOrder(ctx, c, q, ratelimit.Pull, func(s *site) (oci.Manifest, error) { return s.getManifest(ctx, q, ref) })
+	m, err := inOrder(ctx, c, q, ratelimit.Pull, func(ctx context.Context, q *question, s *site) (oci.Manifest, error) {
+		return s.getManifest(ctx, q, ref)
+	})
 	if err != nil {
 		return oci.Manifest{}, q.failed(), fmt.Errorf("manifest %s@%s: %w", repo, d, err)
 	}
@@ -147,7 +149,11 @@ func (s *site) getManifest(ctx context.Context, q *question, ref oci.Request) (o
 		// Upstream's own word, where it is one, decides the algorithm too.
 		want, _ = oci.ParseDigest(a.header.Get("Docker-Content-Digest"))
 	}
-	return oci.NewManifest(content, a.header.Get("Content-Type"), want)
+	m, err := oci.NewManifest(content, a.header.Get("Content-Type"), want)
+	if err != nil && !want.IsZero() && want.Verify(content) != nil {
+		return oci.Manifest{}, fmt.Errorf("%w: %w", errLied, err)
+	}
+	return m, err
 }
 
 // checkDigest refuses an answer that names itself otherwise than it was asked

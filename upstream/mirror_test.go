@@ -110,7 +110,7 @@ func TestWhoFailedIsAskedAfterTheOthers(t *testing.T) {
 			_, err := read(w.t.Context(), openBlob(w.t, c, alpine, image.Blobs[0].Digest), 0, -1)
 			wantCode(w.t, err, oci.Timeout)
 			stall.Remove()
-			return ailingAfterStall
+			return ailingAfterSilence
 		},
 		"a failure": func(w *world, c *Client, _ *ocitest.Hub) time.Duration {
 			w.hub.Inject(&ocitest.Fault{Match: manifests, Effect: ocitest.Answer(500), Times: 1})

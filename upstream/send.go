@@ -35,6 +35,8 @@ type question struct {
 	ping  bool // of no repository: repo tells whose login is tried
 	spent int  // requests sent, those for tokens included
 
+	silence *silence // nil: nobody looks
+
 	account string // by whose credentials it is asked, those that led to where it is now
 	why     string // of the Outcome, in a few words
 }
@@ -49,6 +51,22 @@ func (q *question) begun() bool { return q.ask.Begun || q.spent > 0 }
 // target is where a request goes that the question leads to.
 func (q *question) target(r request) target {
 	return target{r.url, q.repo.Path, r.class == ratelimit.Redirect, r.resumed && !q.ask.Background}
+}
+
+// fork is the question as it is put to one of several addresses.
+func (q *question) fork() *question {
+	one := *q
+	one.ask.Begun, one.spent, one.why, one.silence = q.begun(), 0, "", &silence{began: time.Now()}
+	return &one
+}
+
+// queue waits for leave to send.
+func (q *question) queue(ctx context.Context, l *ratelimit.Limiter, call ratelimit.Call) (*ratelimit.Pass, error) {
+	if q.silence != nil {
+		q.silence.pause(true)
+		defer q.silence.pause(false)
+	}
+	return l.Acquire(ctx, call)
 }
 
 // failed is the Outcome beside an error.
@@ -98,7 +116,7 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 	if err := s.breakers.check(at); err != nil {
 		return nil, err
 	}
-	pass, err := s.limiter.Acquire(ctx, ratelimit.Call{
+	pass, err := q.queue(ctx, s.limiter, ratelimit.Call{
 		Host: r.url.Host, Class: r.class, Account: l.account, Client: q.ask.Client, Transfer: r.transfer, Background: q.ask.Background, Held: q.ask.Held,
 		Since: q.ask.Since, Begun: q.begun(), What: q.repo.Path + r.url.Path,
 	})
@@ -177,6 +195,9 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, pa
 		return bodyFailure(caller, r.url.Host, err, context.Cause(ctx))
 	})
 	a.body = b
+	if r.kind != BlobKind {
+		b.endIn(s.cfg.Timeouts.Body, cancel)
+	}
 	if a.status < 300 && (r.kind == ManifestKind || r.kind == BlobKind) {
 		b.received = func(n int64) { s.cfg.Received(call, n) }
 	}
@@ -314,6 +335,7 @@ type body struct {
 	wait    time.Duration // for the next byte
 	stall   time.Duration // for those after it
 	timer   *time.Timer
+	whole   *time.Timer // of all of it; nil: it may take as long as it comes
 	failure func(error) error
 	free    func() // called once: gives the place back, ends the timer's use
 
@@ -330,10 +352,18 @@ func newBody(rc io.ReadCloser, t Timeouts, cancel context.CancelCauseFunc, relea
 	b.timer.Stop()
 	b.free = sync.OnceFunc(func() {
 		b.timer.Stop()
+		if b.whole != nil {
+			b.whole.Stop()
+		}
 		cancel(nil)
 		release()
 	})
 	return b
+}
+
+// endIn bounds the time until the body's end, whatever comes.
+func (b *body) endIn(d time.Duration, cancel context.CancelCauseFunc) {
+	b.whole = time.AfterFunc(d, func() { cancel(errTooLong) })
 }
 
 func (b *body) Read(p []byte) (int, error) {

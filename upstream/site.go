@@ -31,7 +31,7 @@ type site struct {
 	demands     *demands
 	warnings    *warnings
 	now         func() time.Time // of tokens and refusals
-	ailing      atomic.Int64     // until when others are asked first; Unix time in ns
+	standing    standing
 }
 
 // newSite makes a site of an upstream whose cfg has its defaults.
@@ -101,6 +101,7 @@ func (s *site) forget(ctx context.Context, repo oci.Repository) {
 	}
 	s.tokens.forget(repo.Path)
 	s.breakers.forget(ctx, repo.Path)
+	s.standing.forgetLacks(repo.Path)
 }
 
 func (s *site) close() {

@@ -139,6 +139,15 @@ func TestEveryOtherWaitHasItsBound(t *testing.T) {
 			},
 		},
 		{
+			name: "a manifest as a whole", get: true, code: oci.Timeout, want: times.Body,
+			handler: func(w http.ResponseWriter, r *http.Request) {
+				for ok := true; ok; ok = pause(r.Context(), 3*time.Second) {
+					_, _ = w.Write([]byte(" "))
+					w.(http.Flusher).Flush()
+				}
+			},
+		},
+		{
 			name: "a refusal's body", get: true, code: oci.ManifestUnknown, want: drainTime,
 			handler: func(w http.ResponseWriter, r *http.Request) {
 				w.Header().Set("Content-Length", "1000")

@@ -1,0 +1,338 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"entrepot/oci"
+	"entrepot/ratelimit"
+)
+
+// copies is a handle on a blob that may be had at several addresses. Each Open
+// may lead to another: the bytes are the same.
+type copies struct {
+	client  *Client
+	blobs   []*blob // in the order in which they are asked while all are well
+	foreign bool    // none of them is final
+
+	mu      sync.Mutex // guards what follows
+	size    int64      // -1 while unknown
+	fails   map[*blob]int
+	refused map[*blob]bool // those that do not have it, or do not give it
+	gave    map[*blob]bool // those that gave bytes
+}
+
+var _ oci.Blob = (*copies)(nil)
+
+func newCopies(client *Client, blobs []*blob) *copies {
+	c := &copies{client: client, blobs: blobs, size: -1, fails: map[*blob]int{}, refused: map[*blob]bool{}, gave: map[*blob]bool{}}
+	// Whoever asks for a blob that was given out whole a moment ago had no use
+	// for it: it was wrong, perhaps.
+	if last := client.served.by(blobs[0]); last != nil {
+		for _, b := range blobs {
+			if b.site == last {
+				c.fails[b]++
+			}
+		}
+	}
+	return c
+}
+
+func (c *copies) Descriptor() oci.Descriptor {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return oci.Descriptor{Digest: c.blobs[0].digest, Size: c.size}
+}
+
+// Stat asks until a place has the blob.
+func (c *copies) Stat(ctx context.Context) (oci.Descriptor, oci.Outcome, error) {
+	q := c.question()
+	l, err := inCopies(ctx, c, q, ratelimit.Check, func(ctx context.Context, q *question, b *blob) (struct{}, error) {
+		if err := b.stat(ctx, q); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, c.agree(b, b.Descriptor().Size)
+	}, nil)
+	if err != nil {
+		return oci.Descriptor{}, q.failed(), fmt.Errorf("stat %s@%s: %w", q.repo, c.blobs[0].digest, err)
+	}
+	l.release()
+	return c.Descriptor(), q.outcome(), nil
+}
+
+// Open reads from the first place that has the blob. If that breaks off, or comes
+// too slowly, the next Open leads elsewhere.
+func (c *copies) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
+	q := c.question()
+	l, err := inCopies(ctx, c, q, ratelimit.Blob, func(ctx context.Context, q *question, b *blob) (*reader, error) {
+		r, err := b.open(ctx, q, offset, length)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.agree(b, r.Size()); err != nil {
+			r.body.Close()
+			return nil, err
+		}
+		return r, nil
+	}, func(r *reader) { r.body.Close() })
+	if err != nil {
+		return nil, fmt.Errorf("open %s@%s from %d: %w", q.repo, c.blobs[0].digest, offset, err)
+	}
+	opened := &copiesReader{reader: l.value, caller: ctx, release: l.release, copies: c, blob: l.place, outcome: q.outcome()}
+	opened.outcome.Whole = opened.whole
+	return opened, nil
+}
+
+// Wrong is told that what the handle gave was not what its digest names. It is known
+// of whom that came if all of it came from one place.
+func (c *copies) Wrong() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.gave) != 1 || c.foreign {
+		return
+	}
+	for b := range c.gave {
+		b.site.lied("blob " + b.digest.String() + " of " + b.repo.String())
+	}
+}
+
+func (c *copies) question() *question { return &question{repo: c.blobs[0].repo, ask: c.blobs[0].ask} }
+
+// inCopies asks one place after the other, as inOrder does for any question. What
+// won is the caller's to release.
+func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimit.Class, ask func(context.Context, *question, *blob) (T, error), drop func(T)) (*leg[*blob, T], error) {
+	var verdict error
+	var refused []*blob
+	r := race[*blob, T]{
+		client: c.client, q: q, places: c.order(q), patience: c.client.patience(class), drop: drop,
+		ask: func(ctx context.Context, q *question, b *blob) (T, error) {
+			v, err := ask(ctx, q, b)
+			if !c.foreign {
+				b.site.answered(ctx, c.client, q, err)
+			}
+			return v, err
+		},
+		failed: func(b *blob, err error) bool {
+			own := !c.foreign && b.site == c.client.primary
+			if own || c.foreign && weight(err) > weight(verdict) {
+				verdict = err
+			}
+			c.failed(b, err)
+			if isLack(err) {
+				refused = append(refused, b)
+			}
+			return own && !oci.IsRetryable(err)
+		},
+		silent: func(b *blob) {
+			if c.failed(b, nil); !c.foreign {
+				b.site.ails(ailingAfterSilence)
+			}
+		},
+	}
+	won := r.run(ctx)
+	switch {
+	case won == nil && ctx.Err() != nil:
+		return nil, failure(ctx, c.client.cfg.Name, ctx.Err(), nil)
+	case won == nil:
+		return nil, verdict
+	case !c.foreign:
+		for _, b := range refused {
+			b.site.lacked(q.repo)
+		}
+		q.note(won.place.site, c.client)
+	}
+	return won, nil
+}
+
+// weight is how much the failure of one foreign place tells of all of them: trouble
+// may pass, and what is refused may be allowed; only else there is no such blob.
+func weight(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case oci.IsRetryable(err):
+		return 3
+	case oci.CodeOf(err) == oci.Denied:
+		return 2
+	}
+	return 1
+}
+
+// order is by health, and then by how the places did for this blob.
+func (c *copies) order(q *question) []*blob {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ranks := map[*blob]rank{}
+	for _, b := range c.blobs {
+		r := rank{fails: c.fails[b]}
+		if q.ask.Refresh {
+			b.site.standing.forgetLacks(q.repo.Path)
+		}
+		r.health, r.rate = b.health()
+		ranks[b] = r
+	}
+	return slices.SortedStableFunc(slices.Values(c.blobs), func(a, b *blob) int { return ranks[a].compare(ranks[b]) })
+}
+
+// health is how a place of a blob is off.
+func (b *blob) health() (health, int64) {
+	return b.site.health(ratelimit.Call{Host: b.home.Host, Class: ratelimit.Blob, Background: b.ask.Background}, b.repo)
+}
+
+func (c *copies) failed(b *blob, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fails[b]++
+	if err != nil && !oci.IsRetryable(err) {
+		c.refused[b] = true
+	}
+}
+
+// isFaster reports whether a place could be asked that may well be faster than one
+// that sends so many bytes a second. One that is known to be hardly faster is not worth
+// the change: where everything is slow, what was asked last stays.
+func (c *copies) isFaster(than *blob, rate int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.blobs, func(b *blob) bool {
+		h, known := b.health()
+		return b != than && !c.refused[b] && (h == well || h == slow && known >= 2*rate)
+	})
+}
+
+// agree holds all places to one size. The primary's counts.
+func (c *copies) agree(b *blob, size int64) error {
+	if size < 0 {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known := c.size
+	if known < 0 || known == size {
+		c.size = size
+		return nil
+	}
+	if !c.foreign && b.site == c.client.primary {
+		c.size = size
+	}
+	return oci.Errorf(oci.BadUpstream, "%s gave blob %s a size of %d, another place of %d", b.home.Host, b.digest, size, known)
+}
+
+const (
+	// leastRate is what a body has to come at, in bytes a second over leastOver of
+	// waiting for it, where another place could be asked. Time in which nobody reads
+	// does not count.
+	leastRate = 64 << 10
+	leastOver = 10 * time.Second
+)
+
+// errSlow ends a body that comes too slowly.
+var errSlow = errors.New("too slow")
+
+// copiesReader notes how a body came, and how it ended.
+type copiesReader struct {
+	*reader
+	caller  context.Context //nolint:containedctx // of Open, which governs the transfer
+	release func()
+	copies  *copies
+	blob    *blob
+	outcome oci.Outcome
+
+	waited time.Duration // for the bytes that came, since their rate was last looked at
+	came   int64
+}
+
+func (r *copiesReader) Outcome() oci.Outcome { return r.outcome }
+
+func (r *copiesReader) Close() error {
+	defer r.release()
+	return r.reader.Close()
+}
+
+func (r *copiesReader) Read(p []byte) (int, error) {
+	began := time.Now()
+	n, err := r.reader.Read(p)
+	r.waited, r.came = r.waited+time.Since(began), r.came+int64(n)
+	if n > 0 {
+		r.copies.got(r.blob)
+	}
+	switch {
+	case err == nil:
+		return n, r.keepsUp()
+	case errors.Is(err, io.EOF):
+		r.copies.client.served.note(r.blob)
+	case errors.Is(err, errSlow):
+	case r.caller.Err() != nil:
+		return n, failure(r.caller, r.blob.home.Host, r.caller.Err(), nil)
+	default:
+		r.copies.failed(r.blob, nil)
+		if oci.CodeOf(err) == oci.Timeout && r.blob.within == nil {
+			r.blob.site.ails(ailingAfterSilence)
+		}
+	}
+	return n, err
+}
+
+// keepsUp looks at the rate now and then. It is an error where the body comes too
+// slowly and another place may be faster.
+func (r *copiesReader) keepsUp() error {
+	if r.waited < leastOver {
+		return nil
+	}
+	rate := int64(float64(r.came) / r.waited.Seconds())
+	r.waited, r.came = 0, 0
+	if rate >= leastRate {
+		return nil
+	}
+	leaves := r.copies.isFaster(r.blob, rate)
+	if r.blob.within == nil {
+		r.blob.site.isSlow(rate, leaves)
+	}
+	if !leaves {
+		return nil
+	}
+	r.copies.failed(r.blob, nil)
+	r.err = &oci.Error{Code: oci.Timeout, Detail: fmt.Sprintf("%s sends %d bytes a second", r.blob.home.Host, rate), Err: errSlow}
+	return r.err
+}
+
+// got notes that a place gave some of the bytes.
+func (c *copies) got(b *blob) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gave[b] = true
+}
+
+// maxServed bounds the blobs of which it is remembered who gave them.
+const maxServed = 256
+
+// served remembers which site gave a blob last.
+type served struct {
+	mu   sync.Mutex // guards last
+	last map[content]*site
+}
+
+type content struct {
+	repo   string // path
+	digest oci.Digest
+}
+
+func (s *served) by(b *blob) *site {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last[content{b.repo.Path, b.digest}]
+}
+
+func (s *served) note(b *blob) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.last) >= maxServed {
+		clear(s.last) // forgetting costs a wrong body another try
+	}
+	s.last[content{b.repo.Path, b.digest}] = b.site
+}

@@ -1,0 +1,213 @@
+package upstream
+
+import (
+	"context"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"entrepot/internal/ocitest"
+	"entrepot/oci"
+	"entrepot/ratelimit"
+)
+
+// questionsOf are one question of each kind.
+func questionsOf(image ocitest.Image) map[string]func(context.Context, *Client) error {
+	return map[string]func(context.Context, *Client) error{
+		"tag": func(ctx context.Context, c *Client) error {
+			_, _, err := c.Resolve(ctx, alpine, "latest", oci.Ask{})
+			return err
+		},
+		"manifest": func(ctx context.Context, c *Client) error {
+			_, _, err := c.Manifest(ctx, alpine, image.Digest, oci.Ask{})
+			return err
+		},
+		"tags": func(ctx context.Context, c *Client) error {
+			_, _, err := c.Tags(ctx, alpine, oci.Page{N: -1}, oci.Ask{})
+			return err
+		},
+		"size of a blob": func(ctx context.Context, c *Client) error {
+			b, err := c.Blob(ctx, alpine, image.Blobs[0].Digest, oci.Ask{})
+			if err == nil {
+				_, _, err = b.Stat(ctx)
+			}
+			return err
+		},
+		"blob": func(ctx context.Context, c *Client) error {
+			b, err := c.Blob(ctx, alpine, image.Blobs[0].Digest, oci.Ask{})
+			if err == nil {
+				_, err = read(ctx, b, 0, -1)
+			}
+			return err
+		},
+	}
+}
+
+// However addresses say nothing, and however many of them, the last one is asked
+// within half of the time that the client has, and their breakers learn of it.
+func TestAddressesThatSayNothingLeaveTimeForTheLast(t *testing.T) {
+	image := ocitest.RandomImage(1, 100)
+	for how, row := range map[string]struct {
+		habits ocitest.Habits
+		on     ocitest.Match
+		effect ocitest.Effect // none: no connection comes about
+		learnt bool
+	}{
+		"no connection": {habits: open.Habits, learnt: true},
+		"no answer":     {habits: open.Habits, effect: ocitest.Hang(), learnt: true},
+		"no token":      {on: ocitest.Match{Role: ocitest.Token}, effect: ocitest.Hang()},
+		"no first byte": {habits: open.Habits, on: ocitest.Match{Method: "GET"}, effect: ocitest.Stall(0)},
+	} {
+		for what, ask := range questionsOf(image) {
+			if how == "no first byte" && (what == "tag" || what == "size of a blob") {
+				continue
+			}
+			for _, answer := range []time.Duration{15 * time.Second, 3 * time.Second} {
+				t.Run(how+", "+what+", "+answer.String(), func(t *testing.T) {
+					simulate(t, open, func(w *world) {
+						t := w.t
+						hubs := []*ocitest.Hub{w.another(row.habits), w.another(row.habits), w.another(row.habits)}
+						for _, h := range hubs {
+							h.Push("library/alpine", "latest", image)
+							if row.effect.Do != "" {
+								h.Inject(&ocitest.Fault{Match: row.on, Effect: row.effect})
+							}
+						}
+						c := w.connect(mirroredAt(hubs...), first, func(cfg *Config) {
+							cfg.Timeouts.Answer = answer
+							cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+								if row.effect.Do == "" && isOneOf(hubs, addr) {
+									<-ctx.Done()
+									return nil, ctx.Err()
+								}
+								return w.net.DialContext(ctx, network, addr)
+							}
+						})
+						took, err := timed(func() error { return ask(t.Context(), c) })
+						if err != nil || took > answer/2 {
+							t.Errorf("it took %v, %v, want %v at most", took, err, answer/2)
+						}
+						took, err = timed(func() error { return ask(t.Context(), c) })
+						if err != nil || took > 0 {
+							t.Errorf("the next time it takes %v, %v", took, err)
+						}
+						time.Sleep(answer)
+						for _, h := range hubs {
+							if state := stateOf(t, c, h.URL()).State; row.learnt && state == BreakerClosed {
+								t.Errorf("the breaker of %s is %s", h.URL(), state)
+							}
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func isOneOf(hubs []*ocitest.Hub, addr string) bool {
+	for _, h := range hubs {
+		if strings.HasSuffix(h.URL(), addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// A single address has its share of the client's time, too, so that its breaker
+// learns before the client has gone.
+func TestWaitsAreShorterThanTheClients(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		hub.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+		c := w.connect(func(cfg *Config) { cfg.Timeouts.Answer = 3 * time.Second })
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		took, err := timed(func() error { _, _, err := c.Resolve(ctx, alpine, "latest", oci.Ask{}); return err })
+		if wantCode(t, err, oci.Timeout); took != 2*time.Second {
+			t.Errorf("it took %v, want 2s", took)
+		}
+		if state := stateOf(t, c, hub.URL()).State; state == BreakerClosed {
+			t.Error("the breaker has not learnt of it")
+		}
+	})
+}
+
+// The first that answers is it, though another was asked meanwhile; an address that
+// is merely slow to answer loses nothing by that.
+func TestAnAnswerIsAwaitedThoughAnotherIsAsked(t *testing.T) {
+	image := ocitest.RandomImage(1, 100)
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		mirror := w.another(open.Habits)
+		for _, h := range []*ocitest.Hub{hub, mirror} {
+			h.Push("library/alpine", "latest", image)
+		}
+		hub.Set(func(h *ocitest.Habits) { h.Latency = 3 * time.Second })
+		mirror.Set(func(h *ocitest.Habits) { h.Latency = 1500 * time.Millisecond })
+		c := w.connect(mirroredAt(mirror), first)
+		for range 3 {
+			took, err := timed(func() error { return resolve(t, c) })
+			if err != nil || took != 1500*time.Millisecond {
+				t.Errorf("it took %v, %v", took, err)
+			}
+			if n := mirror.Count(ocitest.Match{}); n != 1 {
+				t.Errorf("the mirror was asked %d times", n)
+			}
+			mirror.Reset()
+			time.Sleep(10 * time.Second)
+		}
+		hub.Reset()
+		took, err := timed(func() error { return questionsOf(image)["manifest"](t.Context(), c) })
+		if err != nil || took != 1500*time.Millisecond {
+			t.Errorf("a manifest took %v, %v", took, err)
+		}
+		saw(t, hub) // which may count it
+	})
+}
+
+// Who waits for leave to ask an address has nothing against it.
+func TestAQueueIsNoSilence(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		mirror := w.another(open.Habits)
+		mirror.Push("library/alpine", "latest", ocitest.RandomImage(1, 100))
+		c := w.connect(mirroredAt(mirror), first, func(cfg *Config) { cfg.Limits = ratelimit.Limits{Rate: 0.2, Burst: 1} })
+		for range 2 {
+			mustResolve(t, c)
+		}
+		saw(t, hub)
+		saw(t, mirror, headLatest, headLatest)
+	})
+}
+
+// Who leaves takes with him what was asked for him alone, and nothing of that is left
+// when the Client is closed.
+func TestWhoLeavesALosingRace(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		mirror := w.another(open.Habits)
+		for _, h := range []*ocitest.Hub{hub, mirror} {
+			h.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+		}
+		c := w.connect(mirroredAt(mirror))
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		_, _, err := c.Resolve(ctx, alpine, "latest", oci.Ask{})
+		wantCode(t, err, oci.Timeout)
+		time.Sleep(time.Minute)
+		for _, h := range []*ocitest.Hub{hub, mirror} {
+			if b := stateOf(t, c, h.URL()); b.State != BreakerClosed || b.Failures > 0 {
+				t.Errorf("who left has said %+v", b)
+			}
+		}
+		hub.ClearFaults()
+		mirror.ClearFaults()
+		hub.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+		mirror.Push("library/alpine", "latest", ocitest.RandomImage(1, 100))
+		mustResolve(t, c)
+		if took, _ := timed(func() error { c.Close(); return nil }); took != 0 {
+			t.Errorf("closing took %v", took)
+		}
+	})
+}
