@@ -185,7 +185,7 @@ func TestStatusTellsWhatGoesOn(t *testing.T) {
 		t.Fatalf("%d fills, want 1", len(fills))
 	}
 	f := fills[0]
-	if f.Repository != "docker.io/library/slow" || f.Client != "127.0.0.1" || f.Size != 400_000 || f.Landed < 1000 || f.Landed > 200_000 || f.Readers != 1 || f.Streams != 1 {
+	if f.Repository != "docker.io/library/slow" || f.Client != "127.0.0.1" || f.Size != 400_000 || f.Landed < 1000 || f.Landed > 200_000 || "http://"+f.From != hub.URL() || f.Readers != 1 || f.Streams != 1 {
 		t.Errorf("fill: %+v", f)
 	}
 	wantLines(t, o.must("status", "--table"), `ON THEIR WAY .*`, `docker.io/library/slow +`+f.Digest.Hex()[:6]+` [█░]{7} +\d\S*% +391KiB .* 1 +1`)

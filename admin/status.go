@@ -104,6 +104,7 @@ type Fill struct {
 	Repository     string     `json:"repository"`
 	Digest         oci.Digest `json:"digest"`
 	Client         string     `json:"client,omitempty"` // who pays for it
+	From           string     `json:"from,omitempty"`   // the address of the upstream that answered last
 	Began          time.Time  `json:"began"`
 	Size           int64      `json:"size"` // -1 while unknown
 	Landed         int64      `json:"landed"`
@@ -218,7 +219,7 @@ func newSpent(r ledger.Report, hours int) Spent {
 }
 
 func newFill(p cache.Progress, now time.Time) Fill {
-	f := Fill{p.Repository.String(), p.Digest, p.Client, p.Began.Round(0), p.Size, p.Landed, 0, p.Readers, p.Streams}
+	f := Fill{p.Repository.String(), p.Digest, p.Client, p.From, p.Began.Round(0), p.Size, p.Landed, 0, p.Readers, p.Streams}
 	if took := now.Sub(p.Began).Seconds(); took > 0 {
 		f.BytesPerSecond = int64(float64(p.Landed-p.Had) / took)
 	}

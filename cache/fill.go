@@ -160,6 +160,7 @@ type fill struct {
 	over     bool      // no reader may join any more
 	streams  []*stream // running
 	answered bool      // upstream has answered one of the streams
+	from     string    // the host that did so last; empty if that is not known
 	noRanges bool      // upstream ignores Range: one stream, from the start
 	told     int64     // the size that a client was promised; -1 if none was
 	failed   error     // a stream's failure, until run has judged it

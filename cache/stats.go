@@ -30,6 +30,7 @@ type Progress struct {
 	Digest     oci.Digest
 	Repository oci.Repository // from which it comes
 	Client     string         // who began it; empty: this program
+	From       string         // the host that its last stream was asked of; empty while none answered
 	Began      time.Time
 	Size       int64 // -1 while unknown
 	Landed     int64
@@ -59,7 +60,7 @@ func (c *Cache) Fills() []Progress {
 func (f *fill) howFar() Progress {
 	f.mu.Lock()
 	p := Progress{
-		Digest: f.digest, Repository: f.origin, Client: f.ask.Client, Began: f.began,
+		Digest: f.digest, Repository: f.origin, Client: f.ask.Client, From: f.from, Began: f.began,
 		Size: f.hint, Readers: len(f.readers), Streams: len(f.streams),
 	}
 	f.mu.Unlock()

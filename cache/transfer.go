@@ -454,7 +454,7 @@ func (t *transfer) copyStream(ctx context.Context, s *stream) error {
 		return nil
 	}
 	t.mu.Lock()
-	t.answered = true
+	t.answered, t.from = true, src.Outcome().From
 	t.mu.Unlock()
 	t.poke() // others may start now
 	return t.pump(s, src)

@@ -97,6 +97,7 @@ type Outcome struct {
 	Why     string    // in a few words, for the log and the Warning header
 	Spent   int       // requests to upstream that this question caused
 	Whole   bool      // of a Reader: a stretch was asked for, and all of the blob comes
+	From    string    // of a Reader from upstream: the host of the address that was asked
 
 	// Withheld, of a tag that was asked for with Held, is how long upstream's quota
 	// has no pull for what it names that is not kept for others; 0: it has.

@@ -162,7 +162,7 @@ func (b *blob) open(ctx context.Context, q *question, offset, length int64) (*re
 		return nil, err
 	}
 	r := &reader{body: a.body, stretch: s, host: a.url.Host, outcome: q.outcome()}
-	r.outcome.Whole = s.whole
+	r.outcome.Whole, r.outcome.From = s.whole, b.home.Host
 	if err := r.readFirst(); err != nil {
 		a.close()
 		return nil, brokenAnswer(a.url.Host, err)

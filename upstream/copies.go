@@ -84,7 +84,7 @@ func (c *copies) Open(ctx context.Context, offset, length int64) (oci.Reader, er
 		return nil, fmt.Errorf("open %s@%s from %d: %w", q.repo, c.blobs[0].digest, offset, err)
 	}
 	opened := &copiesReader{reader: l.value, caller: ctx, release: l.release, copies: c, blob: l.place, outcome: q.outcome()}
-	opened.outcome.Whole = opened.whole
+	opened.outcome.Whole, opened.outcome.From = opened.whole, l.place.home.Host
 	return opened, nil
 }
 

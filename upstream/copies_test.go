@@ -136,12 +136,15 @@ func TestWhatIsNoSlowness(t *testing.T) {
 	}
 	t.Run("a slow reader", func(t *testing.T) {
 		simulate(t, open, func(w *world) {
-			_, c := mirrored(w, blob)
+			mirror, c := mirrored(w, blob)
 			r, err := openBlob(w.t, c, alpine, blob.Digest).Open(w.t.Context(), 0, -1)
 			if err != nil {
 				w.t.Fatal(err)
 			}
 			defer r.Close()
+			if from := "http://" + r.Outcome().From; from != mirror.URL() {
+				w.t.Errorf("it comes from %s", from)
+			}
 			buf := make([]byte, 10_000)
 			for ; err == nil; time.Sleep(5 * time.Second) {
 				_, err = r.Read(buf)
