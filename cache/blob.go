@@ -395,6 +395,7 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	default:
 		b.c.joined.Add(1)
 	}
+	out.Had = f.had
 	r.outcome = out
 	return r, nil
 }

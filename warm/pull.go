@@ -146,7 +146,7 @@ func (r *run) readBlobs(ctx context.Context, blobs []blob) error {
 
 // readBlob reads one blob to its end, unless it is held.
 func (r *run) readBlob(ctx context.Context, b blob) error {
-	c := &counter{progress: r.progress, size: hint(b.Size)}
+	c := &counter{progress: r.progress, size: hint(b.Size), had: -1}
 	err := r.retry(ctx, func() error {
 		select {
 		case r.places <- struct{}{}:
@@ -185,13 +185,14 @@ func (r *run) attempt(ctx context.Context, b blob, c *counter) error {
 		return nil
 	case oci.Bypass:
 		return fmt.Errorf("%w: %s", errNotKept, out.Why)
+	default:
+		c.begin(src.Size(), out.Had)
 	}
-	c.begin(src.Size())
 	n, err := io.CopyBuffer(c, onlyReader{src}, make([]byte, 256<<10))
 	if err != nil {
 		return err
 	}
-	r.fetched.Add(n)
+	r.fetched.Add(max(0, n-c.had))
 	c.end(n)
 	return nil
 }
@@ -206,10 +207,14 @@ type counter struct {
 	size     int64 // as it is counted in
 	done     int64 // likewise
 	at       int64 // in this attempt
+	had      int64 // was here before the first of them; -1 until that begins
 }
 
-func (c *counter) begin(size int64) {
+func (c *counter) begin(size, had int64) {
 	c.at = 0
+	if c.had < 0 {
+		c.had = had
+	}
 	if size < 0 {
 		return
 	}

@@ -207,6 +207,8 @@ func TestPullGoesOnAfterARestart(t *testing.T) {
 		}
 		if sent := w.hub.Sent(layers); sent > size-(5<<20) {
 			w.t.Errorf("%d bytes came again, of which %d were here; result %+v", sent, 6<<20, res)
+		} else if res.Fetched != sent {
+			w.t.Errorf("it tells of %d bytes fetched, and %d came", res.Fetched, sent)
 		}
 	})
 }
