@@ -164,7 +164,7 @@ func TestALimitIsTold(t *testing.T) {
 		"for abuse":               {effect: ocitest.AbuseLimit(), status: limited, explain: `upstream now +localhost:\d+ limits us for .*; ` + remedy, helps: true},
 		"abuse by a login":        {effect: ocitest.AbuseLimit(), settings: login, status: limited[:1], explain: `upstream now +localhost:\d+ limits us for \S+`},
 		"abuse by Docker's login": {effect: ocitest.AbuseLimit(), docker: "me:right", status: limited[:1], explain: `upstream now +localhost:\d+ limits us for \S+`},
-		"quota of a login":        {settings: login, status: []string{`docker.io me +.* 0 of 1 .*`}, explain: `quota +me: 0 left of 1, \D*\S+`},
+		"quota of a login":        {settings: login, status: []string{`docker.io me +.* 0 of 1 .*`}, explain: `quota +me: 0 left of 1, resets in ≤ \S+, upstream refused a pull: the next is asked for in \S+`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 1}})

@@ -162,11 +162,11 @@ func quotaText(q admin.Quota, now time.Time) string {
 	if q.Reserve > 0 {
 		text += fmt.Sprintf(", the last %d for what is not held", q.Reserve)
 	}
-	switch resets := resetsText(q, now); {
-	case q.Paused.After(now):
-		text += ", " + resets
-	case resets != "-":
+	if resets := resetsText(q, now); resets != "-" {
 		text += ", resets in " + resets
+	}
+	if pause := pauseText(q, now); pause != "" {
+		text += ", " + pause
 	}
 	if q.Account != "" {
 		return q.Account + ": " + text

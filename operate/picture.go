@@ -142,8 +142,8 @@ func (p *picture) quotas(s admin.Status) {
 	if len(s.Quotas) == 0 {
 		return
 	}
-	name := p.nameWidth()
-	p.heading("QUOTA", quotaWeight, ink{bold, left(name, "QUOTA")}, ink{dim, "  " + left(20, "") + right(12, "LEFT") + right(8, "KEPT") + right(14, "RESETS IN")})
+	name, bar := p.quotaWidths()
+	p.heading("QUOTA", quotaWeight, ink{bold, left(name, "QUOTA")}, ink{dim, "  " + left(bar, "") + right(12, "LEFT") + right(8, "KEPT") + right(14, "RESETS IN")})
 	for _, q := range s.Quotas {
 		account := q.Account
 		if account == "" {
@@ -160,10 +160,21 @@ func (p *picture) quotas(s admin.Status) {
 			kept = strconv.Itoa(q.Reserve)
 		}
 		inks := []ink{{plain, left(name, q.Upstream+" "+account) + "  "}}
-		inks = append(inks, gauge(20, share, quotaStyle(q))...)
+		inks = append(inks, gauge(bar, share, quotaStyle(q))...)
 		p.line(append(inks, ink{plain, right(12, numbers) + right(8, kept) + right(14, resetsText(q, s.Now))})...)
+		if text := pauseText(q, s.Now); text != "" {
+			p.under(ink{plain, "    " + text})
+		}
 		p.remedy(q.Remedy)
 	}
+}
+
+// quotaWidths is the room for names and bars beside 34 columns of numbers: where it
+// is short, bars go first.
+func (p *picture) quotaWidths() (name, bar int) {
+	short := max(0, plainWidth-p.width)
+	bar = max(6, 20-short)
+	return max(12, p.nameWidth()-(short-(20-bar))), bar
 }
 
 // remedy is what can be done about the row above; empty for nothing.
@@ -176,14 +187,21 @@ func (p *picture) remedy(text string) {
 // resetsText says when a quota will be there again; ≤ is at the latest.
 func resetsText(q admin.Quota, now time.Time) string {
 	switch {
-	case q.Paused.After(now):
-		return "paused " + spanText(q.Paused.Sub(now))
 	case q.Resets.After(now) && q.Exact:
 		return spanText(q.Resets.Sub(now))
 	case q.Resets.After(now):
 		return "≤ " + spanText(q.Resets.Sub(now))
 	}
 	return "-"
+}
+
+// pauseText says when it is found out whether a quota is there again; empty where
+// that is known, or asked for by any pull.
+func pauseText(q admin.Quota, now time.Time) string {
+	if !q.Paused.After(now) {
+		return ""
+	}
+	return "upstream refused a pull: the next is asked for in " + spanText(q.Paused.Sub(now))
 }
 
 // quotaStyle warns before the end.

@@ -45,7 +45,7 @@ func exampleStatus() admin.Status {
 		Quotas: []admin.Quota{
 			{Upstream: "docker.io", Account: "", Limit: 100, Left: 7, Reserve: 10, Resets: now.Add(2*time.Hour + 10*time.Minute), Remedy: "an account there has limits of its own: ENTREPOT_DOCKERHUB_USERNAME"},
 			{Upstream: "docker.io", Account: "team-with-a-very-long-name", Limit: 200, Left: 134, Resets: now.Add(95 * time.Second), Exact: true},
-			{Upstream: "docker.io", Account: "spent", Limit: 200, Left: 40, Reserve: 10, Paused: now.Add(30 * time.Second)},
+			{Upstream: "docker.io", Account: "spent", Limit: 200, Left: 0, Reserve: 10, Resets: now.Add(5*time.Hour + 52*time.Minute), Paused: now.Add(17 * time.Second)},
 			{Upstream: "ghcr.io", Account: "me", Limit: 5000, Left: -1},
 		},
 		Spent: admin.Spent{
@@ -129,6 +129,22 @@ func TestStatusPictureFits(t *testing.T) {
 					t.Errorf("colour changes letters (-without +with):\n%s", diff)
 				}
 			}
+		}
+	}
+}
+
+// On a narrow terminal bars and names are cut before numbers are.
+func TestQuotasFitNarrowTerminals(t *testing.T) {
+	for width, want := range map[int]string{
+		80: "docker.io (our address)   █░░░░░░░░░░░░░░░░░░░    7 of 100      10       ≤ 2h10m",
+		70: "docker.io (our address)   █░░░░░░░░░    7 of 100      10       ≤ 2h10m",
+		60: "docker.i… address)  ░░░░░░    7 of 100      10       ≤ 2h10m",
+		54: "docke…dress)  ░░░░░░    7 of 100      10       ≤ 2h10m",
+	} {
+		p := picture{width: width}
+		p.quotas(exampleStatus())
+		if got := p.fit(0)[1]; got != want {
+			t.Errorf("%d columns: %q, want %q", width, got, want)
 		}
 	}
 }

@@ -90,13 +90,13 @@ func (b *budget) reserve(share float64) int {
 // claim says that it is about to be sent.
 func (b *budget) obstacle(call Call, share float64, now time.Time, claim bool) *obstacle {
 	if wait := b.pause.left(now); wait > 0 {
-		return b.spent(wait)
+		return b.spent(wait, now)
 	}
 	told := b.current(now) && b.quota.Left >= 0
 	left := b.quota.Left - b.running
 	switch {
 	case told && b.quota.Left == 0 && b.quota.Exact:
-		return b.spent(b.quota.Resets.Sub(now))
+		return b.spent(b.quota.Resets.Sub(now), now)
 	case told && b.quota.Limit > 0 && (call.Background || call.Held) && left <= b.reserve(share):
 		return b.kept(share, now)
 	case claim && b.running > 0 && (b.dry || told && left <= 0):
@@ -108,11 +108,21 @@ func (b *budget) obstacle(call Call, share float64, now time.Time, claim bool) *
 	return nil
 }
 
-// spent says that nothing is left for a while.
-func (b *budget) spent(wait time.Duration) *obstacle {
-	detail := fmt.Sprintf("the pulls%s are spent: the next may be sent in %v", b.of(), wait.Round(time.Second))
+// spent says that nothing is left for a while: until the window ends, or until it is
+// time to find out whether there is more.
+func (b *budget) spent(wait time.Duration, now time.Time) *obstacle {
+	detail := fmt.Sprintf("the pulls%s are spent: ", b.of())
 	if b.quota.Limit > 0 && b.quota.Window > 0 {
-		detail = fmt.Sprintf("the %d pulls%s in %v are spent: the next may be sent in %v", b.quota.Limit, b.of(), b.quota.Window, wait.Round(time.Second))
+		detail = fmt.Sprintf("the %d pulls%s in %v are spent: ", b.quota.Limit, b.of(), b.quota.Window)
+	}
+	resets := b.quota.Resets.Sub(now).Round(time.Second)
+	switch {
+	case resets <= 0:
+		detail += fmt.Sprintf("when there are more is not known, and found out in %v", wait.Round(time.Second))
+	case b.quota.Exact:
+		detail += fmt.Sprintf("there are more in %v", resets)
+	default:
+		detail += fmt.Sprintf("there are more in %v at the latest, and in %v it is found out whether there are before", resets, wait.Round(time.Second))
 	}
 	return &obstacle{wait: wait, retry: wait, code: oci.TooManyRequests, detail: detail, changed: b.changed}
 }

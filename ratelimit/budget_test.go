@@ -103,6 +103,29 @@ func TestEachAccountHasItsQuota(t *testing.T) {
 	})
 }
 
+// Who is refused is told when there is more, and that is not when we look for it.
+func TestASpentQuotaSaysWhenThereIsMore(t *testing.T) {
+	for name, row := range map[string]struct {
+		header http.Header
+		want   string
+	}{
+		"upstream says when": {with(told(0), "Retry-After", "7200"), `the 100 pulls of our address in 6h0m0s are spent: there are more in 2h0m0s`},
+		"its window is told": {told(0), `the 100 pulls of our address in 6h0m0s are spent: there are more in 6h0m0s at the latest, and in 1s it is found out whether there are before`},
+		"nothing is told":    {nil, `the pulls of our address are spent: when there are more is not known, and found out in 1s`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := New(impatient)
+				answered(t, l, pull, 429, row.header, quotaRefusal)
+				_, err := l.Acquire(t.Context(), pull)
+				if err == nil || err.Error() != "toomanyrequests: "+row.want {
+					t.Errorf("%v, want %s", err, row.want)
+				}
+			})
+		})
+	}
+}
+
 // Where the time of the reset is known, nothing counted is sent before it, and
 // what is not counted goes on.
 func TestASpentQuotaWithAKnownEnd(t *testing.T) {
