@@ -403,7 +403,7 @@ func TestWhatIsSentAgainIsNoProgress(t *testing.T) {
 		if got, _, err := read(t.Context(), c, alpine, d, 0, -1); !isCut(err) || len(got) != mib {
 			t.Errorf("a reader got %d bytes and %v, want what landed and a cut", len(got), err)
 		}
-		if n := len(s.questions()); n != patience {
+		if n := len(s.questions()); n != patience && n != patience+1 { // a second stream of the first moment fails as one with the first
 			t.Errorf("it was asked %d times, want %d", n, patience)
 		}
 	})
