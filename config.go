@@ -188,6 +188,9 @@ func (c *Config) check(found *problems) {
 	if c.QueueWait > c.queueWait() && c.sources["ENTREPOT_QUEUE_WAIT"] != "" && !found.concern("ENTREPOT_QUEUE_WAIT", "ENTREPOT_HEADER_TIMEOUT") {
 		found.add("ENTREPOT_QUEUE_WAIT", "%s is too long for a client that has its answer after ENTREPOT_HEADER_TIMEOUT=%s: want %s or less, or more there", c.QueueWait, c.HeaderTimeout, c.queueWait())
 	}
+	if c.QueueWait > 0 && c.QueueWait < leastQueueWait && !found.concern("ENTREPOT_QUEUE_WAIT") {
+		found.add("ENTREPOT_QUEUE_WAIT", "%s is over before any turn comes: want %s or more, or 0s to wait for none", c.QueueWait, leastQueueWait)
+	}
 	if bool(c.AccessLog) && (c.LogLevel == "warn" || c.LogLevel == "error") {
 		found.add("ENTREPOT_ACCESS_LOG", "has lines of level info, which ENTREPOT_LOG_LEVEL=%s leaves out: want info or debug there", c.LogLevel)
 	}
@@ -204,6 +207,9 @@ func (c *Config) check(found *problems) {
 	c.checkPolicy(found)
 	c.checkWarm(found)
 }
+
+// leastQueueWait is the shortest wait that can be meant: five turns of twenty a second.
+const leastQueueWait = Duration(250 * time.Millisecond)
 
 // queueWait is QueueWait, or what an answer's deadline leaves of it.
 func (c *Config) queueWait() Duration { return min(c.QueueWait, c.HeaderTimeout*2/3) }
@@ -240,7 +246,7 @@ func (c *Config) checkUpstreams(found *problems) {
 			seen[u.Name] = name("NAME")
 		}
 		checkLogin(found, name("USERNAME"), u.Username, name("PASSWORD"), u.Password)
-		checkCredentials(found, name("CREDENTIAL_"), u.Credential)
+		checkCredentials(found, name("CREDENTIAL_"), u)
 		checkMirrors(found, name("URL_"), u)
 		if u.Share > 0 && c.CacheSize == 0 && !found.concern("ENTREPOT_CACHE_SIZE") {
 			found.add(name("SHARE"), "is a share of ENTREPOT_CACHE_SIZE, which is no cap: want one there, or no share")
@@ -390,15 +396,30 @@ func (c *Config) Warnings() []string {
 			warn("%s", text)
 		}
 	}
-	for i, r := range c.Policy {
-		if host := r.Match.upstream(); host != "" && !slices.Contains(c.upstreamNames(), host) {
-			warn("ENTREPOT_POLICY_%d_MATCH=%s is about %s, which is not an upstream: it matches nothing", i, r.Match, host)
-		}
+	for _, text := range c.idlePatterns() {
+		warn("%s", text)
 	}
 	if c.DockerConfig != "" {
 		if _, err := os.Stat(filepath.Join(string(c.DockerConfig), "config.json")); err != nil {
 			warn("DOCKER_CONFIG is set, but there is no login to read: %v", err)
 		}
+	}
+	return all
+}
+
+// idlePatterns are warnings of patterns for upstreams that are none.
+func (c *Config) idlePatterns() (all []string) {
+	names := c.upstreamNames()
+	look := func(variable string, match Glob) {
+		if host := match.host(); host != "" && !slices.ContainsFunc(names, func(name string) bool { return oci.Matches(host, name) }) {
+			all = append(all, fmt.Sprintf("%s=%s is about %s, which is not an upstream: it matches nothing; the upstreams are %s", variable, match, host, strings.Join(names, ", ")))
+		}
+	}
+	for i, r := range c.Policy {
+		look(fmt.Sprintf("ENTREPOT_POLICY_%d_MATCH", i), r.Match)
+	}
+	for i, r := range c.TagTTLRules {
+		look(fmt.Sprintf("ENTREPOT_TAG_TTL_%d_MATCH", i), r.Match)
 	}
 	return all
 }

@@ -200,15 +200,17 @@ func (u *UpstreamSettings) signedInAt() []string {
 	return places
 }
 
-func checkCredentials(found *problems, list string, all []CredentialConfig) {
+func checkCredentials(found *problems, list string, u UpstreamConfig) {
 	seen := map[PathPrefix]string{}
-	for i, c := range all {
+	for i, c := range u.Credential {
 		name := func(field string) string { return list + strconv.Itoa(i) + "_" + field }
 		switch other := seen[c.Prefix]; {
 		case c.Prefix == "" && !found.concern(name("PREFIX")):
 			found.add(name("PREFIX"), "is not set, but others of %s are: want the path that the account is for, such as team", name(""))
 		case other != "":
 			found.add(name("PREFIX"), "%s is already %s: want each prefix once", c.Prefix, other)
+		case u.begins(c.Prefix):
+			found.add(name("PREFIX"), "%s begins with the name of %s, as no path there does: want the rest of it, such as team", c.Prefix, u.Name)
 		case c.Prefix != "":
 			seen[c.Prefix] = name("PREFIX")
 		}
@@ -218,6 +220,13 @@ func checkCredentials(found *problems, list string, all []CredentialConfig) {
 		}
 		checkLogin(found, name("USERNAME"), c.Username, name("PASSWORD"), c.Password)
 	}
+}
+
+// begins reports that a path is written with the upstream before it.
+func (u UpstreamConfig) begins(path PathPrefix) bool {
+	first, _, _ := strings.Cut(string(path), "/")
+	at, err := url.Parse(string(u.URL))
+	return first != "" && (oci.FoldHost(first) == string(u.Name) || err == nil && first == at.Host)
 }
 
 func checkMirrors(found *problems, list string, u UpstreamConfig) {
@@ -287,6 +296,10 @@ func (g *Glob) UnmarshalText(text []byte) error {
 	switch {
 	case strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return fmt.Errorf("%s holds a space, or what no name holds: %s", words.Quote(s), want)
+	case strings.Contains(s, "@"):
+		return fmt.Errorf("%s has a digest, and patterns are compared with tags alone: %s", words.Quote(s), want)
+	case strings.ContainsFunc(s, isInNoPattern):
+		return fmt.Errorf("%s holds a character that is in no name, so it matches none (there are no {a,b} here, but a setting for each): %s", words.Quote(s), want)
 	case !strings.ContainsAny(s[strings.LastIndexByte(s, '/')+1:], ":*?["):
 		return fmt.Errorf("%s has no tag and no * at its end, so no tag matches it: %s", words.Quote(s), want)
 	case !mayStartWithHost(s):
@@ -300,11 +313,18 @@ func (g *Glob) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// upstream is the one upstream that a pattern is about; empty if it can be about
-// others.
-func (g Glob) upstream() string {
+// isInNoPattern: beside *, ? and ranges there is what names of upstreams, repositories
+// and tags are made of.
+func isInNoPattern(r rune) bool {
+	isLetter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+	return !isLetter && (r < '0' || r > '9') && !strings.ContainsRune("._-:/*?[]", r)
+}
+
+// host is the part of a pattern that upstreams' names are compared with; empty if
+// there is no telling where that ends.
+func (g Glob) host() string {
 	host, _, ok := strings.Cut(string(g), "/")
-	if !ok || strings.ContainsAny(host, "*?[") {
+	if !ok || strings.Contains(host, "*") {
 		return ""
 	}
 	return host

@@ -89,7 +89,7 @@ func TestEverySettingReachesItsField(t *testing.T) {
 		"ENTREPOT_UPSTREAM_1_NAME=registry.test:5443", "ENTREPOT_UPSTREAM_1_URL=https://Registry.test:5443/Mirror/x/", "ENTREPOT_UPSTREAM_1_CA_FILE="+ca, "ENTREPOT_UPSTREAM_1_ALLOW_PRIVATE=true",
 		"ENTREPOT_TAG_TTL=90s", "ENTREPOT_OFFLINE=1", "ENTREPOT_SHUTDOWN_TIMEOUT=0s", "ENTREPOT_LOG_LEVEL=debug", "ENTREPOT_LOG_FORMAT=json",
 		"ENTREPOT_SCRUB_RATE=0", "ENTREPOT_ADMIN_TOKEN=0123456789abcdef", "ENTREPOT_UPSTREAM_0_SHARE=12.5%",
-		"ENTREPOT_NEGATIVE_TTL=0s", "ENTREPOT_REFRESH_FROM=10.0.0.0/8, ::1,192.0.2.7", "ENTREPOT_FOREIGN_HOSTS=MCR.microsoft.com,*.data.MCR.microsoft.com,http://near.test:81", "ENTREPOT_QUOTA_RESERVE=0%", "ENTREPOT_QUEUE_WAIT=40s",
+		"ENTREPOT_NEGATIVE_TTL=0s", "ENTREPOT_REFRESH_FROM=10.0.0.0/8, ::1,192.0.2.7", "ENTREPOT_FOREIGN_HOSTS=MCR.microsoft.com,*.data.MCR.microsoft.com,http://near.test:81", "ENTREPOT_QUOTA_RESERVE=0", "ENTREPOT_QUEUE_WAIT=40s",
 		"ENTREPOT_UPSTREAM_0_OFFLINE=true", "ENTREPOT_UPSTREAM_1_KEEP_DELETED=off", "ENTREPOT_UPSTREAM_0_RATE=0", "ENTREPOT_UPSTREAM_1_RATE=2.5",
 		"ENTREPOT_STREAMS=8", "ENTREPOT_STREAM_THRESHOLD=0", "ENTREPOT_PREFETCH=off", "ENTREPOT_CHECK_WAIT=0s", "ENTREPOT_HEADER_TIMEOUT=1m",
 	)
@@ -294,6 +294,7 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"too many streams", []string{"ENTREPOT_STREAMS=1000"}, []problem{{"ENTREPOT_STREAMS", "not a number from 1 to 64"}}},
 		{"neither on nor off", []string{"ENTREPOT_PREFETCH=maybe"}, []problem{{"ENTREPOT_PREFETCH", "neither true nor false"}}},
 		{"waiting beyond the answer", []string{"ENTREPOT_QUEUE_WAIT=60s"}, []problem{{"ENTREPOT_QUEUE_WAIT", "want 10s or less"}}},
+		{"waiting for nothing", []string{"ENTREPOT_QUEUE_WAIT=1ns"}, []problem{{"ENTREPOT_QUEUE_WAIT", "want 250ms or more, or 0s"}}},
 		{"an access log that nobody sees", []string{"ENTREPOT_ACCESS_LOG=true", "ENTREPOT_LOG_LEVEL=warn"}, []problem{{"ENTREPOT_ACCESS_LOG", "want info or debug there"}}},
 		{"no time for headers", []string{"ENTREPOT_HEADER_TIMEOUT=0s"}, []problem{{"ENTREPOT_HEADER_TIMEOUT", "want 1s or more"}}},
 		{"empty file name", []string{"ENTREPOT_DOCKERHUB_PASSWORD_FILE="}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "is empty: want the path"}}},
@@ -400,6 +401,8 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"an account for nothing", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX", "want the path that the account is for"}}},
 		{"no account", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME", "want the account for it"}}},
 		{"a prefix with the registry", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=https://a.test/x"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX", "is not the start of a repository's path"}}},
+		{"a prefix with the upstream", []string{"ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=docker.io/a", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX", "docker.io/a begins with the name of docker.io"}}},
+		{"a prefix with the upstream's host", []string{"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL=https://b.test/x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=b.test/y", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2"}, []problem{{"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX", "want the rest of it"}}},
 		{"a prefix twice", []string{
 			"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2",
 			"ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PREFIX=x/", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_USERNAME=y", "ENTREPOT_UPSTREAM_0_CREDENTIAL_1_PASSWORD=hunter2",
@@ -417,6 +420,11 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"a pattern in capitals", []string{"ENTREPOT_POLICY_0_MATCH=GHCR.io/*", "ENTREPOT_POLICY_0_ACTION=deny"}, []problem{{"ENTREPOT_POLICY_0_MATCH", "want ghcr.io/*"}}},
 		{"a pattern with a bad range", []string{"ENTREPOT_TAG_TTL_0_MATCH=*:[0-9", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "a bracket that is no range"}}},
 		{"a pattern with a space", []string{"ENTREPOT_TAG_TTL_0_MATCH=*:1 *:2", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "holds a space"}}},
+		{"a pattern with a digest", []string{"ENTREPOT_TAG_TTL_0_MATCH=docker.io/library/alpine@sha256:*", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "compared with tags alone"}}},
+		{"a policy on a digest", []string{"ENTREPOT_POLICY_0_MATCH=docker.io/evil/miner@sha256:0*", "ENTREPOT_POLICY_0_ACTION=deny"}, []problem{{"ENTREPOT_POLICY_0_MATCH", "compared with tags alone"}}},
+		{"a pattern with braces", []string{"ENTREPOT_TAG_TTL_0_MATCH=*:{a,b}", "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "but a setting for each"}}},
+		{"a pattern that escapes", []string{`ENTREPOT_TAG_TTL_0_MATCH=*:\`, "ENTREPOT_TAG_TTL_0_TTL=1m"}, []problem{{"ENTREPOT_TAG_TTL_0_MATCH", "a character that is in no name"}}},
+		{"a platform that is none", []string{"ENTREPOT_WARM_PLATFORMS=linux/potato"}, []problem{{"ENTREPOT_WARM_PLATFORMS", "want one of amd64, arm64, "}}},
 		{"certificate without key", []string{"ENTREPOT_TLS_CERT_FILE=" + chain}, []problem{{"ENTREPOT_TLS_CERT_FILE", "without ENTREPOT_TLS_KEY_FILE"}}},
 		{"key without certificate", []string{"ENTREPOT_TLS_KEY_FILE=" + key}, []problem{{"ENTREPOT_TLS_KEY_FILE", "without ENTREPOT_TLS_CERT_FILE"}}},
 		{"certificate and key the wrong way round", []string{"ENTREPOT_TLS_CERT_FILE=" + key, "ENTREPOT_TLS_KEY_FILE=" + chain}, []problem{{"ENTREPOT_TLS_CERT_FILE", "want PEM"}}},
@@ -606,19 +614,22 @@ func TestWarnings(t *testing.T) {
 		"ENTREPOT_UPSTREAM_0_NAME=a.test", "ENTREPOT_UPSTREAM_0_URL=http://a.test", "ENTREPOT_UPSTREAM_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_PASSWORD=hunter2",
 		"ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PREFIX=x", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_USERNAME=other", "ENTREPOT_UPSTREAM_0_CREDENTIAL_0_PASSWORD=hunter2",
 		"ENTREPOT_UPSTREAM_0_URL_0=http://b.test", "ENTREPOT_UPSTREAM_0_URL_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_URL_0_PASSWORD=hunter2",
-		"ENTREPOT_POLICY_0_MATCH=dcoker.io/*", "ENTREPOT_POLICY_0_ACTION=deny", "ENTREPOT_POLICY_1_MATCH=a.test/*", "ENTREPOT_POLICY_1_ACTION=deny")
+		"ENTREPOT_POLICY_0_MATCH=dcoker.io/*", "ENTREPOT_POLICY_0_ACTION=deny", "ENTREPOT_POLICY_1_MATCH=a.test/*", "ENTREPOT_POLICY_1_ACTION=deny",
+		"ENTREPOT_TAG_TTL_0_MATCH=foo.io/*:latest", "ENTREPOT_TAG_TTL_0_TTL=1m", "ENTREPOT_TAG_TTL_1_MATCH=?.test/*:latest", "ENTREPOT_TAG_TTL_1_TTL=1m", "ENTREPOT_TAG_TTL_2_MATCH=*/x:latest", "ENTREPOT_TAG_TTL_2_TTL=1m")
 	got := strings.Join(c.Warnings(), "\n")
 	for _, want := range []string{
 		"ENTREPOT_ADMIN_LISTEN=:5001", "until ENTREPOT_ADMIN_TOKEN is set", "in clear: its URL is http://a.test", "in clear: its URL is http://b.test",
 		"everybody who reaches :5000 can pull from a.test what the account me or other may read", "DOCKER_CONFIG",
-		"ENTREPOT_POLICY_0_MATCH=dcoker.io/* is about dcoker.io",
+		"ENTREPOT_POLICY_0_MATCH=dcoker.io/* is about dcoker.io", "ENTREPOT_TAG_TTL_0_MATCH=foo.io/*:latest is about foo.io, which is not an upstream: it matches nothing; the upstreams are docker.io, ",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no warning with %q in:\n%s", want, got)
 		}
 	}
-	if strings.Contains(got, "ENTREPOT_POLICY_1") {
-		t.Errorf("a policy for an upstream is warned of:\n%s", got)
+	for _, not := range []string{"ENTREPOT_POLICY_1", "ENTREPOT_TAG_TTL_1", "ENTREPOT_TAG_TTL_2"} {
+		if strings.Contains(got, not) {
+			t.Errorf("a pattern for an upstream is warned of:\n%s", got)
+		}
 	}
 }
 

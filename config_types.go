@@ -191,6 +191,7 @@ type Portion int64
 func (p *Portion) UnmarshalText(text []byte) error {
 	const want = "want a share such as 10%, from 0% to 100%"
 	number, ok := strings.CutSuffix(string(text), "%")
+	ok = ok || number == "0" // of whatever
 	ppm, err := parseShare(number)
 	switch {
 	case !ok:

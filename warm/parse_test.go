@@ -42,7 +42,7 @@ func TestPlatforms(t *testing.T) {
 	if got := (Platforms{}).String(); got != "all" || !(Platforms{}).want(v6) {
 		t.Errorf("the zero value is %q", got)
 	}
-	for _, text := range []string{"", "linux", "linux/", "/amd64", "linux/amd64/v1/x", "Linux/amd64", "linux/amd64,", "linux/amd64,linux/amd64", "linux/amd64 linux/arm", "a/" + strings.Repeat("b", 65)} {
+	for _, text := range []string{"", "linux", "linux/", "/amd64", "linux/amd64/v1/x", "Linux/amd64", "linux/amd64,", "linux/amd64,linux/amd64", "linux/amd64 linux/arm", "linux/potato", "linux/x86_64", "lunix/amd64", "a/" + strings.Repeat("b", 65)} {
 		if p, err := ParsePlatforms(text); err == nil {
 			t.Errorf("%q: %v, want an error", text, p)
 		}

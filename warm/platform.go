@@ -53,10 +53,27 @@ func parsePlatform(s string) (oci.Platform, error) {
 		return oci.Platform{}, fmt.Errorf("%.100q is not a platform: %s", s, wantPlatforms)
 	}
 	p := oci.Platform{OS: parts[0], Architecture: parts[1]}
+	if !slices.Contains(systems(), p.OS) {
+		return oci.Platform{}, fmt.Errorf("%.100q is for no system that images are made for: want one of %s", s, strings.Join(systems(), ", "))
+	}
+	if !slices.Contains(architectures(), p.Architecture) {
+		return oci.Platform{}, fmt.Errorf("%.100q is for no architecture that images are made for: want one of %s", s, strings.Join(architectures(), ", "))
+	}
 	if len(parts) == 3 {
 		p.Variant = parts[2]
 	}
 	return p, nil
+}
+
+// systems are what images may be for: Go's names, by which the image spec goes, those
+// that Go knows and does not build for included, and those of WebAssembly.
+func systems() []string {
+	return strings.Fields("linux windows darwin freebsd netbsd openbsd dragonfly solaris illumos aix android ios plan9 zos hurd js wasi wasip1 wasip2")
+}
+
+// architectures are likewise.
+func architectures() []string {
+	return strings.Fields("amd64 arm64 arm 386 ppc64le s390x riscv64 loong64 mips mipsle mips64 mips64le ppc ppc64 armbe arm64be riscv s390 sparc sparc64 wasm")
 }
 
 func isWord(s string) bool {
