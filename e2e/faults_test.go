@@ -58,7 +58,7 @@ const (
 	tooMany  = "toomanyrequests: "
 	hides503 = "unexpected HTTP status: 503" // docker reads no body of a 5xx
 	hides502 = "unexpected HTTP status: 502"
-	hides504 = "unexpected HTTP status: 504"
+	hides50x = "unexpected HTTP status: 50" // what hangs is 504, then what is known of it is 503
 )
 
 // The slowest first: they run while the others do.
@@ -89,7 +89,7 @@ var faults = []fault{
 	{at: atBlob, name: "html-200", effect: ocitest.HTML(200), says: "502", fails: all, tells: hides502, asks: 30},
 	{at: atBlob, name: "reset", effect: ocitest.Reset(), says: "503", fails: all, tells: hides503, asks: 40},
 
-	{at: atManifest, name: "hang", effect: ocitest.Hang(), says: "504", fails: all, tells: hides504, asks: 4, podman: true},
+	{at: atManifest, name: "hang", effect: ocitest.Hang(), says: "504 503", fails: all, tells: hides50x, asks: 4, podman: true},
 	{at: atManifest, name: "401", effect: ocitest.Answer(401), says: "403", fails: all, tells: denied, asks: 4},
 	{at: atManifest, name: "403", effect: ocitest.Answer(403), says: "403", fails: all, tells: denied, asks: 4},
 	{at: atManifest, name: "404", effect: ocitest.Answer(404), says: "404", fails: all, tells: "manifest unknown", asks: 4, podman: true},
@@ -102,7 +102,7 @@ var faults = []fault{
 	{at: atManifest, name: "html-502", effect: ocitest.HTML(502), says: "502", fails: all, tells: hides502, asks: 4},
 	{at: atManifest, name: "reset", effect: ocitest.Reset(), says: "503", fails: all, tells: hides503, asks: 4},
 
-	{at: atToken, name: "hang", effect: ocitest.Hang(), says: "504", fails: all, tells: hides504, asks: 4},
+	{at: atToken, name: "hang", effect: ocitest.Hang(), says: "504 503", fails: all, tells: hides50x, asks: 4},
 	{at: atToken, name: "401", effect: ocitest.Answer(401), says: "403", fails: all, tells: denied, asks: 4, stays: true},
 	{at: atToken, name: "429-later", effect: ocitest.RetryLater(429, "1"), says: "429", fails: all, tells: tooMany, asks: 8},
 	{at: atToken, name: "500", effect: ocitest.Answer(500), says: "503", fails: all, tells: hides503, asks: 6},
@@ -359,7 +359,7 @@ func (p *faultyPull) checkHeld(t *testing.T, answers []logged) {
 	if !stale {
 		t.Error("nothing was marked as stale")
 	}
-	if len(p.asked) > 4 {
+	if len(p.asked) > 5 { // a probe of a host that hangs among them
 		t.Errorf("a held tag cost the upstream %d requests:\n%s", len(p.asked), strings.Join(p.asked, "\n"))
 	}
 }
