@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/base64"
+	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -278,5 +279,91 @@ func TestForeignLayersComeFromHostsThatAreAllowed(t *testing.T) {
 	p.pull(t, client, "windows", "1", image)
 	if lines := place.Lines(); len(lines) > 0 {
 		t.Errorf("what is held cost %q", lines)
+	}
+}
+
+// What cannot be had of a foreign place is not asked for by each client again, nor
+// where the bytes are here for another repository; the log is for what fails.
+func TestForeignPlacesAreNotAskedAgainAndAgain(t *testing.T) {
+	layer := ocitest.Blob(9, 50_000)
+	layer.MediaType = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	path := "/v2/windows/servercore/blobs/" + layer.Digest.String()
+	for _, row := range []struct {
+		name   string
+		place  ocitest.Habits
+		fault  ocitest.Effect
+		pushed bool
+		status int
+		costs  int // requests to the place, and where it redirects
+		past   int // likewise where the bytes are here for another repository
+		warned int
+	}{
+		{"it has the layer", ocitest.Habits{InlineBlobs: true}, ocitest.Effect{}, true, 200, 1, 1, 0},
+		{"it has no such layer", ocitest.Habits{InlineBlobs: true}, ocitest.Effect{}, false, 404, 1, 1, 1},
+		{"it has other bytes", ocitest.Habits{InlineBlobs: true}, ocitest.Corrupt(7), true, 502, 2, 1, 1},
+		{"it redirects to a private network", ocitest.Habits{RedirectTo: "http://169.254.169.254"}, ocitest.Effect{}, true, 502, 1, 1, 1},
+	} {
+		for _, held := range []bool{false, true} {
+			t.Run(row.name+map[bool]string{true: ", and it is held for another"}[held], func(t *testing.T) {
+				hub := ocitest.NewHub(t, ocitest.Config{})
+				row.place.Auth = ocitest.NoAuth
+				place := ocitest.NewHub(t, ocitest.Config{Habits: row.place})
+				if row.pushed {
+					place.PushBlob("windows/servercore", layer)
+				}
+				if row.fault.Do != "" {
+					place.Inject(&ocitest.Fault{Effect: row.fault})
+				}
+				image := ocitest.ImageSpec{Docker: true, Layers: []ocitest.Content{layer}, URLs: map[oci.Digest][]string{layer.Digest: {place.URL() + path}}}.Build()
+				hub.Push("library/windows", "1", image)
+				hub.DeleteDigest("library/windows", layer.Digest)
+				settings := []string{"ENTREPOT_FOREIGN_HOSTS=" + place.URL() + ",http://169.254.169.254"}
+				costs, warned := row.costs, row.warned
+				client := newClient(t)
+				if held {
+					hub.AddUser("me", "secret")
+					owned := ocitest.ImageSpec{Layers: []ocitest.Content{layer}}.Build()
+					hub.Push("corp/owner", "1", owned)
+					settings = append(settings, "ENTREPOT_DOCKERHUB_USERNAME=me", "ENTREPOT_DOCKERHUB_PASSWORD=secret")
+					costs, warned = row.past, 0
+				}
+				p := startProgram(t, hub, settings...)
+				if held {
+					get(t, client, p.registry+"/v2/corp/owner/manifests/1")
+					get(t, client, p.registry+"/v2/corp/owner/blobs/"+layer.Digest.String())
+					awaitNoFills(t, client, p.admin)
+				}
+				get(t, client, p.registry+"/v2/library/windows/manifests/1")
+				for range 2 {
+					for _, ask := range []struct{ method, rang string }{{"GET", ""}, {"GET", "bytes=0-99"}, {"HEAD", ""}} {
+						req, err := http.NewRequestWithContext(t.Context(), ask.method, p.registry+"/v2/library/windows/blobs/"+layer.Digest.String(), http.NoBody)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if ask.rang != "" {
+							req.Header.Set("Range", ask.rang)
+						}
+						resp, err := client.Do(req)
+						if err != nil {
+							t.Fatal(err)
+						}
+						body, err := io.ReadAll(resp.Body)
+						resp.Body.Close()
+						if status := resp.StatusCode; status != row.status && !(row.status == http.StatusOK && status == http.StatusPartialContent) && err == nil {
+							t.Errorf("%+v: %d %.200q", ask, status, body)
+						}
+					}
+				}
+				if n := place.Count(ocitest.Match{}); n != costs {
+					t.Errorf("the place was asked %d times, want %d: %q", n, costs, place.Lines())
+				}
+				if err := p.stop(); err != nil {
+					t.Fatal(err)
+				}
+				if n := strings.Count(p.log.String(), "a fill failed"); n != warned {
+					t.Errorf("%d failed fills in the log, want %d:\n%s", n, warned, p.log)
+				}
+			})
+		}
 	}
 }

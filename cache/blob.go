@@ -157,7 +157,7 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 		}
 		desc, out, err := up.Stat(ctx)
 		if err != nil {
-			b.c.noteFailure(ctx, b.place(), b.key(), Case{Kind: HeadKind, Background: b.ask.Background}, err)
+			b.noteFailure(HeadKind, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if desc.Size < 0 { // what a manifest says is better than nothing
@@ -178,6 +178,11 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 		}
 	}
 	return spent, err
+}
+
+// noteFailure remembers why there was no answer from where the bytes come from.
+func (b *blob) noteFailure(kind Kind, err error) {
+	b.c.noteFailure(b.c.ctx, b.place(), b.key(), Case{Kind: kind, Background: b.ask.Background}, err)
 }
 
 // markProven notes that the blob came under repo's name.

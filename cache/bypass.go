@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"entrepot/oci"
+	"entrepot/store"
 )
 
 // given is what somebody who goes past the disk has of the bytes before.
@@ -29,11 +30,10 @@ func (b *blob) openBypass(ctx context.Context, offset, length int64, why string,
 }
 
 func (b *blob) startBypass(ctx context.Context, offset, length int64, has *given) (*bypassReader, error) {
-	r := &bypassReader{offset: offset}
+	r := &bypassReader{blob: b, offset: offset, patched: has != nil}
 	from := offset
 	if length < 0 { // to prove a read to the end, all of it must pass through the hash
 		r.hash, r.dg = b.dg.Hash(), b.dg
-		r.prove = b.proven
 		if offset > 0 && (has == nil || has.copyBack(r.hash, 0) != nil) {
 			r.hash.Reset()
 			from = 0
@@ -84,11 +84,12 @@ func (r *bypassReader) discard(n int64, read readerFunc) error {
 // bypassReader passes upstream's bytes on. On a read to the end it gives out the
 // last byte only when all of them make the digest.
 type bypassReader struct {
+	blob    *blob
 	src     *follower
 	offset  int64
 	outcome oci.Outcome
+	patched bool // it goes on what the client had from disk
 
-	prove  func() // called when all of it has made the digest
 	dg     oci.Digest
 	hash   hash.Hash // nil for a read that cannot complete a copy
 	last   [1]byte   // the byte that is held back
@@ -149,9 +150,9 @@ func (r *bypassReader) readWhole(p []byte) (int, error) {
 	switch {
 	case errors.Is(err, io.EOF):
 		if !r.dg.Matches(r.hash) {
-			return 0, oci.Errorf(oci.BadUpstream, "upstream's bytes are not what %s names", r.dg)
+			return 0, r.wrong()
 		}
-		r.prove()
+		r.blob.proven()
 		r.proven = true
 		if held == 0 {
 			return 0, io.EOF
@@ -162,6 +163,16 @@ func (r *bypassReader) readWhole(p []byte) (int, error) {
 	}
 	r.last[0], r.holds = into[n-1], true
 	return held + n - 1, nil
+}
+
+// wrong is the error of bytes that do not make the digest. Those that the client had
+// from disk may be to blame for it.
+func (r *bypassReader) wrong() error {
+	err := &oci.Error{Code: oci.BadUpstream, Detail: fmt.Sprintf("upstream's bytes are not what %s names", r.dg), Err: store.ErrMismatch}
+	if !r.patched {
+		r.blob.noteFailure(DigestKind, err)
+	}
+	return err
 }
 
 func (r *bypassReader) Close() error  { return r.src.Close() }

@@ -114,6 +114,7 @@ type Cache struct {
 	extras   extras
 	prefetch prefetch
 	foreign  foreignLayers
+	looks    flights[struct{}] // for foreign layers, by repository
 	relays   relays
 	joined   atomic.Uint64
 }
@@ -173,7 +174,11 @@ func (c *Cache) without(host string) bool { return c.cfg.Offline || c.cfg.Withou
 
 // ladder decides what clients get of an upstream's content.
 func (c *Cache) ladder(host string) Ladder {
-	return Ladder{DropDeleted: c.cfg.DropDeleted[host], CheckWait: c.cfg.CheckWait, Pause: c.cfg.RetryAfter, Remember: c.cfg.Remember}
+	l := Ladder{DropDeleted: c.cfg.DropDeleted[host], CheckWait: c.cfg.CheckWait, Pause: c.cfg.RetryAfter, Remember: c.cfg.Remember}
+	if host == foreignHost {
+		l.Astray = max(astrayFor, l.Remember)
+	}
+	return l
 }
 
 // unasked is what an upstream has said before it is asked.
@@ -251,6 +256,7 @@ func (c *Cache) Forget() {
 // ForgetOf is Forget for one repository.
 func (c *Cache) ForgetOf(repo oci.Repository) {
 	c.failures.forgetOf(repo)
+	c.failures.forgetOf(elsewhereOf(repo))
 	c.noAPI.forgetOf(repo)
 	c.doubts.forgetOf(repo)
 }

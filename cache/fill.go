@@ -398,9 +398,10 @@ func (f *fill) end(err error) {
 		f.passBy(err)
 	}
 	if err != nil && !errors.Is(err, errIdle) {
+		f.blob.noteFailure(DigestKind, err) // before anybody hears of it, and asks again
+		_, elsewhere := f.blob.elsewhere(f.c.ctx, err)
 		f.file.Fail(err)
-		f.c.noteFailure(f.c.ctx, f.origin, f.origin.String()+"@"+f.digest.String(), Case{Kind: DigestKind, Background: f.asking().Background}, err)
-		if f.c.ctx.Err() == nil {
+		if !elsewhere && f.c.ctx.Err() == nil {
 			f.c.cfg.Warn("a fill failed", f.origin, fmt.Errorf("fill %s: %w", f.digest, err))
 		}
 	}

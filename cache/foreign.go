@@ -34,6 +34,10 @@ const (
 	// looked through for urls that is not worth it: new ones tell theirs when
 	// they come.
 	lookElsewhereEvery = 10 * time.Second
+	// astrayFor is how long a place is not asked again that gave other bytes than
+	// the digest names, or led where nothing is fetched from: such layers have
+	// gigabytes, and clients come again at once.
+	astrayFor = 5 * time.Minute
 )
 
 // foreignLayer is a layer that its manifest places elsewhere.
@@ -93,32 +97,42 @@ func (fl *foreignLayers) mayLook(repo oci.Repository) bool {
 // elsewhere finds where a manifest of repo places a layer; ok is false for none.
 func (c *Cache) elsewhere(ctx context.Context, repo oci.Repository, dg oci.Digest) (foreignLayer, bool) {
 	key := membership{repo, dg}
-	l, ok := c.foreign.get(key)
-	if ok || !c.foreign.mayLook(repo) {
-		return l, ok
+	if l, ok := c.foreign.get(key); ok {
+		return l, true
 	}
+	_, _, _ = do(ctx, c, &c.looks, repo.String(), oci.Ask{}, questionBound, func(ctx context.Context) (struct{}, error) {
+		if c.foreign.mayLook(repo) {
+			c.lookElsewhere(ctx, repo)
+		}
+		return struct{}{}, nil
+	})
+	return c.foreign.get(key)
+}
+
+// lookElsewhere looks through the manifests of repo.
+func (c *Cache) lookElsewhere(ctx context.Context, repo oci.Repository) {
 	err := c.disk.EachLinks(ctx, repo, func(links *oci.Links) { c.foreign.remember(repo, links) })
 	if err != nil {
 		c.cfg.Warn("the manifests of a repository could not be read", repo, err)
 	}
-	return c.foreign.get(key)
 }
 
-// turnElsewhere has the handle lead to where a manifest places the layer, after
-// upstream has answered with err that it does not have it.
+// elsewhere is where a manifest places the layer, after upstream has answered with
+// err that it does not have it; ok is false if there is no such place.
+func (b *blob) elsewhere(ctx context.Context, err error) (foreignLayer, bool) {
+	if _, ok := b.c.upstream.(oci.ForeignSource); !ok || err == nil || b.isElsewhere() || saidBy(err) != Gone {
+		return foreignLayer{}, false
+	}
+	return b.c.elsewhere(ctx, b.repo, b.dg)
+}
+
+// turnElsewhere has the handle lead there.
 func (b *blob) turnElsewhere(ctx context.Context, err error) bool {
-	if err == nil || b.isElsewhere() || saidBy(err) != Gone {
-		return false
-	}
-	source, ok := b.c.upstream.(oci.ForeignSource)
+	layer, ok := b.elsewhere(ctx, err)
 	if !ok {
 		return false
 	}
-	layer, ok := b.c.elsewhere(ctx, b.repo, b.dg)
-	if !ok {
-		return false
-	}
-	b.foreign, b.urls = source, layer.urls
+	b.foreign, b.urls = b.c.upstream.(oci.ForeignSource), layer.urls
 	if !b.known { // the marker was lost
 		b.marker, b.known = store.Marker{MediaType: layer.desc.MediaType, Size: layer.desc.Size, State: store.Named}, true
 		b.c.mark(b.repo, b.dg, b.marker)
@@ -132,9 +146,14 @@ func (b *blob) isElsewhere() bool { return b.foreign != nil }
 // place is the repository that unproven bytes come from.
 func (b *blob) place() oci.Repository {
 	if b.isElsewhere() {
-		return oci.Repository{Host: foreignHost, Path: b.repo.String()}
+		return elsewhereOf(b.repo)
 	}
 	return b.repo
+}
+
+// elsewhereOf is the place of the layers of repo that are elsewhere.
+func elsewhereOf(repo oci.Repository) oci.Repository {
+	return oci.Repository{Host: foreignHost, Path: repo.String()}
 }
 
 // remote makes the handle of the bytes' source.

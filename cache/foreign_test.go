@@ -21,12 +21,17 @@ import (
 // is a blob of the repository abroad/<url>.
 type abroad struct {
 	*source
-	deny bool
+	deny   bool
+	astray bool // what leads there is refused on the way
 }
 
 func (s *abroad) Foreign(_ context.Context, _ oci.Repository, d oci.Digest, urls []string, _ oci.Ask) (oci.Blob, error) {
 	if s.deny {
 		return nil, oci.Errorf(oci.Denied, "%s is kept where nothing is fetched from", d)
+	}
+	if s.astray {
+		_ = s.note("GET %s, and no further", urls[0])
+		return nil, &oci.Error{Code: oci.BadUpstream, Detail: "it leads where nobody goes", Err: oci.ErrAstray}
 	}
 	return &sourceBlob{s.source, oci.Repository{Host: "abroad", Path: urls[0]}, d}, nil
 }
@@ -195,6 +200,126 @@ func TestWrongForeignLayerNeverCompletes(t *testing.T) {
 		time.Sleep(time.Hour)
 		mustRead(t, c, alpine, d, layer)
 	})
+}
+
+// TestAForeignPlaceThatFailsIsLeftAlone: whatever is asked of the layer meanwhile,
+// also where the bytes are here under another repository's name.
+func TestAForeignPlaceThatFailsIsLeftAlone(t *testing.T) {
+	layer := pattern(49, 100_000)
+	d := oci.Sum(layer)
+	for _, row := range []struct {
+		name  string
+		fails func(s *abroad)
+		mends func(s *abroad)
+		code  oci.Code
+		alone time.Duration
+		costs int // requests there
+	}{
+		{"404", func(*abroad) {}, func(s *abroad) { s.place(layerURL, d, layer) }, oci.BlobUnknown, 30 * time.Second, 1},
+		{"wrong bytes", func(s *abroad) { s.place(layerURL, d, pattern(50, len(layer))) }, func(s *abroad) { s.place(layerURL, d, layer) }, oci.BadUpstream, astrayFor, 2},
+		{"astray", func(s *abroad) { s.astray = true }, func(s *abroad) { s.astray = false; s.place(layerURL, d, layer) }, oci.BadUpstream, astrayFor, 1},
+	} {
+		for _, held := range []bool{false, true} {
+			t.Run(row.name+map[bool]string{true: ", held for another"}[held], func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := &abroad{source: newSource()}
+					row.fails(s)
+					c := newCache(t, s, Config{TTL: time.Hour, Private: held})
+					defer closeCache(t, c)
+					if held {
+						s.pushImage(secret, "latest", layer)
+						if _, err := pull(t.Context(), c, secret, "latest"); err != nil {
+							t.Fatal(err)
+						}
+					}
+					s.manifest(t, c, mallory, s.pushForeign(mallory, "latest", d, len(layer)))
+					ask := func() {
+						t.Helper()
+						if got, _, err := read(t.Context(), c, mallory, d, 0, -1); err == nil || len(got) == len(layer) {
+							t.Errorf("%d bytes, %v", len(got), err)
+						}
+						awaitNoFills(c)
+						_, _, err := read(t.Context(), c, mallory, d, 0, 1000)
+						wantCode(t, err, row.code)
+						b, err := c.Blob(t.Context(), mallory, d, oci.Ask{})
+						if err != nil {
+							t.Fatal(err)
+						}
+						_, _, err = b.Stat(t.Context())
+						wantCode(t, err, row.code)
+					}
+					there := func() (n int) {
+						for _, q := range s.questions() {
+							if strings.Contains(q, layerURL) {
+								n++
+							}
+						}
+						return n
+					}
+					costs := row.costs
+					if held { // it goes past the disk, which tries no second time
+						costs = 1
+					}
+					ask()
+					time.Sleep(row.alone - time.Second)
+					ask()
+					if n := there(); n != costs {
+						t.Errorf("%d requests there within %v, want %d: %q", n, row.alone, costs, s.questions())
+					}
+					time.Sleep(2 * time.Second)
+					ask()
+					if n := there(); n != 2*costs {
+						t.Errorf("%d requests there after %v, want %d", n, row.alone, 2*costs)
+					}
+					row.mends(s)
+					c.ForgetOf(mallory)
+					mustRead(t, c, mallory, d, layer)
+				})
+			})
+		}
+	}
+}
+
+// TestForeignLayersOfOneImageAfterARestart: who asks while the manifests are
+// looked through for their places waits for that.
+func TestForeignLayersOfOneImageAfterARestart(t *testing.T) {
+	s := &abroad{source: newSource()}
+	layer := pattern(51, 1000)
+	d := oci.Sum(layer)
+	s.place(layerURL, d, layer)
+	dir := t.TempDir()
+	c := openCache(t, dir, s, Config{TTL: time.Hour})
+	s.manifest(t, c, alpine, s.pushForeign(alpine, "latest", d, len(layer)))
+	closeCache(t, c)
+	c = openCache(t, dir, s, Config{TTL: time.Hour})
+	defer closeCache(t, c)
+	looking, look, found := make(chan struct{}), make(chan struct{}), make(chan bool)
+	go func() {
+		_, _, err := do(t.Context(), c, &c.looks, alpine.String(), oci.Ask{}, time.Minute, func(ctx context.Context) (struct{}, error) {
+			c.foreign.mayLook(alpine)
+			close(looking)
+			<-look
+			c.lookElsewhere(ctx, alpine)
+			return struct{}{}, nil
+		})
+		found <- err == nil
+	}()
+	<-looking
+	go func() {
+		_, ok := c.elsewhere(t.Context(), alpine, d)
+		found <- ok
+	}()
+	select {
+	case <-found:
+		t.Error("who asks meanwhile is told that there is no place")
+	default:
+	}
+	close(look)
+	for range 2 {
+		if !<-found {
+			t.Error("the place was not found")
+		}
+	}
 }
 
 // TestUrlsGiveNoRight: whoever may push a manifest chooses its urls, so they are

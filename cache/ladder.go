@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"entrepot/oci"
+	"entrepot/store"
 )
 
 // Kind is what a question is about.
@@ -49,6 +50,7 @@ const (
 	Refused               // 401, 403
 	Limited               // 429
 	NoAPI                 // upstream does not do that: it has no list of referrers, say
+	Astray                // what is there is not what its digest names, or lies where nothing is fetched from
 	Trouble               // 5xx, refused, reset, a black hole, nonsense, another digest than it named
 	Slow                  // no answer within the time that a client waits; the question goes on
 	numSaid
@@ -64,6 +66,9 @@ func saidBy(err error) Said {
 
 // wordOf is what upstream said in an error, whatever that was about.
 func wordOf(err error) Said {
+	if isWrong(err) && !errors.Is(err, store.ErrAltered) || errors.Is(err, oci.ErrAstray) {
+		return Astray
+	}
 	switch oci.CodeOf(err) {
 	case oci.BlobUnknown, oci.ManifestUnknown, oci.NameUnknown:
 		return Gone
@@ -94,7 +99,7 @@ func (s Said) isOfLogin() bool {
 func (s Said) isDeletion() bool { return s == Gone || s == Hidden }
 
 // isSilence reports that nothing was said, by upstream or for it.
-func (s Said) isSilence() bool { return s == Trouble || s == NoAPI }
+func (s Said) isSilence() bool { return s == Trouble || s == Astray || s == NoAPI }
 
 // Ladder decides what a client gets, and what becomes of it: what we hold where
 // that will do, upstream's word where it has to be asked and can say, what we hold
@@ -106,6 +111,7 @@ type Ladder struct {
 	CheckWait   time.Duration // how long who asks for what is held waits for upstream
 	Pause       time.Duration // how long a question that failed is not asked again where upstream does not say
 	Remember    time.Duration // how long a 404 or 403 is repeated for what is not held; 0 or less: not at all
+	Astray      time.Duration // likewise of where wrong bytes came from, or nothing is fetched from; 0 takes that for trouble
 }
 
 // Case is what an answer depends on.
@@ -250,12 +256,15 @@ func (l Ladder) meanwhile(c Case) Rung {
 		return r
 	}
 	r := l.after(c)
-	if r.Serve == Error && !c.Said.isFinal() {
+	if r.Serve == Error && !c.Said.isFinal() && !l.shuns(c.Said) {
 		return l.ask(c) // it was not said to who asks now
 	}
 	r.Again, r.Record, r.Behind = 0, Leave, false
 	return r
 }
+
+// shuns reports what is repeated for longer than a moment.
+func (l Ladder) shuns(s Said) bool { return s == Astray && l.Astray > 0 }
 
 // after decides once upstream was asked.
 func (l Ladder) after(c Case) Rung {
@@ -275,6 +284,8 @@ func (l Ladder) after(c Case) Rung {
 		return Rung{Serve: Fallback, Again: noAPIFor}
 	case c.Said.isFinal():
 		r.Again = max(0, l.Remember)
+	case l.shuns(c.Said):
+		r.Again = l.Astray
 	}
 	if c.Held == Whole && (c.Kind == TagKind || c.Kind == ReferrersKind) {
 		r.Record = Drop

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"entrepot/oci"
+	"entrepot/store"
 )
 
 var update = flag.Bool("update", false, "write testdata/ladder.txt anew")
@@ -25,7 +26,7 @@ var (
 	kindNames    = [numKinds]string{"tag", "digest", "head", "tags", "referrers"}
 	holdingNames = [numHoldings]string{"nothing", "known", "unproven", "whole"}
 	saidNames    = [numSaid]string{
-		"not asked yet", "offline", "the same", "moved or new", "moved, not here", "moved, not to be had", "404", "401 to a good login", "401, 403", "429", "no such API", "trouble", "slow",
+		"not asked yet", "offline", "the same", "moved or new", "moved, not here", "moved, not to be had", "404", "401 to a good login", "401, 403", "429", "no such API", "astray", "trouble", "slow",
 	}
 )
 
@@ -48,8 +49,8 @@ func exists(c Case) bool {
 func wasSaid(s Said) bool { return s > Moved && s != Slow }
 
 var (
-	testLadder   = Ladder{CheckWait: 2 * time.Second, Pause: 30 * time.Second, Remember: 10 * time.Second}
-	strictLadder = Ladder{CheckWait: 2 * time.Second, Pause: 30 * time.Second, Remember: 10 * time.Second, DropDeleted: true}
+	testLadder   = Ladder{CheckWait: 2 * time.Second, Pause: 30 * time.Second, Remember: 10 * time.Second, Astray: 5 * time.Minute}
+	strictLadder = Ladder{CheckWait: 2 * time.Second, Pause: 30 * time.Second, Remember: 10 * time.Second, Astray: 5 * time.Minute, DropDeleted: true}
 )
 
 func (r Rung) String() string {
@@ -175,7 +176,7 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 			"no time is longer than an hour":                   r.Again <= time.Hour,
 			"a time that is told is kept to, for what is held": c.Remembered || c.Said == Slow || c.Background || r.Mark != oci.Stale || c.Said == Offline || r.Again == min(max(30*time.Second, c.Retry), time.Hour),
 			"a pause is not made longer by who meets it":       !c.Remembered || r.Again == 0 || r.Serve == Fallback,
-			"trouble is not remembered for who has nothing":    c.Held == Whole || r.Again == 0 || r.Serve == Fallback || c.Said.isFinal(),
+			"trouble is not remembered for who has nothing":    c.Held == Whole || r.Again == 0 || r.Serve == Fallback || c.Said.isFinal() || c.Said == Astray,
 			"the background's limits are its own":              !c.Background || c.Said != Limited && c.Said != Unfetched || r.Again == 0,
 			"who wants upstream's word waits for it":           !asks || !c.Forced || r.Wait < 0,
 			"who holds nothing waits for it":                   !asks || c.Held == Whole || r.Wait < 0,
@@ -205,6 +206,9 @@ func TestEveryErrorHasAPlaceOnTheLadder(t *testing.T) {
 		{oci.ErrTooManyRequests, Limited},
 		{fmt.Errorf("%w: %w", errUnfetched, oci.ErrTooManyRequests), Unfetched},
 		{fmt.Errorf("%w: %w", errUnfetched, oci.ErrManifestUnknown), Unfetched},
+		{fmt.Errorf("fill: %w", store.ErrMismatch), Astray},
+		{fmt.Errorf("%w: %w", store.ErrMismatch, store.ErrAltered), Trouble},
+		{&oci.Error{Code: oci.Denied, Err: oci.ErrAstray}, Astray},
 		{oci.ErrUnavailable, Trouble},
 		{&oci.Error{Code: oci.BadUpstream}, Trouble},
 		{&oci.Error{Code: oci.Timeout}, Trouble},

@@ -205,6 +205,9 @@ func (l *relay) run(ctx context.Context) {
 	if l.blob.c.ctx.Err() != nil {
 		err = errClosed
 	}
+	if !errors.Is(err, io.EOF) {
+		l.blob.noteFailure(DigestKind, err)
+	}
 	l.land(src, 0, err)
 }
 

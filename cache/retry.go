@@ -24,6 +24,8 @@ func (r *retries) judge(err error, began time.Time, progress, begun bool) (time.
 	switch {
 	case isWrong(err), errors.Is(err, errCannotKeep), !oci.IsRetryable(err) || oci.CodeOf(err) == oci.Internal && !isBroken(err):
 		return 0, err
+	case errors.Is(err, oci.ErrAstray) && !begun: // it would be led there again
+		return 0, err
 	case oci.CodeOf(err) == oci.TooManyRequests && (!begun || oci.RetryAfter(err) > longestPause):
 		return 0, err
 	}

@@ -127,6 +127,10 @@ var ErrRule = errors.New("a rule says so")
 // one from the other. A login that is refused itself is no such word.
 var ErrHidden = errors.New("missing, or hidden")
 
+// ErrAstray is in the chain of an error by which we refuse to go where somebody has
+// led us. Who asks again is led there again.
+var ErrAstray = errors.New("it leads where nothing is fetched from")
+
 // CodeOf is the code in err's chain, or Internal.
 func CodeOf(err error) Code {
 	if e, ok := errors.AsType[*Error](err); ok {

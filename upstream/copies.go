@@ -155,10 +155,10 @@ func weight(err error) int {
 	switch {
 	case err == nil:
 		return 0
+	case errors.Is(err, oci.ErrAstray), oci.CodeOf(err) == oci.Denied:
+		return 2
 	case oci.IsRetryable(err):
 		return 3
-	case oci.CodeOf(err) == oci.Denied:
-		return 2
 	}
 	return 1
 }

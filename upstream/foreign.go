@@ -77,7 +77,8 @@ func (f foreignHosts) mayLead(from, to *url.URL) error {
 	if f == nil || f.allow(to) {
 		return nil
 	}
-	return oci.Errorf(oci.Denied, "%s redirects a foreign layer to %s, which is "+notForeign, from.Host, printable(to.Scheme+"://"+to.Host))
+	detail := fmt.Sprintf("%s redirects a foreign layer to %s, which is "+notForeign, from.Host, printable(to.Scheme+"://"+to.Host))
+	return &oci.Error{Code: oci.Denied, Detail: detail, Err: oci.ErrAstray}
 }
 
 // parseForeignHosts reads the hosts that foreign layers may come from.

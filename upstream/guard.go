@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"entrepot/oci"
 )
 
 // place is what kind of network an address lies in.
@@ -131,6 +133,9 @@ type refusedAddress struct {
 func (e *refusedAddress) Error() string {
 	return fmt.Sprintf("%s has a %v address, and private addresses are not allowed for this upstream", e.host, e.at)
 }
+
+// Is makes it an oci.ErrAstray.
+func (e *refusedAddress) Is(target error) bool { return target == oci.ErrAstray }
 
 // check refuses a host at a place where it may not be.
 func (g guard) check(host string, at place) error {
