@@ -49,14 +49,14 @@ func (e explainer) meaning(ctx context.Context, asked, ns string) (admin.Meaning
 
 // held asks the cache. At rest there is none, and one without an upstream knows as
 // much.
-func (e explainer) held(live *admin.Live) func(context.Context, oci.Repository, string) (cache.Explanation, error) {
+func (e explainer) held(live *admin.Live) func(context.Context, oci.Repository, string, bool) (cache.Explanation, error) {
 	if live != nil {
 		return live.Cache.Explain
 	}
-	return func(ctx context.Context, repo oci.Repository, reference string) (found cache.Explanation, err error) {
+	return func(ctx context.Context, repo oci.Repository, reference string, muted bool) (found cache.Explanation, err error) {
 		c := cache.New(e.disk, nil, e.cfg.cache(nil))
 		defer func() { err = errors.Join(err, c.Close(context.Background())) }()
-		return c.Explain(ctx, repo, reference)
+		return c.Explain(ctx, repo, reference, muted)
 	}
 }
 

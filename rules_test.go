@@ -135,6 +135,92 @@ func TestExplainTellsWhatAPullWouldMeet(t *testing.T) {
 	wantLines(t, o.must("explain", "--table", "alpine:2"), `upstream now +localhost:\d+ down for .*`)
 }
 
+// TestExplainForeseesWhatUpstreamIsNotAskedFor: what it says of a pull is what one
+// then gets.
+func TestExplainForeseesWhatUpstreamIsNotAskedFor(t *testing.T) {
+	spent := ocitest.QuotaSpent()
+	spent.Header.Set("Retry-After", "3600")
+	const (
+		asked   = `no: upstream is asked, by HEAD, whether it has moved`
+		outcome = `this image +\d +\d +\d +\S+ +`
+	)
+	type fate struct {
+		fresh, pull string // as explained
+		status      int    // of the manifest, or of a layer where that is held
+		cache       string
+	}
+	tests := []struct {
+		name                  string
+		trouble               *ocitest.Fault // in what is asked next; nil: none
+		closed                bool           // the hub is
+		old, missing, partial fate
+	}{
+		{
+			"all is well", nil, false,
+			fate{asked, outcome, 200, "hit"},
+			fate{`not held: upstream is asked`, outcome + `and what only upstream can tell`, 200, "miss"},
+			fate{`yes: upstream is not asked`, outcome, 200, "miss"},
+		},
+		{
+			"the quota is spent", &ocitest.Fault{Match: ocitest.Match{Method: http.MethodGet}, Effect: spent, Times: 1}, false,
+			fate{asked + `; if so, it is served as it is held, since the pulls of our address are spent: the next may be sent in \S+`, outcome, 200, "hit"},
+			fate{`not held: upstream is asked`, outcome + `but now 429: the pulls of our address are spent: the next may be sent in (1h0m0s|59m\S+)`, 429, ""},
+			fate{`yes: upstream is not asked`, outcome, 200, "miss"},
+		},
+		{
+			"the host wants to be left alone", &ocitest.Fault{Effect: ocitest.AbuseLimit(), Times: 1}, false,
+			fate{`no, but upstream is not asked now: it is served as it is held, since localhost:\d+ asked us to wait: the next request is in \S+`, outcome, 200, "stale"},
+			fate{`not held, and upstream is not asked now`, outcome + `but now 429: localhost:\d+ asked us to wait: the next request is in (1m0s|5\ds)`, 429, ""},
+			fate{`yes: upstream is not asked`, outcome + `but now 429: localhost:\d+ asked us to wait: .*`, 429, ""},
+		},
+		{
+			"it does not answer", nil, true,
+			fate{`no, but upstream is not asked now: it is served as it is held, since localhost:\d+: .*; it is tried again in \S+`, outcome, 200, "stale"},
+			fate{`not held, and upstream is not asked now`, outcome + `but now 503: localhost:\d+: .*; it is tried again in \S+`, 503, ""},
+			fate{`yes: upstream is not asked`, outcome + `but now 503: localhost:\d+: .*; it is tried again in \S+`, 503, ""},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+			images := map[string]ocitest.Image{}
+			for i, tag := range []string{"old", "missing", "partial", "other"} {
+				images[tag] = ocitest.RandomImage(uint64(i), 1000)
+				hub.Push("library/alpine", tag, images[tag])
+			}
+			p := startProgram(t, hub, "ENTREPOT_PREFETCH=off", "ENTREPOT_TAG_TTL_0_MATCH=docker.io/library/alpine:old", "ENTREPOT_TAG_TTL_0_TTL=1ns")
+			client := newClient(t)
+			p.pull(t, client, "alpine", "old", images["old"])
+			manifests := p.registry + "/v2/alpine/manifests/"
+			if status, body, _ := get(t, client, manifests+"partial"); status != http.StatusOK {
+				t.Fatal(body)
+			}
+			if tt.trouble != nil {
+				hub.Inject(tt.trouble)
+			}
+			if tt.closed {
+				hub.Close()
+			}
+			if tt.closed || tt.trouble != nil {
+				for range 5 {
+					get(t, client, manifests+"other")
+				}
+			}
+			layer := p.registry + "/v2/alpine/blobs/" + images["partial"].Blobs[0].Digest.String()
+			for tag, pull := range map[string]struct {
+				url string
+				fate
+			}{"old": {manifests + "old", tt.old}, "missing": {manifests + "missing", tt.missing}, "partial": {layer, tt.partial}} {
+				wantLines(t, operatorOf(t, p).must("explain", "--table", "alpine:"+tag), `fresh +`+pull.fresh+`( \(checked.*\))?`, pull.pull)
+				status, body, header := get(t, client, pull.url)
+				if got := header.Get("X-Entrepot-Cache"); status != pull.status || got != pull.cache {
+					t.Errorf("%s: %d %q, want %d %q: %.200s", tag, status, got, pull.status, pull.cache, body)
+				}
+			}
+		})
+	}
+}
+
 // TestExplainTellsWhoMay, in the words of the access file, of what a rule leads to.
 func TestExplainTellsWhoMay(t *testing.T) {
 	users := writeFile(t, "alice:$2a$04$WQGSb2bUdBNOXgbLVlL2ZeGs0tNRdV0fPJbXwWTmWEXGzJDkHhcJi\n")

@@ -54,8 +54,9 @@ type Config struct {
 
 	// Meaning says what a client means by a name, which has sent ns beside it.
 	Meaning func(ctx context.Context, name, ns string) (Meaning, error)
-	// Explain says what is held of it, and what a pull would cost.
-	Explain func(ctx context.Context, repo oci.Repository, reference string) (cache.Explanation, error)
+	// Explain says what is held of it, and what a pull would cost; muted, where upstream
+	// would not be asked what a tag names.
+	Explain func(ctx context.Context, repo oci.Repository, reference string, muted bool) (cache.Explanation, error)
 }
 
 // Live is what only a running server has. Routes for which nothing else will do

@@ -2,11 +2,14 @@ package admin
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"time"
 
 	"entrepot/cache"
 	"entrepot/oci"
+	"entrepot/upstream"
 )
 
 // Rule is a cache rule.
@@ -69,6 +72,8 @@ type Pull struct {
 	Blobs     int    `json:"blobs"`
 	Bytes     int64  `json:"bytes"`
 	AtLeast   bool   `json:"atLeast"` // there is more that only upstream can tell
+
+	Refused string `json:"refused,omitempty"` // what a client is told instead now, since upstream would not be asked for all of it
 }
 
 func (x *exchange) explain() error {
@@ -78,14 +83,14 @@ func (x *exchange) explain() error {
 	if err != nil {
 		return badRequest("%v", err)
 	}
-	found, err := x.api.cfg.Explain(x.r.Context(), m.Repository, m.Reference)
+	found, outlook, err := x.foresee(m)
 	if err != nil {
 		return err
 	}
 	out := Explanation{
 		Asked: asked, Note: m.Note, Upstream: m.Repository.Host, Repository: m.Repository.String(), Reference: m.Reference,
 		Rule: m.Rule, Who: m.Who, Account: m.Account, Policy: m.Policy, Denied: m.Denied,
-		Digest: found.Digest, Held: found.Held, Fresh: freshText(found), Retry: found.Retry,
+		Digest: found.Digest, Held: found.Held, Fresh: freshText(found, outlook), Retry: found.Retry,
 		TTLSeconds: int64(found.TTL / time.Second), Pulls: []Pull{}, Hosts: []Breaker{}, Quotas: []Quota{},
 	}
 	if found.TTL == cache.Never {
@@ -113,7 +118,7 @@ func (x *exchange) explain() error {
 		found.Pulls = nil
 	}
 	for _, p := range found.Pulls {
-		out.Pulls = append(out.Pulls, Pull{p.Platform.String(), p.Heads, p.Manifests, p.Blobs, p.Bytes, p.AtLeast})
+		out.Pulls = append(out.Pulls, Pull{p.Platform.String(), p.Heads, p.Manifests, p.Blobs, p.Bytes, p.AtLeast, refusedText(found, p, outlook)})
 	}
 	return x.result(out)
 }
@@ -129,7 +134,24 @@ func (l *Live) signedIn(ctx context.Context, repo oci.Repository) (account strin
 	return account, refused
 }
 
-func freshText(x cache.Explanation) string {
+// foresee is what would become of a pull, and what would be said in upstream's place.
+// At rest only that it is set to be offline is known of that.
+func (x *exchange) foresee(m Meaning) (found cache.Explanation, o upstream.Outlook, err error) {
+	if live := x.api.cfg.Live; live != nil {
+		if o, err = live.Upstreams.Outlook(x.r.Context(), m.Repository, m.Reference); err != nil {
+			return found, o, err
+		}
+	}
+	found, err = x.api.cfg.Explain(x.r.Context(), m.Repository, m.Reference, o.Check != nil)
+	if found.Offline {
+		never := oci.Errorf(oci.Unavailable, "its upstream is set to be offline")
+		o = upstream.Outlook{Check: never, Moved: never, Manifest: never, Blob: never}
+	}
+	return found, o, err
+}
+
+// freshText says whether a tag is believed, and what becomes of it if not.
+func freshText(x cache.Explanation, o upstream.Outlook) string {
 	switch {
 	case x.Tag == nil && x.Rung.Serve == cache.Ours:
 		return "a digest is for ever"
@@ -141,8 +163,44 @@ func freshText(x cache.Explanation) string {
 		return "not held, and its upstream is set to be offline"
 	case x.Rung.Serve == cache.Error:
 		return "not held, and upstream refused it a moment ago: that is repeated"
+	case x.Tag == nil && o.Check != nil:
+		return "not held, and upstream is not asked now"
 	case x.Tag == nil:
 		return "not held: upstream is asked"
+	case o.Check != nil:
+		return "no, but upstream is not asked now: it is served as it is held, since " + reason(o.Check)
+	case x.Held && o.Moved != nil:
+		return "no: upstream is asked, by HEAD, whether it has moved; if so, it is served as it is held, since " + reason(o.Moved)
 	}
 	return "no: upstream is asked, by HEAD, whether it has moved"
+}
+
+// refusedText is what a client is told first of what upstream is not asked for now;
+// empty if it is asked, or need not be.
+func refusedText(x cache.Explanation, p cache.Pull, o upstream.Outlook) string {
+	confirmed := p.Heads // of what is here
+	if x.Rung.Serve == cache.Ask {
+		confirmed--
+	}
+	for _, step := range []struct {
+		taken   bool
+		refusal error
+	}{
+		{x.Rung.Serve == cache.Ask && x.Tag == nil || confirmed > 0, o.Check},
+		{p.Manifests > 0, o.Manifest},
+		{p.Blobs > 0, o.Blob},
+	} {
+		if step.taken && step.refusal != nil {
+			return fmt.Sprintf("%d: %s", oci.CodeOf(step.refusal).Row().Status, reason(step.refusal))
+		}
+	}
+	return ""
+}
+
+// reason is what a client may read of a refusal.
+func reason(err error) string {
+	if e, ok := errors.AsType[*oci.Error](err); ok {
+		return e.Detail
+	}
+	return err.Error()
 }

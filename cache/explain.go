@@ -32,13 +32,14 @@ type Pull struct {
 }
 
 // Explain tells what would become of a pull. It asks nobody, and leaves no trace
-// of a use.
-func (c *Cache) Explain(ctx context.Context, repo oci.Repository, reference string) (Explanation, error) {
+// of a use. muted says that upstream would not be asked what a tag names, though it is
+// to be.
+func (c *Cache) Explain(ctx context.Context, repo oci.Repository, reference string, muted bool) (Explanation, error) {
 	x := Explanation{TTL: c.cfg.ttlOf(repo, reference), Offline: c.without(repo.Host)}
 	var cost Pull
 	if d, err := oci.ParseDigest(reference); err == nil {
 		x.Digest, x.Rung = d, c.ladder(repo.Host).Climb(Case{Kind: DigestKind, Held: Whole})
-	} else if err := c.explainTag(ctx, repo, reference, &x); err != nil {
+	} else if err := c.explainTag(ctx, repo, reference, muted, &x); err != nil {
 		return Explanation{}, err
 	}
 	if x.Rung.Serve == Ask {
@@ -68,7 +69,7 @@ func (c *Cache) Explain(ctx context.Context, repo oci.Repository, reference stri
 	return x, ctx.Err()
 }
 
-func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string, x *Explanation) error {
+func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string, muted bool, x *Explanation) error {
 	rec, err := c.record(repo, tag)
 	switch {
 	case err == nil:
@@ -79,7 +80,7 @@ func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string,
 	q := tagQuestion{repo: repo, tag: tag}
 	x.Retry, _ = c.refusal(ctx, repo, q.key())
 	x.Rung, _ = c.decide(ctx, repo, q.key, c.tagFacts(&q, &rec, err == nil))
-	if x.Rung.Serve == Ours && (x.Offline || x.Rung.Mark == oci.Stale) {
+	if x.Rung.Serve == Ours && (x.Offline || x.Rung.Mark == oci.Stale) || x.Tag != nil && x.Rung.Serve == Ask && muted {
 		x.Digest = c.image(ctx, &rec).Digest
 	}
 	return nil

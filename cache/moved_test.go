@@ -107,6 +107,14 @@ func (m *movingTag) mustPull(image oci.Manifest) {
 	}
 }
 
+// isExplainedAs fails unless a pull is said to get an image; muted is Explain's.
+func (m *movingTag) isExplainedAs(want oci.Manifest, muted bool) {
+	m.t.Helper()
+	if x, err := m.c.Explain(m.t.Context(), alpine, "latest", muted); err != nil || x.Digest != want.Digest {
+		m.t.Errorf("a pull is said to get %s, %v, want %s", x.Digest, err, want.Digest)
+	}
+}
+
 // asks fails unless f asks upstream this, besides what is asked of blobs.
 func (m *movingTag) asks(f func(), want ...string) {
 	m.t.Helper()
@@ -199,10 +207,10 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 					m.t.Fatal("it is here")
 				}
 				m.asks(func() { m.is(m.old, oci.Stale) }) // though the tag was confirmed a moment ago
-				if x, err := m.c.Explain(m.t.Context(), alpine, "latest"); err != nil || x.Digest != m.old.Digest {
-					m.t.Errorf("a pull is said to get %s, %v", x.Digest, err)
-				}
+				m.isExplainedAs(m.old, false)
 				time.Sleep(time.Minute)
+				m.isExplainedAs(m.next, false) // since upstream is asked
+				m.isExplainedAs(m.old, true)
 				m.asks(func() { m.is(m.old, oci.Stale) }, "HEAD library/alpine latest")
 				m.s.set(func() { m.s.down = nil })
 				time.Sleep(time.Minute)

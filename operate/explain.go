@@ -25,7 +25,7 @@ Says of a reference as a client writes it, with or without this cache's address,
 which upstream and repository it means and by which rule, whether it is held and still
 believed, who may have it, and what a pull would cost now. It asks no upstream. Of a
 server that runs it also knows what has failed lately, which of the upstream's hosts
-do not answer, and what is left of the quota.
+do not answer, what is left of the quota, and what clients are told meanwhile.
 
   --ns REGISTRY      as containerd asks that has this cache for a mirror of REGISTRY
 ` + operatorHelp
@@ -116,6 +116,9 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 		more := ""
 		if p.AtLeast {
 			more = "and what only upstream can tell"
+		}
+		if p.Refused != "" {
+			more = "but now " + p.Refused
 		}
 		if p.Platform == "" {
 			p.Platform = "this image"

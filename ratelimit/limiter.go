@@ -322,23 +322,36 @@ func (p *Pass) Answered(status int, header http.Header, body []byte) time.Durati
 // Paused is how long a call would have to wait for pauses and quota alone, as
 // far as that can be told now.
 func (l *Limiter) Paused(call Call) time.Duration {
+	if o := l.foresee(call); o != nil {
+		return o.retry
+	}
+	return 0
+}
+
+// Refusal is what Acquire would say to a call for pauses and quota alone; nil if it
+// would wait them out, or there are none.
+func (l *Limiter) Refusal(call Call) error {
+	if o := l.foresee(call); o != nil && (o.never || o.wait > l.limits.Wait) {
+		return o.refusal()
+	}
+	return nil
+}
+
+// foresee is the obstacle that a call would meet; nil if there is none.
+func (l *Limiter) foresee(call Call) *obstacle {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := &Pass{limiter: l, host: l.hosts[call.Host], call: call}
 	if p.host != nil {
 		if o := p.pauseLocked(now); o != nil {
-			return o.wait
+			return o
 		}
 	}
-	b := l.budgets[call.Account]
-	if b == nil || call.Class != Pull {
-		return 0
+	if b := l.budgets[call.Account]; b != nil && call.Class == Pull {
+		return b.obstacle(call, l.limits.Reserve, now, false)
 	}
-	if o := b.obstacle(call, l.limits.Reserve, now, false); o != nil {
-		return o.retry
-	}
-	return 0
+	return nil
 }
 
 // sleep waits, or until changed, or returns ctx.Err().

@@ -180,17 +180,37 @@ func (b *breakers) admit(t target) error {
 }
 
 func (b *breakers) checkLocked(t target) error {
-	for _, p := range slices.Backward(t.scopes()) { // the parts of a host that is down want no probe
-		br := b.known[p]
-		if br == nil || !br.open || p.isHost() && b.mayTryLocked(br, t) {
-			continue
-		}
-		return b.refuseLocked(br, t)
+	br := b.blockingLocked(t)
+	if br == nil {
+		return nil
+	}
+	b.wantLocked(br, t)
+	return b.refusalLocked(br, t)
+}
+
+// foresee is check for who only wants to know: nothing is probed for that.
+func (b *breakers) foresee(t target) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if br := b.blockingLocked(t); br != nil {
+		return b.refusalLocked(br, t)
 	}
 	return nil
 }
 
-func (b *breakers) refuseLocked(br *breaker, t target) error {
+// blockingLocked is the breaker that keeps t from being asked; nil if none does.
+func (b *breakers) blockingLocked(t target) *breaker {
+	for _, p := range slices.Backward(t.scopes()) { // the parts of a host that is down want no probe
+		br := b.known[p]
+		if br != nil && br.open && !(p.isHost() && b.mayTryLocked(br, t)) {
+			return br
+		}
+	}
+	return nil
+}
+
+// wantLocked notes that t was wanted.
+func (b *breakers) wantLocked(br *breaker, t target) {
 	now := time.Now()
 	br.wish(t)
 	br.refused++
@@ -204,13 +224,22 @@ func (b *breakers) refuseLocked(br *breaker, t target) error {
 	case t.cut && next > maxCutWait:
 		b.probeInLocked(br, max(maxCutWait, time.Until(b.restLocked(br))))
 	}
+	for _, p := range t.scopes() {
+		if part := b.known[p]; part != nil {
+			part.wanted = now
+		}
+	}
+}
+
+func (b *breakers) refusalLocked(br *breaker, t target) error {
+	now := time.Now()
 	wait := br.next.Sub(now) + probeGrace
 	if br.probing {
 		wait = max(probeGrace, br.took-now.Sub(br.next))
 	}
 	for _, p := range t.scopes() {
 		if part := b.known[p]; part != nil {
-			part.wanted, wait = now, max(wait, part.rests.Sub(now)+probeGrace)
+			wait = max(wait, part.rests.Sub(now)+probeGrace)
 		}
 	}
 	return &oci.Error{

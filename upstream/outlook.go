@@ -1,0 +1,58 @@
+package upstream
+
+import (
+	"context"
+
+	"entrepot/oci"
+	"entrepot/ratelimit"
+)
+
+// Outlook is what a client would be told now whose question is not sent, for each
+// that a pull can lead to; nil where it is sent, after a wait perhaps.
+type Outlook struct {
+	Check    error // what a tag names, by HEAD
+	Moved    error // the manifest of a tag that has moved from one that is held
+	Manifest error
+	Blob     error
+}
+
+// Outlook says what would become of questions about a tag, or a digest in its place. It asks nobody,
+// and nothing is probed for it.
+func (c *Client) Outlook(ctx context.Context, repo oci.Repository, tag string) (o Outlook, err error) {
+	ref, err := reference(repo, tag)
+	if err != nil {
+		return o, err
+	}
+	o.Check = c.foresee(ctx, &question{repo: repo}, ratelimit.Check, ref)
+	o.Moved = c.foresee(ctx, &question{repo: repo, ask: oci.Ask{Held: true}}, ratelimit.Pull, ref)
+	o.Manifest = c.foresee(ctx, &question{repo: repo}, ratelimit.Pull, ref)
+	o.Blob = c.foresee(ctx, &question{repo: repo}, ratelimit.Blob, oci.Request{Kind: oci.BlobKind, Name: repo.Path, Digest: ref.Digest})
+	return o, ctx.Err()
+}
+
+// Outlook is the Client's, of the upstream that the repository names.
+func (s *Set) Outlook(ctx context.Context, repo oci.Repository, tag string) (Outlook, error) {
+	c, err := s.pick(repo)
+	if err != nil {
+		return Outlook{}, err
+	}
+	return c.Outlook(ctx, repo, tag)
+}
+
+// foresee is nil if there is a site that q would be sent to. Else the primary's word
+// counts, as for those who ask.
+func (c *Client) foresee(ctx context.Context, q *question, class ratelimit.Class, r oci.Request) (verdict error) {
+	for _, s := range c.sites {
+		err := s.breakers.foresee(target{url: s.url(r), repo: q.repo.Path})
+		if err == nil {
+			err = s.limiter.Refusal(s.call(ctx, q, class))
+		}
+		if err == nil {
+			return nil
+		}
+		if s == c.primary {
+			verdict = err
+		}
+	}
+	return verdict
+}
