@@ -106,6 +106,23 @@ func (e *Error) Is(target error) bool {
 	return ok && t.Code == e.Code && t.Detail == "" && t.Err == nil
 }
 
+// About is err as it is told of a thing by its name: whoever reads it, in a list of
+// many perhaps, knows what it is about. Its text may hold the name already.
+func About(name string, err error) *Error {
+	told := Error{Code: CodeOf(err), RetryAfter: RetryAfter(err), Err: err}
+	if e, ok := errors.AsType[*Error](err); ok {
+		told.Detail = e.Detail
+	}
+	switch {
+	case told.Detail == "":
+		told.Detail = told.Code.Row().Message
+		fallthrough
+	case !strings.Contains(told.Detail, name):
+		told.Detail = name + ": " + told.Detail
+	}
+	return &told
+}
+
 // The sentinels that callers branch on.
 var (
 	ErrBlobUnknown     error = &Error{Code: BlobUnknown}

@@ -286,3 +286,27 @@ func FuzzReadError(f *testing.F) {
 		}
 	})
 }
+
+func TestAboutNamesOnce(t *testing.T) {
+	cause := errors.New("disk /var/x on fire")
+	for _, row := range []struct {
+		err  error
+		want string // the message that a client reads
+	}{
+		{ErrManifestUnknown, "a/b:1: manifest unknown to registry"},
+		{fmt.Errorf("manifest: %w", Errorf(Denied, "not today")), "a/b:1: not today"},
+		{Errorf(Unavailable, "docker.io/a/b:1 is not held"), "docker.io/a/b:1 is not held"},
+		{cause, "a/b:1: internal error"},
+		{&Error{Code: TooManyRequests, RetryAfter: time.Hour, Err: cause}, "a/b:1: too many requests"},
+	} {
+		told := About("a/b:1", row.err)
+		w := httptest.NewRecorder()
+		WriteError(w, told)
+		if !strings.Contains(w.Body.String(), `"message":"`+row.want+`"`) {
+			t.Errorf("%v: %s, want %q", row.err, w.Body, row.want)
+		}
+		if told.Code != CodeOf(row.err) || told.RetryAfter != RetryAfter(row.err) || !errors.Is(told, row.err) {
+			t.Errorf("%v became %+v", row.err, told)
+		}
+	}
+}

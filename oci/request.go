@@ -43,7 +43,7 @@ type Request struct {
 // ordinary one by then and means the same. Errors: NotFound for a path that is
 // no route, NameInvalid, DigestInvalid, and ManifestUnknown for a reference
 // that cannot name anything. A path's route is known even when its name or
-// reference is wrong: Kind is set beside the error.
+// reference is wrong: Kind is set beside the error, and Name if it is right.
 func ParseRequest(path string) (Request, error) {
 	rest, ok := strings.CutPrefix(path, "/v2")
 	if !ok || rest != "" && rest[0] != '/' {
@@ -59,10 +59,11 @@ func ParseRequest(path string) (Request, error) {
 	if !ok {
 		return Request{}, Errorf(NotFound, "no such route: %q", clip(path))
 	}
-	req := Request{Kind: routeKinds[route], Name: name}
+	req := Request{Kind: routeKinds[route]}
 	if !validName(name) {
 		return req, Errorf(NameInvalid, "repository name %q breaks the grammar of the distribution spec", clip(name))
 	}
+	req.Name = name
 	return req, req.setReference(ref)
 }
 
@@ -119,6 +120,18 @@ func (r *Request) setReference(ref string) (err error) {
 		r.Upload = ref
 	}
 	return err
+}
+
+// Full is what r asks for of a repository by that name, as people write it: with a
+// tag or a digest, or the name alone for a list.
+func (r Request) Full(name string) string {
+	switch {
+	case r.Tag != "":
+		return name + ":" + r.Tag
+	case !r.Digest.IsZero():
+		return name + "@" + r.Digest.String()
+	}
+	return name
 }
 
 // validName accepts <name> with or without a host before it.

@@ -93,6 +93,9 @@ func TestBadRequests(t *testing.T) {
 		if oci.CodeOf(err) != want.code || err == nil || got.Kind != want.kind {
 			t.Errorf("%q: got %v of kind %s, want %s of kind %s", path, err, got.Kind, want.code, want.kind)
 		}
+		if want.code == oci.NameInvalid && got.Name != "" {
+			t.Errorf("%q: who is told of it is told the name %q", path, got.Name)
+		}
 	}
 }
 

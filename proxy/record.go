@@ -76,7 +76,7 @@ func (x *exchange) fail(err error) {
 func (x *exchange) refuse() {
 	err := x.refusal()
 	if x.h.cfg.Refuse == nil || x.at == nil || x.req.Kind != oci.ReferrersKind || !oci.IsUnknown(err) {
-		oci.WriteError(whole{&x.answer}, err)
+		oci.WriteError(whole{&x.answer}, x.about(err))
 		return
 	}
 	x.outcome.Why, x.err = oci.Causes(x.err), nil
@@ -91,6 +91,18 @@ func (x *exchange) refusal() error {
 		return x.err
 	}
 	return x.h.cfg.Refuse(x.r, x.req, x.err, x.Header())
+}
+
+// about names in err what was asked for. Which repository a name means is told where
+// nothing is hidden: a rule may lead to one that not everybody is to know of.
+func (x *exchange) about(err error) error {
+	switch {
+	case x.req.Name == "":
+		return err
+	case x.at != nil && x.h.cfg.Refuse == nil:
+		return oci.About(x.req.Full(x.at.repo.String()), err)
+	}
+	return oci.About(x.req.Full(x.req.Name), err)
 }
 
 // classify says whose fault err is, where only the exchange can know: the
