@@ -609,6 +609,32 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// How long all takes is told by a run that leaves nothing out.
+func TestAPartIsNotToldAsAll(t *testing.T) {
+	const all, part = "The run took 10m0s, after 1m0s in which what was missing was installed and built", "**Not all workloads, rivals or rounds were run**; what was took 10m0s"
+	for _, row := range []struct {
+		run             options
+		says, mark, not string
+	}{
+		{options{}, all, "| 11m0s | met |", part},
+		{options{only: []string{"herd"}}, part, "| not measured |", "The run took"},
+		{options{rivals: []string{bareGo}}, part, "| not measured |", "The run took"},
+		{options{rounds: 1}, part, "| not measured |", "The run took"},
+	} {
+		r := example()
+		r.Seconds, r.Before, r.Partial = 600, 60, row.run.isPart()
+		page := report(r, nil, "")
+		for line := range strings.Lines(page) {
+			if strings.HasPrefix(line, "| `make bench`, with all that it installs") && !strings.Contains(line, row.mark) {
+				t.Errorf("%+v: the target says %s", row.run, line)
+			}
+		}
+		if !strings.Contains(page, row.says) || strings.Contains(page, row.not) {
+			t.Errorf("%+v: the page does not say %q, or does %q:\n%.400s", row.run, row.says, row.not, page)
+		}
+	}
+}
+
 func TestPictures(t *testing.T) {
 	pics := plots(example())
 	if len(pics) != 2 || pics[0].name != memoryPicture || pics[1].name != "warm-blob" {

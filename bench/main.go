@@ -59,6 +59,9 @@ type options struct {
 	buildFlags []string // of the product; tests have their own
 }
 
+// isPart reports a run that leaves something out.
+func (o options) isPart() bool { return len(o.only) > 0 || len(o.rivals) > 0 || o.rounds > 0 }
+
 func run(ctx context.Context, args []string) error {
 	if len(args) > 0 && helpers[args[0]] != nil {
 		return helpers[args[0]](ctx, args[1:])

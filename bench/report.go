@@ -79,8 +79,12 @@ func report(r results, drawn map[string]bool, link string) string {
 	if r.Before > 0 {
 		before = fmt.Sprintf(", after %s in which what was missing was installed and built", took(r.Before))
 	}
-	fmt.Fprintf(&b, "Measured on %s on %s. The run took %s%s; %s.\n\n",
-		r.Date.Format("2 January 2006"), r.Machine, took(r.Seconds), before, figures)
+	what := "The run"
+	if r.Partial {
+		what = "**Not all workloads, rivals or rounds were run**; what was"
+	}
+	fmt.Fprintf(&b, "Measured on %s on %s. %s took %s%s; %s.\n\n",
+		r.Date.Format("2 January 2006"), r.Machine, what, took(r.Seconds), before, figures)
 	if r.Short {
 		b.WriteString("**These are sizes for trying the harness out: the figures mean nothing.**\n\n")
 	}

@@ -19,6 +19,7 @@ type results struct {
 	Before    float64 `json:",omitempty"` // seconds in which make installed and built what was missing; 0: nobody told
 	Full      bool    `json:",omitempty"`
 	Short     bool    `json:",omitempty"`
+	Partial   bool    `json:",omitempty"` // not all workloads, rivals or rounds were run
 	Machine   machine
 	Rivals    []rivalInfo
 	Workloads []workloadResult

@@ -57,7 +57,7 @@ func measure(ctx context.Context, o options) (results, error) {
 	}
 	defer b.hub.stop()
 	defer func() { b.away.close() }()
-	found := results{Date: date.UTC().Truncate(time.Second), Machine: b.describe(), Full: o.full, Short: o.short}
+	found := results{Date: date.UTC().Truncate(time.Second), Machine: b.describe(), Full: o.full, Short: o.short, Partial: o.isPart()}
 	for _, r := range rivals {
 		entry := rivalInfo{Name: r.name, About: r.about}
 		if r.version != nil {

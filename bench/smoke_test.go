@@ -33,6 +33,9 @@ func TestEveryWorkloadRuns(t *testing.T) {
 	if got, want := len(found.Workloads), len(workloads(o)); got != want {
 		t.Errorf("%d workloads ran, want %d", got, want)
 	}
+	if !found.Partial {
+		t.Error("rivals were left out, and the results do not say so")
+	}
 	for _, w := range found.Workloads {
 		if w.Skipped != "" {
 			t.Logf("%s was skipped: %s", w.Name, w.Skipped)

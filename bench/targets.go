@@ -254,7 +254,7 @@ func traceHits(f *figures) (string, bool) {
 
 // runTime is told by whole runs that make has begun.
 func runTime(f *figures) (string, bool) {
-	if f.Before == 0 || f.Full || f.Short {
+	if f.Before == 0 || f.Full || f.Short || f.Partial {
 		f.miss(errNotMeasured)
 	}
 	took := time.Duration((f.Before + f.results.Seconds) * float64(time.Second)).Round(time.Second)
