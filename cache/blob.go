@@ -385,6 +385,7 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	}
 	r, err := b.follow(ctx, f, offset, length)
 	if errors.Is(err, errCannotKeep) {
+		b.c.passBy(b.dg, b.ask, err)
 		return b.openBypass(ctx, offset, length, err.Error(), nil)
 	}
 	if err != nil {

@@ -358,7 +358,6 @@ func (f *fill) begin() bool {
 	if err != nil {
 		f.c.cfg.Warn("a blob cannot be kept; it is passed through", f.origin, err)
 		f.err = fmt.Errorf("%w: %w", errCannotKeep, err)
-		f.passBy(f.err)
 		return false
 	}
 	f.file, f.had = file, file.Landed()
@@ -369,9 +368,12 @@ func (f *fill) begin() bool {
 // before the disk is tried again.
 const unkeptFor = time.Minute
 
-// passBy has whoever comes next leave the disk alone.
-func (f *fill) passBy(why error) {
-	f.c.unkept.put(f.digest.String(), time.Now().Add(unkeptFor), "", why)
+// passBy has whoever comes next leave the disk alone, once somebody who waits has
+// found out: what was fetched ahead may fit when a client comes for it.
+func (c *Cache) passBy(dg oci.Digest, ask oci.Ask, why error) {
+	if !ask.Background {
+		c.unkept.put(dg.String(), time.Now().Add(unkeptFor), "", why)
+	}
 }
 
 // remove lets the next request start anew.
@@ -394,8 +396,8 @@ func (f *fill) end(err error) {
 	case isWrong(err):
 		err = oci.Errorf(oci.BadUpstream, "what came is not what %s names: %w", f.digest, err)
 	}
-	if wanted && errors.Is(err, errCannotKeep) { // what was fetched ahead may fit when somebody comes for it
-		f.passBy(err)
+	if wanted && errors.Is(err, errCannotKeep) {
+		f.c.passBy(f.digest, f.asking(), err)
 	}
 	if err != nil && !errors.Is(err, errIdle) {
 		f.blob.noteFailure(DigestKind, err) // before anybody hears of it, and asks again

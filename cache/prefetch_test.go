@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -81,6 +82,63 @@ func TestPrefetchOfAManifestThatWasHereBefore(t *testing.T) {
 				mustRead(t, p.c, alpine, oci.Sum(p.layers[0]), p.layers[0])
 				if n := p.askedForTheOther(); n != 1 {
 					t.Errorf("the first layer led to %d questions about the other one, want 1", n)
+				}
+			})
+		})
+	}
+}
+
+// TestWhatIsFetchedAheadMayFitLater: a disk that had no room for it is tried again
+// when a client comes, and left alone for a minute once one has come in vain.
+func TestWhatIsFetchedAheadMayFitLater(t *testing.T) {
+	ahead := func(p *pulled) { mustRead(p.t, p.c, alpine, oci.Sum(p.layers[0]), p.layers[0]) }
+	by := func(ask oci.Ask) func(*pulled) {
+		return func(p *pulled) {
+			got, out, err := readAs(p.t.Context(), p.c, alpine, oci.Sum(p.layers[1]), ask, 0, -1)
+			if err != nil || len(got) != len(p.layers[1]) || out.Cache != oci.Bypass {
+				p.t.Errorf("%d bytes as %s, %v", len(got), out.Cache, err)
+			}
+		}
+	}
+	for _, row := range []struct {
+		name string
+		came func(*pulled)
+		op   store.Op // that fails
+		next oci.CacheStatus
+	}{
+		{"with another layer, no room to begin", ahead, store.OpCreate, oci.Miss},
+		{"with another layer, no room for its bytes", ahead, store.OpWrite, oci.Miss},
+		{"to keep it warm, no room to begin", by(oci.Ask{Background: true}), store.OpCreate, oci.Miss},
+		{"to keep it warm, no room for its bytes", by(oci.Ask{Background: true}), store.OpWrite, oci.Miss},
+		{"by a client, no room to begin", by(oci.Ask{}), store.OpCreate, oci.Bypass},
+		{"by a client, no room for its bytes", by(oci.Ask{}), store.OpWrite, oci.Bypass},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := &pulled{t: t, source: newSource(), layers: [2][]byte{pattern(1, 1000), pattern(2, 1000)}}
+				p.manifest = p.source.pushImage(alpine, "latest", p.layers[:]...)
+				var full atomic.Bool
+				full.Store(true)
+				p.c = openCacheOf(t, store.Config{Dir: t.TempDir(), Faults: func(op store.Op, name string) error {
+					if full.Load() && op == row.op && strings.HasPrefix(name, "fills/") && strings.Contains(name, oci.Sum(p.layers[1]).Hex()) {
+						return syscall.ENOSPC
+					}
+					return nil
+				}}, p.source, Config{})
+				defer closeCache(t, p.c)
+				p.askManifest()
+				row.came(p)
+				if p.askedForTheOther() == 0 && row.op == store.OpWrite {
+					t.Fatal("nobody came for the other layer")
+				}
+				full.Store(false)
+				if out := mustRead(t, p.c, alpine, oci.Sum(p.layers[1]), p.layers[1]); out.Cache != row.next {
+					t.Errorf("the next client gets it as %s, want %s", out.Cache, row.next)
+				}
+				time.Sleep(unkeptFor)
+				mustRead(t, p.c, alpine, oci.Sum(p.layers[1]), p.layers[1])
+				if out := mustRead(t, p.c, alpine, oci.Sum(p.layers[1]), p.layers[1]); out.Cache != oci.Hit {
+					t.Errorf("a minute later it is served as %s", out.Cache)
 				}
 			})
 		})
