@@ -54,12 +54,8 @@ func (r *recent[K, V]) place(hash uint64) *atomic.Pointer[recentEntry[K, V]] {
 }
 
 func (r *recent[K, V]) get(key K) (value V, ok bool) {
-	for e := r.place(r.hash(r.seed, key)).Load(); e != nil; e = e.next {
-		if e.key == key {
-			return e.value, r.age() <= e.until
-		}
-	}
-	return value, false
+	value, _, ok = r.look(r.hash(r.seed, key), func(k K) bool { return k == key })
+	return value, ok
 }
 
 // find is get for a name that its caller has built on the stack.
@@ -70,9 +66,13 @@ func find[V any](r *recent[string, V], name []byte) (V, bool) {
 
 // look is find, and tells until which age the entry is believed. A name that is
 // converted to be compared, and hashed as it is, makes no string.
-func look[V any](r *recent[string, V], name []byte) (value V, until time.Duration, ok bool) {
-	for e := r.place(maphash.Bytes(r.seed, name)).Load(); e != nil; e = e.next {
-		if e.key == string(name) {
+func look[V any](r *recent[string, V], name []byte) (V, time.Duration, bool) {
+	return r.look(maphash.Bytes(r.seed, name), func(k string) bool { return k == string(name) })
+}
+
+func (r *recent[K, V]) look(hash uint64, is func(K) bool) (value V, until time.Duration, ok bool) {
+	for e := r.place(hash).Load(); e != nil; e = e.next {
+		if is(e.key) {
 			return e.value, e.until, r.age() <= e.until
 		}
 	}
