@@ -82,14 +82,7 @@ func TestPastTheDiskReadingTakesNoMemory(t *testing.T) {
 	d := s.pushBlob(alpine, content)
 	c := tooSmall(t, s, Config{})
 	mustRead(t, c, alpine, d, content)
-	b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := b.Open(context.Background(), 0, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := mustOpen(t, c, alpine, d, 0)
 	defer r.Close()
 	buf := make([]byte, 4096)
 	n := testing.AllocsPerRun(500, func() {
@@ -132,11 +125,7 @@ func TestPastTheDiskEveryBufferWillDo(t *testing.T) {
 
 // readSlowly reads a blob, of which it takes n bytes each while.
 func readSlowly(ctx context.Context, c *Cache, d oci.Digest, n int, while time.Duration) ([]byte, error) {
-	b, err := c.Blob(ctx, alpine, d, oci.Ask{})
-	if err != nil {
-		return nil, err
-	}
-	r, err := b.Open(ctx, 0, -1)
+	r, err := openBlob(ctx, c, alpine, d, oci.Ask{}, 0, -1)
 	if err != nil {
 		return nil, err
 	}
@@ -223,15 +212,8 @@ func TestPastTheDiskThereAreSoManyPlaces(t *testing.T) {
 		d, other := s.pushBlob(alpine, one), s.pushBlob(alpine, two)
 		c := tooSmall(t, s, Config{MaxBypass: 1})
 		defer closeCache(t, c)
-		b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		r, err := b.Open(t.Context(), 0, -1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _, err = read(t.Context(), c, alpine, other, 0, -1)
+		r := mustOpen(t, c, alpine, d, 0)
+		_, _, err := read(t.Context(), c, alpine, other, 0, -1)
 		wantCode(t, err, oci.Unavailable)
 		time.AfterFunc(placeWait/2, func() { _ = r.Close() })
 		mustRead(t, c, alpine, other, two)
@@ -333,19 +315,6 @@ func after(ch <-chan struct{}) io.Reader {
 		<-ch
 		return 0, io.EOF
 	})
-}
-
-func mustOpen(t *testing.T, c *Cache, repo oci.Repository, d oci.Digest, offset int64) oci.Reader {
-	t.Helper()
-	b, err := c.Blob(t.Context(), repo, d, oci.Ask{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := b.Open(t.Context(), offset, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
 }
 
 // TestFillsThatDoNotFitTogether: as many are held as there is room for, and the

@@ -408,14 +408,7 @@ func begin(t *testing.T, s *abroad, c *Cache, d oci.Digest) (goOn func()) {
 			return &gated{r: bytes.NewReader(c[off:]), open: open}
 		}
 	})
-	b, err := c.Blob(t.Context(), secret, d, oci.Ask{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := b.Open(t.Context(), 0, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := mustOpen(t, c, secret, d, 0)
 	if _, err := io.CopyN(io.Discard, r, 6*mib); err != nil {
 		t.Fatal(err)
 	}

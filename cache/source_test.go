@@ -345,17 +345,32 @@ func closeCache(t *testing.T, c *Cache) {
 	}
 }
 
+// openBlob opens a stretch of a blob.
+func openBlob(ctx context.Context, c *Cache, repo oci.Repository, d oci.Digest, ask oci.Ask, offset, length int64) (oci.Reader, error) {
+	b, err := c.Blob(ctx, repo, d, ask)
+	if err != nil {
+		return nil, err
+	}
+	return b.Open(ctx, offset, length)
+}
+
+// mustOpen opens a blob from an offset on.
+func mustOpen(t *testing.T, c *Cache, repo oci.Repository, d oci.Digest, offset int64) oci.Reader {
+	t.Helper()
+	r, err := openBlob(t.Context(), c, repo, d, oci.Ask{}, offset, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // read reads a stretch of a blob to its end.
 func read(ctx context.Context, c *Cache, repo oci.Repository, d oci.Digest, offset, length int64) ([]byte, oci.Outcome, error) {
 	return readAs(ctx, c, repo, d, oci.Ask{}, offset, length)
 }
 
 func readAs(ctx context.Context, c *Cache, repo oci.Repository, d oci.Digest, ask oci.Ask, offset, length int64) ([]byte, oci.Outcome, error) {
-	b, err := c.Blob(ctx, repo, d, ask)
-	if err != nil {
-		return nil, oci.Outcome{}, err
-	}
-	r, err := b.Open(ctx, offset, length)
+	r, err := openBlob(ctx, c, repo, d, ask, offset, length)
 	if err != nil {
 		return nil, oci.Outcome{}, err
 	}

@@ -156,14 +156,7 @@ func TestUnprovenBytesGetNoProvenEnd(t *testing.T) {
 			return 0, io.ErrUnexpectedEOF
 		}))
 	}
-	b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := b.Open(t.Context(), 0, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := mustOpen(t, c, alpine, d, 0)
 	defer r.Close()
 	if _, err := io.CopyN(io.Discard, r, mib); err != nil {
 		t.Fatal(err)
@@ -252,14 +245,7 @@ func TestOpenRangeGoesPastTheDisk(t *testing.T) {
 					return 0, io.EOF
 				}))
 			}
-			b, err := c.Blob(t.Context(), alpine, d, oci.Ask{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			r, err := b.Open(t.Context(), offset, -1)
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := mustOpen(t, c, alpine, d, offset)
 			defer r.Close()
 			got := bytes.Buffer{}
 			if _, err := io.CopyN(&got, r, mib); err != nil {
