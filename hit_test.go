@@ -209,25 +209,29 @@ func askOnce(b *testing.B, conn net.Conn, method string, request []byte) int64 {
 
 // TestHitsWaitForNoLock: of many clients that ask for the same at once, none waits
 // for another in what is ours. Records are read anew, by one client after the other,
-// each two seconds, so that one of a few rounds has to be without.
+// each two seconds, which disturbs few rounds as short as these: three in four have to
+// be without. A lock that each hit takes is waited for in most.
 func TestHitsWaitForNoLock(t *testing.T) {
-	times := 5000
+	const rounds = 40
+	times := 500
 	if raceEnabled { // which takes longer, and finds the same
-		times = 500
+		times = 50
 	}
 	before := runtime.SetMutexProfileFraction(1)
 	defer runtime.SetMutexProfileFraction(before)
 	for _, one := range newHeldImage(t, 300<<10).hits()[:2] {
 		t.Run(one.name, func(t *testing.T) {
-			var waits int64
-			for range 4 {
+			disturbed := 0
+			for range rounds {
 				began := locksWaitedFor()
 				askTogether(t, one, 64, times)
-				if waits = locksWaitedFor() - began; waits == 0 {
-					return
+				if locksWaitedFor() > began {
+					disturbed++
 				}
 			}
-			t.Errorf("of the last %d requests %d waited for a lock", 64*times, waits)
+			if disturbed > rounds/4 {
+				t.Errorf("in %d of %d rounds somebody waited for a lock", disturbed, rounds)
+			}
 		})
 	}
 }
