@@ -110,7 +110,7 @@ func (s *site) call(ctx context.Context, q *question, class ratelimit.Class) rat
 	call := ratelimit.Call{Host: s.endpoint.Host, Class: class, Background: q.ask.Background, Held: q.ask.Held}
 	if class == ratelimit.Pull {
 		cred, _, err := s.credential(ctx, q.repo)
-		if err == nil {
+		if heldBack, _ := s.accounts.state(s.accounts.get(cred.id)); err == nil && !heldBack {
 			call.Account = cred.account()
 		}
 	}

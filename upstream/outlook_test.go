@@ -26,29 +26,40 @@ func TestOutlook(t *testing.T) {
 		at       string         // that repository; empty: of all
 		pulls    int
 		mirrored bool
+		refused  bool // the login is
 		want     codes
 	}{
-		{"all is well", ocitest.Habits{}, ocitest.Effect{}, "", 1, false, codes{}},
-		{"the rest of the quota is kept", ocitest.Habits{PullLimit: 10}, ocitest.Effect{}, "", 9, false, codes{moved: oci.TooManyRequests}},
-		{"the quota is spent", ocitest.Habits{}, spent, "", 1, false, codes{moved: oci.TooManyRequests, manifest: oci.TooManyRequests}},
-		{"the host asked for an hour", ocitest.Habits{}, ocitest.AbuseLimit(), "", 1, false, codes{oci.TooManyRequests, oci.TooManyRequests, oci.TooManyRequests, oci.TooManyRequests}},
-		{"a pause that clients wait out", ocitest.Habits{}, shortly, "", 1, false, codes{}},
-		{"the host is down", ocitest.Habits{}, ocitest.Reset(), "", 5, false, codes{oci.Unavailable, oci.Unavailable, oci.Unavailable, oci.Unavailable}},
-		{"another repository is broken", ocitest.Habits{}, ocitest.Answer(http.StatusBadGateway), "library/broken", 5, false, codes{}},
-		{"the host is down, and a mirror is well", ocitest.Habits{}, ocitest.Reset(), "", 5, true, codes{}},
+		{"all is well", ocitest.Habits{}, ocitest.Effect{}, "", 1, false, false, codes{}},
+		{"the rest of the quota is kept", ocitest.Habits{PullLimit: 10}, ocitest.Effect{}, "", 9, false, false, codes{moved: oci.TooManyRequests}},
+		{"the quota is spent", ocitest.Habits{}, spent, "", 1, false, false, codes{moved: oci.TooManyRequests, manifest: oci.TooManyRequests}},
+		{"the login is refused, and nobody's quota is spent", ocitest.Habits{}, spent, "", 1, false, true, codes{moved: oci.TooManyRequests, manifest: oci.TooManyRequests}},
+		{"the host asked for a minute", ocitest.Habits{}, ocitest.AbuseLimit(), "", 1, false, false, codes{oci.TooManyRequests, oci.TooManyRequests, oci.TooManyRequests, oci.TooManyRequests}},
+		{"a pause that clients wait out", ocitest.Habits{}, shortly, "", 1, false, false, codes{}},
+		{"the host is down", ocitest.Habits{}, ocitest.Reset(), "", 5, false, false, codes{oci.Unavailable, oci.Unavailable, oci.Unavailable, oci.Unavailable}},
+		{"another repository is broken", ocitest.Habits{}, ocitest.Answer(http.StatusBadGateway), "library/broken", 5, false, false, codes{}},
+		{"the host is down, and a mirror is well", ocitest.Habits{}, ocitest.Reset(), "", 5, true, false, codes{}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			row.habits.Auth = ocitest.NoAuth
+			if !row.refused {
+				row.habits.Auth = ocitest.NoAuth
+			}
 			simulate(t, ocitest.Config{Habits: row.habits}, func(w *world) {
 				t := w.t
 				var mirrors []*ocitest.Hub
 				if row.mirrored {
 					mirrors = append(mirrors, w.another(ocitest.Habits{Auth: ocitest.NoAuth}))
 				}
-				c := w.connect(mirroredAt(mirrors...))
+				c := w.connect(mirroredAt(mirrors...), func(cfg *Config) {
+					if row.refused {
+						cfg.Credentials = Password("me", "wrong")
+					}
+				})
+				if row.refused {
+					mustResolve(t, c)
+				}
 				repo := alpine
 				if row.fault.Do != "" {
-					w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: row.at}, Effect: row.fault})
+					w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Repo: row.at}, Effect: row.fault})
 				}
 				if row.at != "" {
 					repo.Path = row.at
