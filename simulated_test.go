@@ -73,9 +73,9 @@ func (s *simulation) start(pairs []string) (stop func()) {
 	s.cache = cache.New(disk, upstreams, settings)
 	listener := s.net.Listen("cache")
 	s.url = "http://" + listener.Addr().String()
-	server := &http.Server{Handler: registryHandler(proxy.New(s.cache, proxy.Config{
+	server := &http.Server{Handler: addressed(registryHandler(proxy.New(s.cache, proxy.Config{
 		Names: cfg.Names(), HeaderTimeout: time.Duration(cfg.HeaderTimeout), MayRefresh: func(*http.Request, string) bool { return true },
-	}), unseen)}
+	}), unseen))}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	transport := &http.Transport{DialContext: s.net.DialContext}
@@ -93,6 +93,18 @@ func (s *simulation) start(pairs []string) (stop func()) {
 			t.Error(err)
 		}
 	}
+}
+
+// addressHeader gives a request the address of its client, which has none in memory.
+const addressHeader = "Client-Address"
+
+func addressed(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if address := r.Header.Get(addressHeader); address != "" {
+			r.RemoteAddr = net.JoinHostPort(address, "1")
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // dirInMemory is a directory that is synced in no time, where there is one.
@@ -269,6 +281,59 @@ func TestManyPullsAtALowRate(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Four clients ask for fifteen images each, all at once, of an upstream that wants a token
+// for each and is asked at a low rate. Who is refused is told a second at which he has what
+// he asked for, whatever others do, and the rate is used from the first second to the last.
+func TestAFleetIsToldWhenToCome(t *testing.T) {
+	t.Parallel()
+	const clients, images = 4, 15
+	for _, tt := range []struct {
+		rate, wait int
+		auth       string
+	}{{1, 10, ""}, {2, 10, ""}, {2, 2, ""}, {2, 10, "none"}, {2, 2, "none"}} {
+		t.Run(fmt.Sprint(tt), func(t *testing.T) {
+			t.Parallel()
+			settings := []string{
+				"ENTREPOT_UPSTREAM_0_NAME=docker.io", fmt.Sprint("ENTREPOT_UPSTREAM_0_RATE=", tt.rate), fmt.Sprintf("ENTREPOT_QUEUE_WAIT=%ds", tt.wait),
+			}
+			simulated(t, ocitest.Habits{Auth: ocitest.Auth(tt.auth), Latency: 30 * time.Millisecond}, settings, func(s *simulation) {
+				at := func(i int) string { return fmt.Sprintf("/v2/library/app%d/manifests/latest", i) }
+				for i := range clients*images + 1 {
+					s.hub.Push(fmt.Sprint("library/app", i), "latest", ocitest.RandomImage(uint64(i), 10))
+				}
+				s.mustGet(at(clients * images)) // what upstream wants is known
+				time.Sleep(10 * time.Second)
+				began := time.Now()
+				var fleet sync.WaitGroup
+				for i := range clients * images {
+					fleet.Go(func() {
+						address := fmt.Sprint("192.0.2.", i/images)
+						r := s.ask(http.MethodGet, at(i), addressHeader, address)
+						if r.status == http.StatusTooManyRequests {
+							seconds, err := strconv.Atoi(r.header.Get("Retry-After"))
+							if err != nil {
+								t.Error(err)
+							}
+							time.Sleep(time.Duration(seconds) * time.Second)
+							r = s.ask(http.MethodGet, at(i), addressHeader, address)
+						}
+						if most := time.Duration(tt.wait)*time.Second + 5*time.Second/2; r.status != http.StatusOK || r.after > most {
+							t.Errorf("image %d: %d after %v, %v since all began: %s", i, r.status, r.after, time.Since(began), r.body)
+						}
+					})
+				}
+				fleet.Wait()
+				if n, want := s.hub.Count(ocitest.Match{Role: ocitest.Token}), clients*images+1; tt.auth == "" && n != want {
+					t.Errorf("%d tokens were got, want one for each of %d images: not for who is refused", n, want)
+				}
+				if took, least := time.Since(began), 2*clients*images*time.Second/time.Duration(tt.rate); took > least+least/20+2*time.Second {
+					t.Errorf("it took %v, want %v or little more", took, least)
+				}
+			})
+		})
+	}
 }
 
 // Where a check costs a pull, since HEAD is refused, checks of what is held leave

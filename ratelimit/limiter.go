@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ type Call struct {
 	Background bool   // nobody waits for it
 	Held       bool   // there is something to serve instead
 
-	What  string    // it is about: who asks for it again is known by that
+	What  string    // it is about: who asks for that again has what was promised
 	Since time.Time // when the client's question came, whose deadline this is; zero: now
 	Begun bool      // it is not the first request for that question
 }
@@ -58,6 +59,7 @@ const maxHosts = 256
 // Limiter holds the limits of one upstream. It is safe for concurrent use.
 type Limiter struct {
 	limits Limits
+	now    func() time.Time
 
 	mu      sync.Mutex // guards what follows
 	hosts   map[string]*host
@@ -80,7 +82,7 @@ type host struct {
 // New makes a Limiter. Zero fields of limits take the defaults of a registry
 // that nothing is known of.
 func New(limits Limits) *Limiter {
-	return &Limiter{limits: limits.or(base), hosts: map[string]*host{}, budgets: map[string]*budget{}}
+	return &Limiter{limits: limits.or(base), now: time.Now, hosts: map[string]*host{}, budgets: map[string]*budget{}}
 }
 
 // Pass is the leave to send one request. Answered is told how it was answered,
@@ -105,7 +107,7 @@ func (l *Limiter) Acquire(ctx context.Context, call Call) (*Pass, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.await(ctx, l.deadline(call, time.Now())); err != nil {
+	if err := p.await(ctx, l.deadline(call, l.now())); err != nil {
 		p.Release()
 		return nil, err
 	}
@@ -119,13 +121,32 @@ func (p *Pass) await(ctx context.Context, deadline time.Time) error {
 	if err := p.clear(ctx, deadline, false); err != nil {
 		return err
 	}
-	if err := p.takeSlot(ctx, deadline); err != nil {
-		return err
-	}
-	if err := p.takeTurn(ctx, deadline); err != nil {
+	if err := p.takePlace(ctx, deadline); err != nil {
 		return err
 	}
 	return p.clear(ctx, deadline, true)
+}
+
+// Begin waits until the first request of a question may be sent, and keeps its place
+// and those of what follows, for a moment: the question is then one that has begun.
+// It is for where something has to be asked of another host first, which would be lost
+// on a question that is refused. more is how many requests it takes that call does not
+// tell of. Errors: as Acquire.
+func (l *Limiter) Begin(ctx context.Context, call Call, more int) error {
+	p, err := l.enter(call)
+	if err != nil {
+		return err
+	}
+	defer p.leave()
+	deadline := l.deadline(call, l.now())
+	if err := p.clear(ctx, deadline, false); err != nil {
+		return err
+	}
+	turns := p.turns()
+	if turns == nil {
+		return nil
+	}
+	return p.tooMany(turns, turns.begin(ctx, call, more, deadline))
 }
 
 // deadline is that of a client's question, however many requests it takes. One
@@ -136,7 +157,7 @@ func (l *Limiter) deadline(call Call, now time.Time) time.Time {
 	case call.Background:
 		return now.Add(backgroundPatience * wait)
 	case call.Begun:
-		wait += wait / 4
+		wait = begunWait(wait)
 	}
 	if call.Since.IsZero() {
 		return now.Add(wait)
@@ -144,23 +165,25 @@ func (l *Limiter) deadline(call Call, now time.Time) time.Time {
 	return call.Since.Add(wait)
 }
 
+func begunWait(wait time.Duration) time.Duration { return wait + wait/4 }
+
 // enter finds or makes the host of a call and counts the call in.
 func (l *Limiter) enter(call Call) (*Pass, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h, ok := l.hosts[call.Host]
 	if !ok {
-		if len(l.hosts) >= maxHosts && !l.forgetLocked(time.Now()) {
+		if len(l.hosts) >= maxHosts && !l.forgetLocked(l.now()) {
 			return nil, oci.Errorf(oci.Unavailable, "upstream leads to more than %d hosts at once", maxHosts)
 		}
 		h = new(host)
-		h.requests, h.freeRequest = newSlots(l.limits.Requests)
-		h.transfers, h.freeTransfer = newSlots(l.limits.Transfers)
+		h.requests, h.freeRequest = newSlots(l.limits.Requests, l.now)
+		h.transfers, h.freeTransfer = newSlots(l.limits.Transfers, l.now)
 		l.hosts[call.Host] = h
 	}
 	// A redirect may name a host before the registry's own calls do.
 	if h.turns == nil && call.Class != Redirect && l.limits.Rate > 0 {
-		h.turns = newTurns(l.limits)
+		h.turns = newTurns(l.limits, l.now)
 	}
 	h.users++
 	p := &Pass{limiter: l, host: h, call: call}
@@ -174,10 +197,10 @@ func (l *Limiter) enter(call Call) (*Pass, error) {
 	return p, nil
 }
 
-// forgetLocked drops one host that nobody uses and that asked for nothing.
+// forgetLocked drops one host that nobody uses and of which nothing is to be known.
 func (l *Limiter) forgetLocked(now time.Time) bool {
 	for name, h := range l.hosts {
-		if h.users == 0 && h.all.left(now) == 0 {
+		if h.users == 0 && h.isIdle(now) {
 			delete(l.hosts, name)
 			return true
 		}
@@ -185,18 +208,67 @@ func (l *Limiter) forgetLocked(now time.Time) bool {
 	return false
 }
 
-// takeSlot waits for one of the host's connections.
-func (p *Pass) takeSlot(ctx context.Context, deadline time.Time) error {
+// isIdle reports whether a host asked for no pause, and nobody is promised a turn there.
+func (h *host) isIdle(now time.Time) bool {
+	isPaused := func(p pause) bool { return p.left(now) > 0 }
+	return !isPaused(h.all) && !slices.ContainsFunc(h.classes[:], isPaused) && (h.turns == nil || h.turns.isIdle(now))
+}
+
+// takePlace waits until the host's request rate admits another, and for one of its
+// connections: nobody holds one of those while he waits with others for his turn.
+func (p *Pass) takePlace(ctx context.Context, deadline time.Time) error {
+	turns, r := p.turns(), rankOf(p.call)
+	if turns != nil {
+		var err error
+		if r, err = turns.enter(ctx, p.call, deadline); err != nil {
+			return p.tooMany(turns, err)
+		}
+	}
 	slots, free := p.host.requests, p.host.freeRequest
 	if p.call.Transfer {
 		slots, free = p.host.transfers, p.host.freeTransfer
 	}
-	err := slots.enter(ctx, p.call, rankOf(p.call), deadline, nil)
-	switch {
-	case err == nil:
+	if slots.try(p.call.Client, r) {
 		p.free = free
 		return nil
-	case !errors.Is(err, errTooLate):
+	}
+	if turns != nil {
+		turns.putBack(p.call, r)
+	}
+	if err := slots.enter(ctx, p.call.Client, r, deadline); err != nil {
+		return p.busy(err)
+	}
+	p.free = free
+	if turns != nil {
+		return p.tooMany(turns, turns.again(ctx, p.call, r, deadline))
+	}
+	return nil
+}
+
+// turns is the request rate of the call's host; nil if none holds for it.
+func (p *Pass) turns() *turns {
+	if p.call.Class == Redirect {
+		return nil
+	}
+	p.limiter.mu.Lock()
+	defer p.limiter.mu.Unlock()
+	return p.host.turns
+}
+
+// tooMany is the error of who had no turn.
+func (p *Pass) tooMany(turns *turns, err error) error {
+	late, ok := errors.AsType[*tooLate](err)
+	if !ok {
+		return err
+	}
+	e := oci.Errorf(oci.TooManyRequests, "requests to %s are limited to %v a second: the next turn is in %v", p.call.Host, turns.rate, late.wait.Round(time.Second))
+	e.RetryAfter = late.wait
+	return e
+}
+
+// busy is the error of who had no connection.
+func (p *Pass) busy(err error) error {
+	if !errors.Is(err, errTooLate) {
 		return err
 	}
 	return &oci.Error{
@@ -204,25 +276,6 @@ func (p *Pass) takeSlot(ctx context.Context, deadline time.Time) error {
 		Detail:     "every connection that " + p.call.Host + " is allowed is busy",
 		RetryAfter: p.limiter.limits.Wait,
 	}
-}
-
-// takeTurn waits until the host's request rate admits another.
-func (p *Pass) takeTurn(ctx context.Context, deadline time.Time) error {
-	p.limiter.mu.Lock()
-	turns := p.host.turns
-	p.limiter.mu.Unlock()
-	if turns == nil || p.call.Class == Redirect {
-		return nil
-	}
-	err := turns.enter(ctx, p.call, deadline)
-	late, ok := errors.AsType[*tooLate](err)
-	if !ok {
-		return err
-	}
-	wait := late.wait
-	e := oci.Errorf(oci.TooManyRequests, "requests to %s are limited to %v a second: the next turn is in %v", p.call.Host, float64(turns.rate.Limit()), wait.Round(time.Second))
-	e.RetryAfter = wait
-	return e
 }
 
 // obstacle is what stands before a request: for how long, at most, and what is
@@ -245,7 +298,7 @@ func (o *obstacle) refusal() error {
 // on its way.
 func (p *Pass) clear(ctx context.Context, deadline time.Time, claim bool) error {
 	for {
-		now := time.Now()
+		now := p.limiter.now()
 		o := p.look(now, claim)
 		if o == nil {
 			return nil
@@ -288,15 +341,22 @@ func (p *Pass) Release() {
 		if p.free != nil {
 			p.free()
 		}
-		l := p.limiter
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		p.host.users--
-		p.settleLocked()
-		if p.budget != nil {
-			p.budget.users--
+		if turns := p.turns(); turns != nil {
+			turns.done(p.call)
 		}
+		p.leave()
 	})
+}
+
+// leave counts the call out.
+func (p *Pass) leave() {
+	p.limiter.mu.Lock()
+	defer p.limiter.mu.Unlock()
+	p.host.users--
+	p.settleLocked()
+	if p.budget != nil {
+		p.budget.users--
+	}
 }
 
 // settleLocked ends a claim on the quota.
@@ -311,7 +371,7 @@ func (p *Pass) settleLocked() {
 // Answered tells how the request was answered; body is the start of a failure's
 // body. It returns how long requests like it are paused now.
 func (p *Pass) Answered(status int, header http.Header, body []byte) time.Duration {
-	now := time.Now()
+	now := p.limiter.now()
 	p.limiter.mu.Lock()
 	defer p.limiter.mu.Unlock()
 	wait := p.answeredLocked(status, header, body, now)
@@ -339,7 +399,7 @@ func (l *Limiter) Refusal(call Call) error {
 
 // foresee is the obstacle that a call would meet; nil if there is none.
 func (l *Limiter) foresee(call Call) *obstacle {
-	now := time.Now()
+	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := &Pass{limiter: l, host: l.hosts[call.Host], call: call}

@@ -187,6 +187,38 @@ func TestConnectionsAreBounded(t *testing.T) {
 	})
 }
 
+// Who waits for his turn holds no connection, and who waits for a connection no turn.
+func TestTurnsAndConnectionsAreWaitedForApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Limits{Rate: 1, Burst: 1, Requests: 1, Transfers: 1, Wait: 10 * time.Second})
+		busyAt := time.Now()
+		busy := must(t, l, Call{Host: "registry", Class: Blob, Transfer: true})
+		var wg sync.WaitGroup
+		wait := func(call Call, want time.Duration) {
+			call.Host = "registry"
+			wg.Go(func() {
+				p, err := l.Acquire(t.Context(), call)
+				if took := time.Since(busyAt); err != nil || took != want {
+					t.Errorf("%+v: %v after %v, want %v", call, err, took, want)
+				}
+				if err == nil {
+					p.Release()
+				}
+			})
+			synctest.Wait()
+		}
+		wait(Call{Client: "a", Class: Blob, Transfer: true}, 8*time.Second)
+		for i := range 5 {
+			wait(Call{Client: "a", What: fmt.Sprint(i)}, time.Duration(3+i)*time.Second)
+		}
+		wait(Call{Client: "b", Begun: true}, time.Second)
+		wait(Call{Client: "b"}, 2*time.Second)
+		time.Sleep(7500 * time.Millisecond)
+		busy()
+		wg.Wait()
+	})
+}
+
 func TestTheRateIsTheRegistrysAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New(Limits{Rate: 1, Burst: 1, Wait: time.Second})
@@ -380,6 +412,49 @@ func TestHostsAreBounded(t *testing.T) {
 			release()
 		}
 	})
+}
+
+// A host that is to be left alone, for all that is asked of it or for a part, or that has
+// promised a turn, is not forgotten for others.
+func TestHostsThatAreToBeLeftAloneAreNotForgotten(t *testing.T) {
+	for name, f := range map[string]func(t *testing.T, l *Limiter){
+		"a pause of all": func(t *testing.T, l *Limiter) {
+			t.Helper()
+			answered(t, l, Call{Host: "registry", Class: Blob}, 429, http.Header{"Retry-After": {"60"}}, "")
+		},
+		"a pause of a class": func(t *testing.T, l *Limiter) {
+			t.Helper()
+			answered(t, l, Call{Host: "registry", Class: Blob}, 429, http.Header{"Retry-After": {"60"}}, quotaRefusal)
+		},
+		"a promise": func(t *testing.T, l *Limiter) {
+			t.Helper()
+			must(t, l, Call{Host: "registry"})()
+			if _, err := l.Acquire(t.Context(), Call{Host: "registry"}); oci.CodeOf(err) != oci.TooManyRequests {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := New(Limits{Rate: 0.1, Burst: 1, Wait: time.Second})
+				f(t, l)
+				host := l.hosts["registry"]
+				for i := range 4 * maxHosts {
+					must(t, l, Call{Host: fmt.Sprint("cdn", i), Class: Redirect})()
+				}
+				if l.hosts["registry"] != host {
+					t.Error("it is forgotten")
+				}
+				time.Sleep(time.Hour)
+				for i := range 20 * maxHosts { // any of them is forgotten for another
+					must(t, l, Call{Host: fmt.Sprint("other", i), Class: Redirect})()
+				}
+				if l.hosts["registry"] != nil {
+					t.Error("it is not forgotten when there is no reason left")
+				}
+			})
+		})
+	}
 }
 
 func TestLimitsFor(t *testing.T) {

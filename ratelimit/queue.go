@@ -4,12 +4,9 @@ import (
 	"container/list"
 	"context"
 	"errors"
-	"math"
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 // gate lets requests through as what it guards allows. Who has to wait stands in
@@ -17,13 +14,15 @@ import (
 // with a thousand requests delays another's one by one. There is a line for each
 // rank, and a later one moves when nobody waits in those before it.
 type gate struct {
-	// take takes one, or tells how long until there may be one: not in any time
-	// that could be told if it is negative. It is called with mu held.
-	take func(now time.Time, background bool) (wait time.Duration, ok bool)
+	// take takes one for a ticket, or tells how long until there may be one: not in
+	// any time that could be told if it is negative. It is called with mu held.
+	take func(now time.Time, r rank, t *ticket) (wait time.Duration, ok bool)
 
 	mu    sync.Mutex // guards what follows, and what take looks at
 	lines [numRanks]line
 	timer *time.Timer // for the next one to be there
+
+	now func() time.Time
 }
 
 // rank is the order of the lines.
@@ -31,7 +30,7 @@ type rank int
 
 const (
 	begun    rank = iota // the rest of questions that had a turn
-	promised             // who was told to come again, and has
+	promised             // who was told to come now, and has
 	fresh
 	unhurried // for which nobody waits
 	numRanks
@@ -59,19 +58,55 @@ func (c Call) cost() int {
 // errTooLate says that a request's turn did not come in time.
 var errTooLate = errors.New("its turn did not come in time")
 
-// enter waits for a turn. expect, if not nil, is asked how long that will take
-// with so many turns before it. Errors: errTooLate, at once where the wait would
-// outlast deadline; ctx.Err().
-func (g *gate) enter(ctx context.Context, call Call, r rank, deadline time.Time, expect func(ahead int) time.Duration) error {
+// enter waits for a turn. Errors: errTooLate; ctx.Err().
+func (g *gate) enter(ctx context.Context, client string, r rank, deadline time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	t, err := g.queue(call, r, deadline, expect)
-	if t == nil {
-		return err
+	t := &ticket{client: client, cost: 1}
+	if g.tryOrQueue(t, r) {
+		return nil
 	}
-	timer := time.NewTimer(time.Until(deadline))
+	return g.await(ctx, t, r, deadline)
+}
+
+// tryOrQueue takes a turn that is there, or a place in the line.
+func (g *gate) tryOrQueue(t *ticket, r rank) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.tryLocked(g.now(), t, r) {
+		return true
+	}
+	g.queueLocked(t, r)
+	return false
+}
+
+// try takes a turn if one is there.
+func (g *gate) try(client string, r rank) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.tryLocked(g.now(), &ticket{client: client, cost: 1}, r)
+}
+
+func (g *gate) tryLocked(now time.Time, t *ticket, r rank) bool {
+	if !g.isFreeLocked(r) {
+		return false
+	}
+	_, ok := g.take(now, r, t)
+	return ok
+}
+
+func (g *gate) queueLocked(t *ticket, r rank) {
+	t.turn = make(chan struct{})
+	g.lines[r].push(t)
+	g.serveLocked()
+}
+
+// await waits for the turn of who stands in a line.
+func (g *gate) await(ctx context.Context, t *ticket, r rank, deadline time.Time) error {
+	timer := time.NewTimer(deadline.Sub(g.now()))
 	defer timer.Stop()
+	var err error
 	select {
 	case <-t.turn:
 		return nil
@@ -89,24 +124,6 @@ func (g *gate) enter(ctx context.Context, call Call, r rank, deadline time.Time,
 	g.lines[r].remove(t)
 	g.serveLocked()
 	return err
-}
-
-// queue takes a turn that is there, or a place in the line.
-func (g *gate) queue(call Call, r rank, deadline time.Time, expect func(int) time.Duration) (*ticket, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	now := time.Now()
-	if g.isFreeLocked(r) {
-		if _, ok := g.take(now, r == unhurried); ok {
-			return nil, nil
-		}
-	}
-	if expect != nil && now.Add(expect(g.aheadLocked(call.Client, r))).After(deadline) {
-		return nil, errTooLate
-	}
-	t := g.lines[r].push(call.Client, call.cost())
-	g.serveLocked()
-	return t, nil
 }
 
 // isFreeLocked reports whether nobody waits up to a rank.
@@ -150,7 +167,7 @@ func (g *gate) serveLocked() {
 		if r == numRanks {
 			return
 		}
-		wait, ok := g.take(time.Now(), r == unhurried)
+		wait, ok := g.take(g.now(), r, g.lines[r].first())
 		if ok {
 			g.lines[r].pop()
 			continue
@@ -163,9 +180,9 @@ func (g *gate) serveLocked() {
 }
 
 // newSlots is a gate with n places. They are given back by release.
-func newSlots(n int) (g *gate, release func()) {
+func newSlots(n int, now func() time.Time) (g *gate, release func()) {
 	left := n
-	g = &gate{take: func(time.Time, bool) (time.Duration, bool) {
+	g = &gate{now: now, take: func(time.Time, rank, *ticket) (time.Duration, bool) {
 		if left == 0 {
 			return -1, false
 		}
@@ -173,105 +190,6 @@ func newSlots(n int) (g *gate, release func()) {
 		return 0, true
 	}}
 	return g, func() { g.free(func() { left++ }) }
-}
-
-// turns are a gate at which requests are spaced. Who is refused is promised a
-// turn: by the promises the next one is told a later time, and who comes when he
-// was told to goes before who is new.
-type turns struct {
-	*gate
-	rate     *rate.Limiter
-	promises promises // guarded by the gate's mutex
-}
-
-func newTurns(limits Limits) *turns {
-	t := &turns{rate: rate.NewLimiter(rate.Limit(limits.Rate), limits.Burst)}
-	t.gate = &gate{take: func(now time.Time, background bool) (time.Duration, bool) {
-		if t.rate.TokensAt(now) >= t.need(background) && t.rate.AllowN(now, 1) {
-			return 0, true
-		}
-		return t.until(now, t.need(background)), false
-	}}
-	return t
-}
-
-// need is how many turns have to be there for one to be taken: half the burst
-// is kept for those who wait themselves.
-func (t *turns) need(background bool) float64 {
-	if background {
-		return max(1, float64(t.rate.Burst())/2)
-	}
-	return 1
-}
-
-// until is when so many turns will be there. Rounding up, and a floor, keep a
-// wait from ending just before that.
-func (t *turns) until(now time.Time, n float64) time.Duration {
-	missing := n - t.rate.TokensAt(now)
-	return max(time.Microsecond, time.Duration(math.Ceil(missing/float64(t.rate.Limit())*float64(time.Second))))
-}
-
-// tooLate refuses a request that is promised a turn after a wait.
-type tooLate struct{ wait time.Duration }
-
-func (*tooLate) Error() string { return errTooLate.Error() }
-
-// enter is as the gate's, with a *tooLate for errTooLate.
-func (t *turns) enter(ctx context.Context, call Call, deadline time.Time) error {
-	came := time.Now()
-	r := t.rankOf(call, came)
-	err := t.gate.enter(ctx, call, r, deadline, func(ahead int) time.Duration { // with the gate's mutex held
-		if r == fresh {
-			ahead += t.promises.ahead(call.Client, deadline)
-		}
-		return t.until(time.Now(), float64(ahead)+t.need(call.Background))
-	})
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch {
-	case err == nil:
-		t.promises.drop(call.promise())
-	case errors.Is(err, errTooLate):
-		now := time.Now()
-		// Who has waited in vain, or has come when told to, keeps his place.
-		return &tooLate{t.promiseLocked(call, now, r != fresh || now.After(came))}
-	}
-	return err
-}
-
-// rankOf is the rank of a call, which a promise that is due has raised.
-func (t *turns) rankOf(call Call, now time.Time) rank {
-	r := rankOf(call)
-	if r != fresh {
-		return r
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.promises.expire(now)
-	if due, ok := t.promises.due[call.promise()]; ok && !due.After(now) {
-		t.promises.drop(call.promise())
-		return promised
-	}
-	return r
-}
-
-// promiseLocked tells how long until a call that is refused has a turn, the same
-// again to who asks before that.
-func (t *turns) promiseLocked(call Call, now time.Time, keepsPlace bool) time.Duration {
-	p := call.promise()
-	if due, ok := t.promises.due[p]; ok && due.After(now) {
-		return due.Sub(now)
-	}
-	r := rankOf(call)
-	ahead := t.aheadLocked(call.Client, r)
-	if !keepsPlace {
-		ahead += t.promises.ahead(call.Client, time.Time{})
-	}
-	wait := t.until(now, float64(ahead)+t.need(call.Background))
-	if r != unhurried {
-		t.promises.make(p, now.Add(wait))
-	}
-	return wait
 }
 
 // line is who waits at a gate.
@@ -293,24 +211,29 @@ type ticket struct {
 	cost   int           // turns that it takes with what follows it
 	turn   chan struct{} // closed when it is served
 	served bool
+
+	call  Call // at the gate of turns: what it is for
+	owes  int  // likewise: how many turns what follows it takes
+	waits bool // likewise: it takes none itself, yet
 }
 
-func (l *line) push(client string, cost int) *ticket {
-	el := l.lanes[client]
+func (l *line) push(t *ticket) {
+	el := l.lanes[t.client]
 	if el == nil {
 		if l.lanes == nil {
 			l.lanes = map[string]*list.Element{}
 		}
-		el = l.ring.PushBack(&lane{client: client})
-		l.lanes[client] = el
+		el = l.ring.PushBack(&lane{client: t.client})
+		l.lanes[t.client] = el
 	}
-	t := &ticket{client: client, cost: cost, turn: make(chan struct{})}
 	lane := el.Value.(*lane)
 	lane.tickets = append(lane.tickets, t)
 	l.n++
-	l.cost += cost
-	return t
+	l.cost += t.cost
 }
+
+// first is who is served next.
+func (l *line) first() *ticket { return l.ring.Front().Value.(*lane).tickets[0] }
 
 // pop serves the first of the next lane, which then is the last.
 func (l *line) pop() {

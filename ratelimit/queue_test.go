@@ -123,8 +123,8 @@ func TestTheTrueWaitIsTheClientsOwn(t *testing.T) {
 func TestACrowdIsServedAtTheRate(t *testing.T) {
 	const clients = 60
 	for _, burst := range []int{1, 2, 5} {
-		synctest.Test(t, func(t *testing.T) {
-			l := New(Limits{Rate: 1, Burst: burst, Requests: 32, Wait: 10 * time.Second})
+		onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+			l := create(Limits{Rate: 1, Burst: burst, Requests: 32, Wait: 10 * time.Second})
 			start := time.Now()
 			ask := func(since time.Time, call Call) error {
 				call.Host, call.Since = "registry", since
@@ -200,8 +200,8 @@ func TestACrowdIsServedAtTheRate(t *testing.T) {
 // Who asks again before his time is told the same time, and who is new waits
 // behind those whose time it is.
 func TestAPromiseIsKept(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := New(Limits{Rate: 1, Burst: 1, Wait: 3 * time.Second})
+	onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+		l := create(Limits{Rate: 1, Burst: 1, Wait: 3200 * time.Millisecond})
 		ask := func(client string) error {
 			p, err := l.Acquire(t.Context(), Call{Host: "registry", Client: client, What: client})
 			if err == nil {
@@ -220,7 +220,10 @@ func TestAPromiseIsKept(t *testing.T) {
 		synctest.Wait()
 		for i := range 10 {
 			for range 3 {
-				wantRefusal(t, ask(fmt.Sprint(i)), oci.TooManyRequests, time.Duration(4+i)*time.Second)
+				err := ask(fmt.Sprint(i))
+				if told, want := oci.RetryAfter(err).Round(time.Millisecond), time.Duration(4+i)*time.Second; told != want {
+					t.Errorf("client %d: %v, retry after %v, want %v", i, err, told, want)
+				}
 			}
 		}
 		for i := range 10 {
@@ -336,12 +339,15 @@ func TestAheadIsTrue(t *testing.T) {
 					break
 				}
 			default:
-				tickets[l.push(fmt.Sprint(rng.IntN(4)), 1)] = true
+				tk := &ticket{client: fmt.Sprint(rng.IntN(4)), cost: 1, turn: make(chan struct{})}
+				l.push(tk)
+				tickets[tk] = true
 			}
 		}
 		client := fmt.Sprint(rng.IntN(5))
 		want, before := l.ahead(client), 0
-		mine := l.push(client, 1)
+		mine := &ticket{client: client, cost: 1, turn: make(chan struct{})}
+		l.push(mine)
 		for l.pop(); !mine.served; l.pop() {
 			before++
 		}

@@ -40,6 +40,7 @@ type login struct {
 // nothing.
 func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, error) {
 	var l login
+	q.next = r
 	if r.anonymous {
 		return s.sendAs(ctx, q, r, l)
 	}

@@ -32,8 +32,10 @@ const (
 type question struct {
 	repo  oci.Repository
 	ask   oci.Ask
-	ping  bool // of no repository: repo tells whose login is tried
-	spent int  // requests sent, those for tokens included
+	ping  bool    // of no repository: repo tells whose login is tried
+	spent int     // requests sent, those for tokens included
+	let   bool    // its first request has a place, though it was not sent yet
+	next  request // that it is about to send
 
 	silence *silence // nil: nobody looks
 
@@ -45,8 +47,9 @@ func (q *question) outcome() oci.Outcome {
 	return oci.Outcome{Cache: oci.Miss, Checked: time.Now(), Why: q.why, Spent: q.spent}
 }
 
-// begun reports whether a part of what the client asked for was answered.
-func (q *question) begun() bool { return q.ask.Begun || q.spent > 0 }
+// begun reports whether a part of what the client asked for was answered, or will be
+// asked for in any case.
+func (q *question) begun() bool { return q.ask.Begun || q.let || q.spent > 0 }
 
 // target is where a request goes that the question leads to.
 func (q *question) target(r request) target {
@@ -60,13 +63,13 @@ func (q *question) fork() *question {
 	return &one
 }
 
-// queue waits for leave to send.
-func (q *question) queue(ctx context.Context, l *ratelimit.Limiter, call ratelimit.Call) (*ratelimit.Pass, error) {
-	if q.silence != nil {
-		q.silence.pause(true)
-		defer q.silence.pause(false)
+// waits begins a wait for leave to send, which is no silence of the one who is asked.
+func (q *question) waits() (done func()) {
+	if q.silence == nil {
+		return func() {}
 	}
-	return l.Acquire(ctx, call)
+	q.silence.pause(true)
+	return func() { q.silence.pause(false) }
 }
 
 // failed is the Outcome beside an error.
@@ -116,10 +119,9 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 	if err := s.breakers.check(at); err != nil {
 		return nil, err
 	}
-	pass, err := q.queue(ctx, s.limiter, ratelimit.Call{
-		Host: r.url.Host, Class: r.class, Account: l.account, Client: q.ask.Client, Transfer: r.transfer, Background: q.ask.Background, Held: q.ask.Held,
-		Since: q.ask.Since, Begun: q.begun(), What: q.repo.Path + r.url.Path,
-	})
+	done := q.waits()
+	pass, err := s.limiter.Acquire(ctx, q.call(r, l.account))
+	done()
 	if err != nil {
 		if ctx.Err() != nil {
 			err = failure(ctx, r.url.Host, err, nil)
@@ -142,6 +144,35 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 	}
 	s.breakers.note(at, began, a.outcome(), a.paused, a.trouble())
 	return a, s.checkEncoding(a)
+}
+
+// call is what limits look at of a request.
+func (q *question) call(r request, account string) ratelimit.Call {
+	return ratelimit.Call{
+		Host: r.url.Host, Class: r.class, Account: account, Client: q.ask.Client, Transfer: r.transfer, Background: q.ask.Background, Held: q.ask.Held,
+		Since: q.ask.Since, Begun: q.begun(), What: q.repo.Path + r.url.Path,
+	}
+}
+
+// begin waits for the place of a question whose token is to be got first. Who waits for
+// nothing can lose one.
+func (s *site) begin(ctx context.Context, q *question, realm *url.URL, account string) error {
+	if q.begun() || q.ask.Background {
+		return nil
+	}
+	more := 0
+	if realm.Host == q.next.url.Host {
+		more++
+	}
+	defer q.waits()()
+	if err := s.limiter.Begin(ctx, q.call(q.next, account), more); err != nil {
+		if ctx.Err() != nil {
+			err = failure(ctx, q.next.url.Host, err, nil)
+		}
+		return err
+	}
+	q.let = true
+	return nil
 }
 
 // warnOfLimit tells of a 429. Where redirects lead nobody signs in.

@@ -69,6 +69,7 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 		now:      now,
 		accounts: s.accounts,
 		life:     cfg.Timeouts.Token,
+		begin:    s.begin,
 		fetch:    s.fetchToken,
 		refused:  s.refusedLogin,
 		silent:   s.hear,

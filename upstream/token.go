@@ -98,6 +98,7 @@ type tokens struct {
 	now      func() time.Time
 	accounts *accounts
 	life     time.Duration // bound on getting one
+	begin    func(ctx context.Context, q *question, realm *url.URL, account string) error
 	fetch    func(ctx context.Context, q *question, d demand, cred credential) (*token, verdict, error)
 	refused  func(cred credential, host, path string, heldBack bool)
 	silent   func(ctx context.Context, since time.Time) // a token service was
@@ -148,6 +149,12 @@ type refresh struct {
 // Denied if the token service refuses; else as for any request.
 func (s *tokens) get(ctx context.Context, q *question, key tokenKey, d demand, cred credential, drop *token) (t *token, fresh bool, err error) {
 	r, t, started, err := s.find(ctx, q, key, d, cred, drop)
+	if errors.Is(err, errNotBegun) { // a token is no use to who is then refused by the registry's rate
+		if err := s.begin(ctx, q, d.realm, cred.account()); err != nil {
+			return nil, false, err
+		}
+		r, t, started, err = s.find(ctx, q, key, d, cred, drop)
+	}
 	if err != nil || t != nil {
 		return t, false, err
 	}
@@ -162,7 +169,8 @@ func (s *tokens) get(ctx context.Context, q *question, key tokenKey, d demand, c
 	}
 }
 
-// find returns a token that is there, or the refresh that brings one.
+// find returns a token that is there, or the refresh that brings one. Errors: as get,
+// and errNotBegun for a question that has to begin before one is got for it.
 func (s *tokens) find(ctx context.Context, q *question, key tokenKey, d demand, cred credential, drop *token) (r *refresh, t *token, started bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -185,11 +193,14 @@ func (s *tokens) find(ctx context.Context, q *question, key tokenKey, d demand, 
 		return nil, last, false, nil
 	case e.until.After(now):
 		return nil, nil, false, e.held
-	case d.instead && e.wasRefused(last):
-		if now.Before(s.renewal) {
-			e.token = last
-			return nil, nil, false, errDenied(d.realm.Host)
-		}
+	case d.instead && e.wasRefused(last) && now.Before(s.renewal):
+		e.token = last
+		return nil, nil, false, errDenied(d.realm.Host)
+	}
+	if !q.begun() && !q.ask.Background {
+		return nil, nil, false, errNotBegun
+	}
+	if d.instead && e.wasRefused(last) {
 		s.renewal = now.Add(minRenewal)
 	}
 	e.useless = 0
@@ -210,6 +221,8 @@ func (s *tokens) find(ctx context.Context, q *question, key tokenKey, d demand, 
 	s.wg.Go(func() { s.run(ctx, e, r, d, cred, ask) })
 	return r, nil, true, nil
 }
+
+var errNotBegun = errors.New("the question has not begun")
 
 // errClosed answers who asks while the program ends.
 var errClosed error = &oci.Error{Code: oci.Unavailable, Detail: "shutting down"}
