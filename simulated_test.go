@@ -865,6 +865,100 @@ func TestABlackHoleOfManyRepositories(t *testing.T) {
 	}
 }
 
+// A registry falls silent, its token service, or both: who asks first waits, for
+// whatever it is, and then nobody for as long as that lasts, alone or in a crowd,
+// though each repository has a token and questions of its own, and many of them are
+// on their way when the first of them fails. Where whatever else is asked is answered,
+// probes too, it takes one wait more to know.
+func TestACrowdWaitsForAMuteUpstreamOnce(t *testing.T) {
+	t.Parallel()
+	const live, ended, revoked = 2 * time.Second, time.Hour, 3 * time.Second // what tokens are by then
+	registry, tokens := ocitest.Match{Role: ocitest.Registry}, ocitest.Match{Role: ocitest.Token}
+	var content []ocitest.Match
+	for _, kind := range []ocitest.Kind{ocitest.Manifest, ocitest.Tags, ocitest.Referrers} {
+		content = append(content, ocitest.Match{Role: ocitest.Registry, Kind: kind})
+	}
+	for _, row := range []struct {
+		name   string
+		silent []ocitest.Match
+		idle   time.Duration
+		waits  int
+	}{
+		{"all, tokens live", []ocitest.Match{{}}, live, 1},
+		{"all, tokens ended", []ocitest.Match{{}}, ended, 1},
+		{"registry, tokens live", []ocitest.Match{registry}, live, 1},
+		{"registry, tokens ended", []ocitest.Match{registry}, ended, 1},
+		{"token service, tokens ended", []ocitest.Match{tokens}, ended, 1},
+		{"token service, tokens revoked", []ocitest.Match{tokens}, revoked, 1},
+		{"all content, tokens live", content, live, 2},
+		{"all content, tokens ended", content, ended, 2},
+	} {
+		for _, first := range []string{"tag", "tags", "referrers"} {
+			t.Run(row.name+", "+first+" first", func(t *testing.T) {
+				t.Parallel()
+				simulated(t, ocitest.Habits{Referrers: true}, []string{"ENTREPOT_TAG_TTL=1s"}, func(s *simulation) {
+					waves := []time.Duration{0, 2, 5, 10, 11, 12, 15, 20, 21, 22, 30, 31, 60, 120}
+					for i := range 2 * len(waves) {
+						s.hub.Push(fmt.Sprint("library/app", i), "1", ocitest.RandomImage(uint64(i), 10))
+					}
+					s.crowd(2*len(waves), 1, "tag", "tags", "referrers")
+					time.Sleep(row.idle)
+					if row.idle == revoked {
+						s.hub.ExpireTokens()
+					}
+					for _, match := range row.silent {
+						s.hub.Inject(&ocitest.Fault{Match: match, Effect: ocitest.Hang()})
+					}
+					began, waits := time.Now(), []string{}
+					for i, at := range waves {
+						time.Sleep(time.Until(began.Add(at * time.Second)))
+						asked := time.Now()
+						if i == 0 {
+							s.crowd(1, 5, first)
+						} else { // for some that nobody has asked for yet, too
+							s.crowd(2*i+1, 1, "tag", "HEAD", "tags", "referrers")
+						}
+						if waited := time.Since(asked); waited > 0 {
+							waits = append(waits, fmt.Sprintf("%v after %v", waited, asked.Sub(began)))
+						}
+					}
+					if len(waits) == 0 || len(waits) > row.waits || waits[0] != "2s after 0s" {
+						t.Errorf("somebody waited %q, want %d times at most, 2s at first", waits, row.waits)
+					}
+				})
+			})
+		}
+	}
+}
+
+// crowd asks for things in the first n repositories called app, several clients for
+// each at once, and returns when all have them.
+func (s *simulation) crowd(n, clients int, things ...string) {
+	s.t.Helper()
+	var asking sync.WaitGroup
+	for i := range n {
+		at := fmt.Sprintf("/v2/library/app%d/", i)
+		uris := map[string]string{
+			"tag": at + "manifests/1", "HEAD": at + "manifests/1", "tags": at + "tags/list",
+			"referrers": at + "referrers/" + ocitest.RandomImage(uint64(i), 10).Digest.String(),
+		}
+		for _, thing := range things {
+			method := http.MethodGet
+			if thing == "HEAD" {
+				method = thing
+			}
+			for range clients {
+				asking.Go(func() {
+					if r := s.ask(method, uris[thing]); r.status != http.StatusOK {
+						s.t.Errorf("%s %s: %d %s", method, uris[thing], r.status, r.body)
+					}
+				})
+			}
+		}
+	}
+	asking.Wait()
+}
+
 // No request stays without headers for longer than the bound, whatever is wrong
 // and whatever is asked for; trouble is not told as 404, and who is told to come
 // again is told when.

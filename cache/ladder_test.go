@@ -403,6 +403,7 @@ func TestListsStandOnTheLadder(t *testing.T) {
 						t.Fatalf("referrers: %v %s %v, want the one that is held, as stale", refs, out.Cache, err)
 					}
 				}
+				synctest.Wait() // for those that nobody waits for
 				if n := len(s.questions()); n != 2 {
 					t.Errorf("upstream was asked %q, want each list once", s.questions())
 				}

@@ -32,9 +32,10 @@ func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestio
 	wait, cancel := waitFor(ctx, rung.Wait)
 	defer cancel()
 	list, first, err = do(wait, c, fs, q.key, q.ask, questionBound, func(ctx context.Context) (T, error) {
-		asked := c.mutes.asked(q.key)
+		began := c.mutes.asked(q.key, q.ask)
 		list, err := q.work(ctx)
-		c.mutes.ended(asked, err == nil || !saidBy(err).isSilence())
+		c.mutes.heard(q.repo.Host, began, q.ask, err)
+		c.mutes.ended(q.key, isAnswer(err, q.ask))
 		if err != nil && c.noteFailure(ctx, q.repo, q.key, q.facts, err).Record == Drop {
 			c.ForgetReferrers(q.repo)
 		}
@@ -48,7 +49,7 @@ func askList[T any](ctx context.Context, c *Cache, fs *flights[T], q listQuestio
 	case errors.Is(err, errCheckSlow):
 		facts.Said = Slow
 		if rung.Wait > 0 {
-			c.mutes.gaveUp(q.key)
+			c.mutes.gaveUp(q.repo.Host, q.key)
 		}
 	case err != nil:
 		facts.Said, facts.Retry = saidBy(err), oci.RetryAfter(err)

@@ -3,103 +3,120 @@ package cache
 import (
 	"sync"
 	"time"
+
+	"entrepot/oci"
 )
 
-// maxMutes bounds the questions that mutes knows.
-const maxMutes = 4096
+// maxOverdue bounds the questions that are known to hang.
+const maxOverdue = 4096
 
 // mutes knows what is left without an answer, so that one client alone waits for
 // it in vain. That is an upstream of which nothing is heard any more: nobody waits
-// then, whatever held tag they ask for, until it has said something, or the check
-// has failed, from where on its breaker knows. And it is a single question that
-// hangs at an upstream that answers others: nobody waits for that one until it was
-// answered itself.
+// then, whatever is held that they ask for, until it has said something, or a question
+// from before has failed, from where on its breaker knows; and nobody waits for those
+// that are on their way still. And it is a single question that hangs at an upstream
+// that answers others: nobody waits for that one until it was answered itself.
 type mutes struct {
-	mu        sync.Mutex           // guards what follows
-	hosts     map[string]*mute     // the upstreams, which are a closed set
-	questions map[string]*question // on their way, or overdue
+	mu      sync.Mutex          // guards what follows
+	hosts   map[string]*mute    // the upstreams, which are a closed set
+	flying  map[string]*flying  // questions on their way
+	overdue map[string]struct{} // questions that somebody waited for in vain, and that were not answered since
 }
 
 // mute is what is known of one upstream.
 type mute struct {
 	answered time.Time // last
-	overdue  bool      // a check is, and nothing was answered since somebody waits for it
+	overdue  time.Time // since when somebody has waited for it in vain; zero: nobody has
+	failed   time.Time // when what was overdue did, and nothing was answered since; zero: it did not
 }
 
-// question is what is known of one question, which may be on its way several times:
+// flying is what is known of a question on its way, which it may be several times:
 // for the background, and for who does not wait for that.
-type question struct {
-	key     string
-	flights int
-	began   time.Time // when the last of them did, for which somebody waits
-	overdue bool      // somebody waited for it in vain, and it was not answered since
+type flying struct {
+	flights    int
+	began      time.Time // when the last of them did
+	background bool      // that one gives way to others, and may not have been sent
 }
 
 // is reports whether a question to an upstream is not to be waited for.
 func (m *mutes) is(host, key string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	h, q := m.hosts[host], m.questions[key]
-	return h != nil && h.overdue || q != nil && q.overdue
+	if _, hangs := m.overdue[key]; hangs {
+		return true
+	}
+	h, q := m.hosts[host], m.flying[key]
+	return h != nil && (!h.overdue.IsZero() || q != nil && !q.began.After(h.failed))
 }
 
-// asked notes that a question is on its way, until ended.
-func (m *mutes) asked(key string) *question {
+// asked notes that a question is on its way, until ended, and returns since when.
+func (m *mutes) asked(key string, ask oci.Ask) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	q := m.questions[key]
+	q := m.flying[key]
 	if q == nil {
-		if m.questions == nil || len(m.questions) >= maxMutes {
-			m.questions = map[string]*question{} // forgetting costs one more wait each
+		if m.flying == nil {
+			m.flying = map[string]*flying{}
 		}
-		q = &question{key: key}
-		m.questions[key] = q
+		q = new(flying)
+		m.flying[key] = q
 	}
 	q.flights++
-	q.began = time.Now()
-	return q
+	q.began, q.background = time.Now(), ask.Background
+	return q.began
 }
 
 // gaveUp notes that somebody waited for a question in vain, unless it was answered
-// meanwhile.
-func (m *mutes) gaveUp(key string) {
+// meanwhile. That is in vain for its upstream, too, if it has said nothing since the
+// question began: one that was answered may hang at what the answer leads to.
+func (m *mutes) gaveUp(host, key string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if q := m.questions[key]; q != nil {
-		q.overdue = true
+	q := m.flying[key]
+	if q == nil {
+		return
 	}
+	if m.overdue == nil || len(m.overdue) >= maxOverdue {
+		m.overdue = map[string]struct{}{} // forgetting costs one more wait each
+	}
+	m.overdue[key] = struct{}{}
+	if h := m.ofLocked(host); h.overdue.IsZero() && !q.background && !h.answered.After(q.began) {
+		h.overdue = time.Now()
+	}
+}
+
+// heard notes what came of asking an upstream a question that began at a time. If that
+// was before the upstream was overdue, and it failed, the breaker knows by now. One that
+// let somebody wait once more does not: then only an answer will do.
+func (m *mutes) heard(host string, began time.Time, ask oci.Ask, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.ofLocked(host)
+	switch {
+	case isAnswer(err, ask):
+		*h = mute{answered: time.Now()}
+	case !ask.Background && began.Before(h.overdue) && h.failed.IsZero():
+		h.overdue, h.failed = time.Time{}, time.Now()
+	}
+}
+
+// isAnswer reports that upstream said something, for all we know: a question in the
+// background may have failed to get its turn.
+func isAnswer(err error, ask oci.Ask) bool {
+	return err == nil || !ask.Background && wordOf(err) != Trouble
 }
 
 // ended notes that a question is on its way no more. One that was overdue stays so
 // until it gets an answer.
-func (m *mutes) ended(q *question, answered bool) {
+func (m *mutes) ended(key string, answered bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	q.flights--
-	q.overdue = q.overdue && !answered
-	if q.flights == 0 && !q.overdue && m.questions[q.key] == q {
-		delete(m.questions, q.key)
+	q := m.flying[key]
+	if q.flights--; q.flights == 0 {
+		delete(m.flying, key)
 	}
-}
-
-// hostGaveUp is gaveUp of a check: nobody waits for its upstream, if that has said
-// nothing since the check began. A check that was answered may hang at what the answer
-// leads to.
-func (m *mutes) hostGaveUp(host, key string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	h, q := m.ofLocked(host), m.questions[key]
-	h.overdue = h.overdue || q != nil && !h.answered.After(q.began)
-}
-
-// hostEnded notes that a check has, and whether it was answered.
-func (m *mutes) hostEnded(host string, answered bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	h := m.ofLocked(host)
-	h.overdue = false
 	if answered {
-		h.answered = time.Now()
+		delete(m.overdue, key)
 	}
 }
 

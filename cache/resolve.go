@@ -109,8 +109,7 @@ func (c *Cache) revalidate(ctx context.Context, q tagQuestion, facts Case, patie
 		return oci.Resolved{}, oci.Outcome{Spent: found.spent}, err
 	}
 	if patience > 0 && errors.Is(err, errCheckSlow) {
-		c.mutes.hostGaveUp(q.repo.Host, q.key())
-		c.mutes.gaveUp(q.key())
+		c.mutes.gaveUp(q.repo.Host, q.key())
 	}
 	answered := facts // of which the check behind has its own
 	answered.Said, answered.Retry = q.said(found.desc.Digest, err), oci.RetryAfter(err)
@@ -164,17 +163,15 @@ func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolu
 func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolution, error) {
 	ask := q.ask
 	ask.Refresh = false // who forces a check forces no other pause: those of a refused password, say
-	asked := c.mutes.asked(q.key())
+	began := c.mutes.asked(q.key(), ask)
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
-	if answered := isAnswer(err, ask); answered || !ask.Background {
-		c.mutes.hostEnded(q.repo.Host, answered)
-	}
+	c.mutes.heard(q.repo.Host, began, ask, err)
 	heard := time.Now()
 	c.heard(q.repo.Host, err)
 	if err == nil && (c.climbTo(ctx, &q, res, facts).Serve == Fetch || out.Withheld > 0 && c.wantsPulls(ctx, q.rec, res.Digest)) {
 		res.Manifest, err = c.fetchMoved(ctx, q.repo, res.Descriptor, ask, &out)
 	}
-	c.mutes.ended(asked, isAnswer(err, ask))
+	c.mutes.ended(q.key(), isAnswer(err, ask))
 	if err != nil {
 		if c.noteFailure(ctx, q.repo, q.key(), facts, err).Record == Drop && !c.isOvertaken(&q, heard) {
 			c.dropTag(q.repo, q.tag)
@@ -184,12 +181,6 @@ func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolutio
 	c.failures.forget(q.key())
 	c.doubts.forgetOf(q.repo)
 	return resolution{c.putTag(ctx, &q, res, heard), res.Manifest, out.Spent}, nil
-}
-
-// isAnswer reports that upstream said something, for all we know: a question in the
-// background may have failed to get its turn.
-func isAnswer(err error, ask oci.Ask) bool {
-	return err == nil || !ask.Background && !wordOf(err).isSilence()
 }
 
 // climbTo finds the rung of an answer, whose manifest is kept if it came along.

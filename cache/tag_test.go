@@ -370,39 +370,21 @@ func TestOnlyTheFirstWaitsForAQuestionThatHangs(t *testing.T) {
 // were answered.
 func TestFewQuestionsAreKnownToHang(t *testing.T) {
 	var m mutes
-	for i := range 3 * maxMutes {
+	for i := range 3 * maxOverdue {
 		answered, hung := strconv.Itoa(i), "hung "+strconv.Itoa(i)
 		for _, key := range []string{answered, hung} {
-			q := m.asked(key)
-			m.gaveUp(key)
-			m.ended(q, key == answered)
-			m.gaveUp(answered) // too late: it was answered
+			began := m.asked(key, oci.Ask{})
+			m.heard("docker.io", began, oci.Ask{}, nil)
+			m.gaveUp("docker.io", key)
+			m.ended(key, key == answered)
+			m.gaveUp("docker.io", answered) // too late: it was answered
 		}
 		if !m.is("docker.io", hung) || m.is("docker.io", answered) {
 			t.Fatalf("question %d: hung %v, answered %v", i, m.is("docker.io", hung), m.is("docker.io", answered))
 		}
 	}
-	if n := len(m.questions); n > maxMutes {
-		t.Errorf("%d questions are known", n)
-	}
-}
-
-// A question that was forgotten for others ends without those who ask it since.
-func TestForgottenQuestionEndsAlone(t *testing.T) {
-	var m mutes
-	forgotten := m.asked("a")
-	for i := range maxMutes {
-		m.asked(strconv.Itoa(i))
-	}
-	again := m.asked("a")
-	m.ended(forgotten, true)
-	m.gaveUp("a")
-	if !m.is("docker.io", "a") {
-		t.Error("it was on its way still, and is not known to hang")
-	}
-	m.ended(again, true)
-	if m.is("docker.io", "a") {
-		t.Error("it was answered, and is known to hang")
+	if hung, flying := len(m.overdue), len(m.flying); hung > maxOverdue || flying > 0 {
+		t.Errorf("%d questions are known to hang, and %d to be on their way", hung, flying)
 	}
 }
 
@@ -490,6 +472,24 @@ func TestBackgroundHidesNoMuteUpstream(t *testing.T) {
 	})
 }
 
+// TestBackgroundMarksNoUpstream: who waits for a question in the background that does
+// not get its turn, and leaves before it is asked for him, has learnt nothing of upstream.
+func TestBackgroundMarksNoUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := held(t, alpine, alpine2)
+		defer closeCache(t, c)
+		c.cfg.CheckWait = backgroundWait / 2
+		var asking sync.WaitGroup
+		asking.Go(func() { _, _, _ = c.Resolve(t.Context(), alpine, "latest", background) })
+		synctest.Wait()
+		wantResolve(t, c, alpine, oci.Stale, backgroundWait/2)
+		s.set(func() { s.delay = time.Millisecond })
+		wantResolve(t, c, alpine2, oci.Hit, time.Millisecond)
+		close(s.gave)
+		asking.Wait()
+	})
+}
+
 // TestMuteUpstreamIsLeftByItsOwnWord: or by a failure that its breaker knows of, and
 // not by a question in the background that was not sent.
 func TestMuteUpstreamIsLeftByItsOwnWord(t *testing.T) {
@@ -497,16 +497,106 @@ func TestMuteUpstreamIsLeftByItsOwnWord(t *testing.T) {
 		c, s := held(t, alpine, alpine2, alpine3)
 		defer closeCache(t, c)
 		s.set(func() { s.hangs = "HEAD" })
-		wantResolve(t, c, alpine, oci.Stale, 2*time.Second)
+		var asking sync.WaitGroup
+		asking.Go(func() { wantResolve(t, c, alpine, oci.Stale, 2*time.Second) })
+		time.Sleep(time.Second)
+		asking.Go(func() { _, _, _ = c.Resolve(t.Context(), alpine2, "latest", background) })
+		time.Sleep(time.Second + time.Millisecond)
 		close(s.gave)
-		_, _, _ = c.Resolve(t.Context(), alpine2, "latest", background)
-		synctest.Wait()
+		asking.Wait()
 		wantResolve(t, c, alpine3, oci.Stale, 0)
 		synctest.Wait()
 		s.set(func() { s.hangs, s.delay = "", time.Second })
 		time.Sleep(19 * time.Second) // by when the first check has failed, and the last not yet
 		wantResolve(t, c, alpine2, oci.Hit, time.Second)
 	})
+}
+
+// TestLaterFailureLeavesAnUpstreamMute: what fails by itself is refused at once, and
+// tells of nothing else.
+func TestLaterFailureLeavesAnUpstreamMute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := held(t, alpine, alpine2, alpine3)
+		defer closeCache(t, c)
+		s.set(func() { s.hangs = "HEAD" })
+		wantResolve(t, c, alpine, oci.Stale, 2*time.Second)
+		s.set(func() { s.hangs, s.down = "", errDown })
+		wantResolve(t, c, alpine2, oci.Stale, 0)
+		synctest.Wait()
+		s.set(func() { s.hangs, s.down = "HEAD", nil })
+		wantResolve(t, c, alpine3, oci.Stale, 0)
+	})
+}
+
+// TestBreakerThatDoesNotKnowIsTriedOnce: it let somebody wait in vain after a failure,
+// and from there on an answer alone tells that upstream is not mute.
+func TestBreakerThatDoesNotKnowIsTriedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s := held(t, alpine, alpine2, alpine3)
+		defer closeCache(t, c)
+		s.set(func() { s.hangs = "HEAD" })
+		wantResolve(t, c, alpine, oci.Stale, 2*time.Second)
+		time.Sleep(19 * time.Second)
+		wantResolve(t, c, alpine2, oci.Stale, 2*time.Second)
+		time.Sleep(19 * time.Second)
+		wantResolve(t, c, alpine3, oci.Stale, 0)
+		time.Sleep(time.Hour)
+		s.set(func() { s.hangs, s.delay = "", time.Second })
+		wantResolve(t, c, alpine3, oci.Stale, 0)
+		time.Sleep(time.Hour)
+		wantResolve(t, c, alpine3, oci.Hit, time.Second)
+	})
+}
+
+// TestTagsAndListsShareOneWait: whatever is asked for first, at an upstream that says
+// nothing; and any answer ends that.
+func TestTagsAndListsShareOneWait(t *testing.T) {
+	asks := map[string]func(*Cache) (oci.Outcome, error){
+		"tag": func(c *Cache) (oci.Outcome, error) {
+			_, out, err := c.Resolve(context.Background(), alpine, "latest", oci.Ask{})
+			return out, err
+		},
+		"tags": func(c *Cache) (oci.Outcome, error) {
+			_, out, err := c.Tags(context.Background(), alpine2, oci.Page{N: -1}, oci.Ask{})
+			return out, err
+		},
+		"referrers": func(c *Cache) (oci.Outcome, error) {
+			_, out, err := c.Referrers(context.Background(), alpine3, oci.Sum([]byte("subject")), "", oci.Ask{})
+			return out, err
+		},
+	}
+	for first, ask := range asks {
+		for second, again := range asks {
+			if first == second {
+				continue
+			}
+			t.Run(first+", "+second, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c, s := held(t, alpine, alpine2, alpine3)
+					defer closeCache(t, c)
+					if _, err := asks["referrers"](c); err != nil {
+						t.Fatal(err)
+					}
+					wantStale := func(ask func(*Cache) (oci.Outcome, error), wait time.Duration) {
+						t.Helper()
+						began := time.Now()
+						out, err := ask(c)
+						if waited := time.Since(began); err != nil || out.Cache != oci.Stale || waited != wait {
+							t.Errorf("%s after %v, %v, want stale after %v", out.Cache, waited, err, wait)
+						}
+						synctest.Wait()
+					}
+					s.set(func() { s.hangs = " " })
+					wantStale(ask, 2*time.Second)
+					s.set(func() { s.hangs, s.delay, s.noAPI = "", time.Second, true }) // which is an answer, too
+					wantStale(again, 0)
+					time.Sleep(time.Second)
+					synctest.Wait()
+					wantResolve(t, c, alpine3, oci.Hit, time.Second)
+				})
+			})
+		}
+	}
 }
 
 func TestOfflineServesWhatIsHeldAndSaysWhatIsNot(t *testing.T) {
