@@ -40,8 +40,8 @@ func TestAServerKeepsItsListWarm(t *testing.T) {
 			t.Fatal(o.must("warm"))
 		}
 	}
-	wantLines(t, o.must("warm", "--table"), `IMAGE +STATUS +DIGEST +SIZE +CHECKED +NEXT +WHY`,
-		`docker.io/library/alpine:latest +warm +sha256:\w{12} +10\dKiB +AGO +\S+ +-`, `docker.io/library/nosuch:1 +missing +- +0B +- +\S+ +.*(unknown|denied).*`, `docker.io/team/app:1 +warm .*`)
+	wantLines(t, o.must("warm", "--table"), `IMAGE +STATUS +NEXT +CHECKED +SIZE +DIGEST`,
+		`docker.io/library/alpine:latest +warm +\S+ +AGO +10\dKiB +sha256:\w{12}`, `docker.io/library/nosuch:1 +missing +\S+ +- +0B +-`, `    localhost:\d+ answers 401: missing, or hidden`, `docker.io/team/app:1 +warm .*`)
 	wantLines(t, o.must("warm"), `\{"repository":"docker.io/library/alpine","reference":"latest","status":"warm","digest":"sha256:.*`)
 	for _, image := range []struct {
 		image ocitest.Image

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,7 +72,7 @@ func newWarmEntry(e warm.Entry) WarmEntry {
 		Digest: e.Digest, Bytes: e.Bytes, Checked: e.Checked, Next: e.Next,
 	}
 	if e.Err != nil {
-		out.Error = ownText(e.Err)
+		out.Error = strings.TrimPrefix(ownText(e.Err), strings.ToLower(oci.CodeOf(e.Err).String())+": ") // the status says as much
 	}
 	if e.Status == warm.Fetching {
 		p := newWarming(e.State)

@@ -179,7 +179,7 @@ func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Dig
 		out.Checked, out.Why = time.Now(), "asked upstream"
 		return found.list, out, rung, nil
 	case rung.Serve == Ours && isKept:
-		out.Why = fmt.Sprintf("upstream cannot confirm it: %v", err)
+		out.Why = whyStale(err)
 		return kept, out, rung, nil
 	case rung.Serve == Ours:
 		list, out, err := c.heldReferrers(ctx, repo, d, artifactType, ask, rung, err)
@@ -194,7 +194,7 @@ func (c *Cache) heldReferrers(ctx context.Context, repo oci.Repository, d oci.Di
 	if err != nil {
 		return oci.ReferrerList{}, out, trouble
 	}
-	out.Cache, out.Why = rung.Mark, fmt.Sprintf("upstream cannot confirm it: %v", trouble)
+	out.Cache, out.Why = rung.Mark, whyStale(trouble)
 	return list, out, nil
 }
 

@@ -3,7 +3,6 @@ package cache
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -131,6 +130,9 @@ func (q *tagQuestion) said(found oci.Digest, err error) Said {
 	return Changed
 }
 
+// whyStale is what is said of something that is held, and was not confirmed for err.
+func whyStale(err error) string { return "upstream cannot confirm it: " + oci.Reason(err) }
+
 // answer is what the client of q gets who stands on a rung.
 func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolution, err error) (oci.Resolved, oci.Outcome, error) {
 	out := oci.Outcome{Cache: r.Mark, Spent: found.spent}
@@ -143,14 +145,14 @@ func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolu
 		return oci.Resolved{Descriptor: found.desc, Manifest: found.manifest}, out, nil
 	case Ours:
 		image := c.image(ctx, q.rec)
-		out.Checked, out.Why = image.Checked, fmt.Sprintf("upstream cannot confirm it: %v", err)
+		out.Checked, out.Why = image.Checked, whyStale(err)
 		switch saidBy(err) {
 		case Gone:
 			out.Why = WhyDeleted
 		case Hidden:
 			out.Why = WhyHidden
 		case Unfetched:
-			out.Why = err.Error()
+			out.Why = errUnfetched.Error() + ": " + oci.Reason(err)
 		}
 		return resolved(image), out, nil
 	}

@@ -117,7 +117,7 @@ func TestHeldTagSurvivesItsUpstream(t *testing.T) {
 		why  string
 	}{
 		{"down", errDown, "upstream is down"},
-		{"limited", &oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Minute}, "toomanyrequests"},
+		{"limited", &oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Minute}, "too many requests"},
 		{"denied", &oci.Error{Code: oci.Denied}, "denied"},
 		{"deleted", &oci.Error{Code: oci.ManifestUnknown}, "deleted"},
 	} {

@@ -156,15 +156,35 @@ func CodeOf(err error) Code {
 	return Internal
 }
 
-// Causes is err's text with the causes that an Error keeps from clients.
+// Reason is what clients may read of why err came about, without what was being done:
+// for those who know that.
+func Reason(err error) string {
+	e, ok := errors.AsType[*Error](err)
+	switch {
+	case !ok:
+		return err.Error()
+	case e.Detail == "":
+		return e.Code.Row().Message
+	}
+	return e.Detail
+}
+
+// Causes is err's text with the causes that an Error keeps from clients, without what
+// it quotes of them.
 func Causes(err error) string {
 	text := err.Error()
-	if e, ok := errors.AsType[*Error](err); ok && e.Err != nil {
-		if cause := Causes(e.Err); !strings.Contains(text, cause) {
-			text += ": " + cause
-		}
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.Err == nil {
+		return text
 	}
-	return text
+	cause := Causes(e.Err)
+	if inner, ok := errors.AsType[*Error](e.Err); ok && inner.Detail != "" && strings.Contains(text, inner.Detail) {
+		_, cause, _ = strings.Cut(cause, inner.Error()+": ")
+	}
+	if cause == "" || strings.Contains(text, cause) {
+		return text
+	}
+	return text + ": " + cause
 }
 
 // IsUnknown reports whether upstream said that the thing does not exist.

@@ -310,3 +310,42 @@ func TestAboutNamesOnce(t *testing.T) {
 		}
 	}
 }
+
+// Why something failed is told without what was being done, and what clients may not
+// read, by whoever says that himself.
+func TestReason(t *testing.T) {
+	secret := errors.New("secret")
+	for _, row := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("resolve docker.io/library/alpine:1: %w", &Error{Code: Unavailable, Detail: "registry.test: no answer in time", Err: secret}), "registry.test: no answer in time"},
+		{&Error{Code: TooManyRequests, Err: secret}, "too many requests"},
+		{errors.New("it is a day too early"), "it is a day too early"},
+	} {
+		if got := Reason(row.err); got != row.want {
+			t.Errorf("%v: %q, want %q", row.err, got, row.want)
+		}
+	}
+}
+
+// What operators read of an error has all its causes, and each once.
+func TestCauses(t *testing.T) {
+	refused := errors.New("192.0.2.1:443 refuses the connection")
+	first := &Error{Code: Unavailable, Detail: "registry.test: it cannot be reached", Err: refused}
+	for _, row := range []struct {
+		err  error
+		want string
+	}{
+		{refused, "192.0.2.1:443 refuses the connection"},
+		{Errorf(Unavailable, "upstream: %w", refused), "unavailable: upstream: 192.0.2.1:443 refuses the connection"},
+		{fmt.Errorf("resolve: %w", first), "resolve: unavailable: registry.test: it cannot be reached: 192.0.2.1:443 refuses the connection"},
+		{&Error{Code: Unavailable, Detail: first.Detail + "; it is tried again in 8s", Err: first}, "unavailable: registry.test: it cannot be reached; it is tried again in 8s: 192.0.2.1:443 refuses the connection"},
+		{&Error{Code: Unavailable, Detail: first.Detail, Err: &Error{Code: Unavailable, Detail: first.Detail}}, "unavailable: registry.test: it cannot be reached"},
+		{&Error{Code: Denied, Detail: "no", Err: fmt.Errorf("token: %w", first)}, "denied: no: token: unavailable: registry.test: it cannot be reached: 192.0.2.1:443 refuses the connection"},
+	} {
+		if got := Causes(row.err); got != row.want {
+			t.Errorf("%q, want %q", got, row.want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package operate
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,15 +18,18 @@ import (
 
 // table is a list for people, or the same as lines of JSON.
 type table struct {
-	o    *operation
-	w    *tabwriter.Writer // nil for JSON
-	rows int
+	o     *operation
+	text  bytes.Buffer
+	w     *tabwriter.Writer // of text; nil for JSON
+	rows  int
+	width int            // what is longer is cut; 0 for nothing
+	below map[int]string // what is said below a row, by the row's number
 }
 
 func (o *operation) newTable(columns ...string) *table {
-	t := &table{o: o}
+	t := &table{o: o, below: map[int]string{}}
 	if !o.json {
-		t.w = tabwriter.NewWriter(o.in.Stdout, 0, 0, 3, ' ', 0)
+		t.w = tabwriter.NewWriter(&t.text, 0, 0, 3, ' ', 0)
 		fmt.Fprintln(t.w, strings.Join(columns, "\t"))
 	}
 	return t
@@ -44,6 +48,9 @@ func (t *table) row(raw json.RawMessage, cells ...string) error {
 	return err
 }
 
+// under says something below the last row, on a line of its own.
+func (t *table) under(text string) { t.below[t.rows] = "    " + words.Printable(text) }
+
 // end writes the table, or what to say instead of an empty one.
 func (t *table) end(none string) error {
 	switch {
@@ -53,7 +60,28 @@ func (t *table) end(none string) error {
 		_, err := fmt.Fprintf(t.o.in.Stderr, "%s\n", none)
 		return err
 	}
-	return t.w.Flush()
+	if err := t.w.Flush(); err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	row := 0
+	for line := range strings.Lines(t.text.String()) {
+		fmt.Fprintln(&out, t.fit(strings.TrimRight(line, " \n")))
+		if text := t.below[row]; text != "" {
+			fmt.Fprintln(&out, t.fit(text))
+		}
+		row++
+	}
+	_, err := out.WriteTo(t.o.in.Stdout)
+	return err
+}
+
+// fit cuts a line, and … says so.
+func (t *table) fit(line string) string {
+	if runes := []rune(line); t.width > 0 && len(runes) > t.width {
+		return string(runes[:t.width-1]) + "…"
+	}
+	return line
 }
 
 // facts are names with their values, for people.

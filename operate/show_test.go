@@ -50,3 +50,26 @@ func TestBarsTellTheRateSinceTheStart(t *testing.T) {
 		b.end()
 	})
 }
+
+// A list that explains its rows keeps inside the terminal, as what is piped does not.
+func TestTablesFitTheTerminal(t *testing.T) {
+	for width, want := range map[int]string{
+		0:  "IMAGE       STATUS\none         warm\nother       failed\n    registry.test: no answer in time?\nthe third   warm\n",
+		16: "IMAGE       STA…\none         warm\nother       fai…\n    registry.te…\nthe third   warm\n",
+	} {
+		var out bytes.Buffer
+		table := (&operation{in: Invocation{Stdout: &out}}).newTable("IMAGE", "STATUS")
+		table.width = width
+		for _, row := range [][]string{{"one", "warm"}, {"other", "failed"}, {"the third", "warm"}} {
+			if err := table.row(nil, row...); err != nil {
+				t.Fatal(err)
+			}
+			if row[1] == "failed" {
+				table.under("registry.test: no answer in time\n")
+			}
+		}
+		if err := table.end(""); err != nil || out.String() != want {
+			t.Errorf("%d columns: %v\n%q\nwant\n%q", width, err, out.String(), want)
+		}
+	}
+}

@@ -133,13 +133,10 @@ func (w *statusWatch) show(ctx context.Context) error {
 		return o.writeLine(raw)
 	}
 	w.last, s = s, withCurrentRates(w.last, s)
-	p := picture{width: plainWidth}
-	height := 0
-	if f, ok := o.in.Stdout.(*os.File); ok && o.in.OutTerminal {
-		p.colour = o.in.Colour
-		if width, rows, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
-			p.width, height = min(width, maxWidth), rows
-		}
+	p := picture{width: plainWidth, colour: o.in.Colour && o.in.OutTerminal}
+	width, height := o.terminal()
+	if width > 0 {
+		p.width = min(width, maxWidth)
 	}
 	p.draw(s, o.client.Where())
 	over := height > 0 && w.interval > 0
@@ -147,6 +144,19 @@ func (w *statusWatch) show(ctx context.Context) error {
 		height = 1 // nothing is cut that can be scrolled
 	}
 	return w.put(p.fit(height-1), over)
+}
+
+// terminal is the size of the terminal that is written to; zero if it is none.
+func (o *operation) terminal() (width, height int) {
+	f, ok := o.in.Stdout.(*os.File)
+	if !ok || !o.in.OutTerminal {
+		return 0, 0
+	}
+	width, height, err := term.GetSize(int(f.Fd()))
+	if err != nil || width <= 0 {
+		return 0, 0
+	}
+	return width, height
 }
 
 // withCurrentRates replaces the mean rates of fills by those since the last

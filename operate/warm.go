@@ -119,19 +119,23 @@ func (o *operation) warm(ctx context.Context, t admin.Target, platforms string, 
 }
 
 func (o *operation) showWarmList(ctx context.Context) error {
-	t := o.newTable("IMAGE", "STATUS", "DIGEST", "SIZE", "CHECKED", "NEXT", "WHY")
+	t := o.newTable("IMAGE", "STATUS", "NEXT", "CHECKED", "SIZE", "DIGEST")
+	t.width, _ = o.terminal()
 	err := each(ctx, o, "warmlist", nil, func(e admin.WarmEntry, raw json.RawMessage) error {
-		status, next, why := e.Status, "-", e.Error
+		status, next := e.Status, "-"
 		if p := e.Progress; p != nil && p.Bytes > 0 {
 			status += " " + strconv.FormatInt(p.BytesDone*100/p.Bytes, 10) + "%"
 		}
 		if !e.Next.IsZero() {
 			next = e.Next.Local().Format(time.TimeOnly)
 		}
-		if why == "" {
-			why = "-"
+		if err := t.row(raw, admin.Target{Repository: e.Repository, Reference: e.Reference}.String(), status, next, words.Ago(e.Checked), words.Bytes(e.Bytes), words.Digest(e.Digest)); err != nil {
+			return err
 		}
-		return t.row(raw, admin.Target{Repository: e.Repository, Reference: e.Reference}.String(), status, words.Digest(e.Digest), words.Bytes(e.Bytes), words.Ago(e.Checked), next, why)
+		if e.Error != "" {
+			t.under(e.Error)
+		}
+		return nil
 	})
 	if err != nil {
 		return err
