@@ -43,8 +43,6 @@ func whatFails(t *testing.T, c *Client) string {
 // What a host fails of is told in words, with the address that says where to look.
 func TestTroubleIsToldInPlainWords(t *testing.T) {
 	somewhere := listen(t, nil)
-	nobody := httptest.NewServer(nil)
-	nobody.Close()
 	hijack := func(last func(*net.TCPConn)) string {
 		return listen(t, func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, err := http.NewResponseController(w).Hijack()
@@ -73,7 +71,7 @@ func TestTroubleIsToldInPlainWords(t *testing.T) {
 		change func(*Config)
 		want   string // behind the host
 	}{
-		"refused":     {localhost(nobody.URL), plain, `it cannot be reached: (127\.0\.0\.1|\[::1\]):\d+ refuses the connection`},
+		"refused":     {somewhere, fails("dial", os.NewSyscallError("connect", syscall.ECONNREFUSED)), `it cannot be reached: 192\.0\.2\.1:443 refuses the connection`},
 		"no route":    {somewhere, fails("dial", os.NewSyscallError("connect", syscall.EHOSTUNREACH)), `it cannot be reached: no network leads to 192\.0\.2\.1:443`},
 		"black hole":  {somewhere, fails("dial", os.ErrDeadlineExceeded), `no answer in time: 192\.0\.2\.1:443 does not answer`},
 		"forbidden":   {somewhere, fails("dial", os.NewSyscallError("connect", syscall.EPERM)), `it cannot be reached: 192\.0\.2\.1:443: operation not permitted`},
@@ -81,9 +79,10 @@ func TestTroubleIsToldInPlainWords(t *testing.T) {
 		"mute names":  {somewhere, fails("dial", &net.DNSError{Err: "i/o timeout", Name: "a", IsTimeout: true}), `no answer in time: no answer by the name server`},
 		"other names": {somewhere, fails("dial", &net.DNSError{Err: "server misbehaving", Name: "a"}), `its name cannot be resolved: trouble of the name server: server misbehaving`},
 		"proxy": {"https://localhost:1", func(cfg *Config) {
-			proxy, err := url.Parse(localhost(nobody.URL))
+			fails("dial", os.NewSyscallError("connect", syscall.ECONNREFUSED))(cfg)
+			proxy, err := url.Parse("http://proxy.example:3128")
 			cfg.Proxy = func(*http.Request) (*url.URL, error) { return proxy, err }
-		}, `it cannot be reached: the proxy: (127\.0\.0\.1|\[::1\]):\d+ refuses the connection`},
+		}, `it cannot be reached: the proxy: 192\.0\.2\.1:443 refuses the connection`},
 		"reset":    {hijack(func(c *net.TCPConn) { _ = c.SetLinger(0) }), plain, `the connection broke: it was reset by the other side`},
 		"closed":   {hijack(func(*net.TCPConn) {}), plain, `the connection broke: it was closed before the answer was there`},
 		"no HTTP":  {hijack(func(c *net.TCPConn) { _, _ = c.Write([]byte("SSH-2.0-x\r\n")) }), plain, `it does not speak proper HTTP: malformed HTTP response "SSH-2\.0-x"`},
