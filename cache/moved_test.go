@@ -206,6 +206,7 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 				if err := pullImage(m.t.Context(), m.c, m.next.Digest); err == nil {
 					m.t.Fatal("it is here")
 				}
+				synctest.Wait()                           // for the fill, whose reader is told before it has ended
 				m.asks(func() { m.is(m.old, oci.Stale) }) // though the tag was confirmed a moment ago
 				m.isExplainedAs(m.old, false)
 				time.Sleep(time.Minute)
