@@ -86,14 +86,14 @@ func TestRulesAreShown(t *testing.T) {
 		wantLines(t, o.must("rules", "--json"), `{"target":"app","source":"docker.io/team/app"}`, `{"target":"ours/\*","source":"docker.io/team/\*","account":"robot"}`)
 		wantLines(t, o.must("explain", "--table", "cache.example/ours/app:1"),
 			`repository +docker.io/team/app`, `rule +ours/\* => docker.io/team/\*`, `asked as +robot`, `who may +everybody who reaches the port`,
-			`held +true`, `fresh +yes: upstream is not asked \(checked AGO, believed for 5m\)`, `this image +0 +0 +0 +0B +`)
+			`held +true`, `fresh +yes: upstream is not asked \(checked AGO, believed for 5m\)`, `this image +0 +0 +0 +0B`)
 		wantLines(t, o.must("explain", "--table", "10.0.0.1:5000/app:2"),
 			`note +10.0.0.1:5000 is no upstream, so it is taken for this cache's address; as a registry's name it would be answered with 404`, `rule +app => docker.io/team/app`,
 			`held +false`, `fresh +not held: upstream is asked`, `this image +1 +1 +0 +0B +and what only upstream can tell`)
 		// An index of which nothing else is held: what its manifests list is not known,
 		// unless another repository has brought it.
 		wantLines(t, o.must("explain", "--table", "--ns", "docker.io", "library/alpine"),
-			`rule +none: the name means what it says`, `linux/amd64 +3 +0 +0 +0B +`, `linux/arm64 +0 +1 +0 +0B +and what only upstream can tell`)
+			`rule +none: the name means what it says`, `linux/amd64 +3 +0 +0 +0B`, `linux/arm64 +0 +1 +0 +0B +and what only upstream can tell`)
 		wantLines(t, o.must("explain", "--table", "team/app@"+image.Digest.String()), `fresh +a digest is for ever`, `reference +sha256:.*`)
 		out := o.must("explain", "--json", "ours/app:1")
 		if !strings.Contains(out, `"rule":{"target":"ours/*","source":"docker.io/team/*","account":"robot"}`) || !strings.Contains(out, `"pulls":[{"heads":0,"manifests":0,"blobs":0,"bytes":0,"atLeast":false}]`) {
@@ -142,7 +142,7 @@ func TestExplainForeseesWhatUpstreamIsNotAskedFor(t *testing.T) {
 	spent.Header.Set("Retry-After", "3600")
 	const (
 		asked   = `no: upstream is asked, by HEAD, whether it has moved`
-		outcome = `this image +\d +\d +\d +\S+ +`
+		outcome = `this image +\d +\d +\d +\S+`
 	)
 	type fate struct {
 		fresh, pull string // as explained
@@ -158,26 +158,26 @@ func TestExplainForeseesWhatUpstreamIsNotAskedFor(t *testing.T) {
 		{
 			"all is well", nil, false,
 			fate{asked, outcome, 200, "hit"},
-			fate{`not held: upstream is asked`, outcome + `and what only upstream can tell`, 200, "miss"},
+			fate{`not held: upstream is asked`, outcome + ` +and what only upstream can tell`, 200, "miss"},
 			fate{`yes: upstream is not asked`, outcome, 200, "miss"},
 		},
 		{
 			"the quota is spent", &ocitest.Fault{Match: ocitest.Match{Method: http.MethodGet}, Effect: spent, Times: 1}, false,
-			fate{asked + `; if so, it is served as it is held, since the pulls of our address are spent: the next may be sent in \S+`, outcome, 200, "hit"},
-			fate{`not held: upstream is asked`, outcome + `but now 429: the pulls of our address are spent: the next may be sent in (1h0m0s|59m\S+)`, 429, ""},
+			fate{asked + `; if so, it is served as it is held, since the pulls of our address are spent: there are more in \S+`, outcome, 200, "hit"},
+			fate{`not held: upstream is asked`, outcome + ` +but now 429: the pulls of our address are spent: there are more in (1h0m0s|59m\S+)`, 429, ""},
 			fate{`yes: upstream is not asked`, outcome, 200, "miss"},
 		},
 		{
 			"the host wants to be left alone", &ocitest.Fault{Effect: ocitest.AbuseLimit(), Times: 1}, false,
 			fate{`no, but upstream is not asked now: it is served as it is held, since localhost:\d+ asked us to wait: the next request is in \S+`, outcome, 200, "stale"},
-			fate{`not held, and upstream is not asked now`, outcome + `but now 429: localhost:\d+ asked us to wait: the next request is in (1m0s|5\ds)`, 429, ""},
-			fate{`yes: upstream is not asked`, outcome + `but now 429: localhost:\d+ asked us to wait: .*`, 429, ""},
+			fate{`not held, and upstream is not asked now`, outcome + ` +but now 429: localhost:\d+ asked us to wait: the next request is in (1m0s|5\ds)`, 429, ""},
+			fate{`yes: upstream is not asked`, outcome + ` +but now 429: localhost:\d+ asked us to wait: .*`, 429, ""},
 		},
 		{
 			"it does not answer", nil, true,
 			fate{`no, but upstream is not asked now: it is served as it is held, since localhost:\d+: .*; it is tried again in \S+`, outcome, 200, "stale"},
-			fate{`not held, and upstream is not asked now`, outcome + `but now 503: localhost:\d+: .*; it is tried again in \S+`, 503, ""},
-			fate{`yes: upstream is not asked`, outcome + `but now 503: localhost:\d+: .*; it is tried again in \S+`, 503, ""},
+			fate{`not held, and upstream is not asked now`, outcome + ` +but now 503: localhost:\d+: .*; it is tried again in \S+`, 503, ""},
+			fate{`yes: upstream is not asked`, outcome + ` +but now 503: localhost:\d+: .*; it is tried again in \S+`, 503, ""},
 		},
 	}
 	for _, tt := range tests {
