@@ -7,45 +7,24 @@ import (
 	"entrepot/oci"
 )
 
-// maxKeptLists bounds what keptLists hold: bytes, as far as referrers tell.
-const maxKeptLists = 8 << 20
-
 // keptLists are the last answers of referrers APIs, for the time in which these
 // cannot be asked: who verifies signatures needs them in an outage, too. They are
 // in memory alone, as they age, and nothing is lost with them but an answer that
 // only upstream could confirm.
 type keptLists struct {
-	mu    sync.Mutex // guards what follows
-	lists map[string]oci.ReferrerList
-	bytes int
+	mu    sync.Mutex // guards lists
+	lists weighed[oci.ReferrerList]
 }
 
-// keptSize is what a list weighs.
-func keptSize(key string, l oci.ReferrerList) int {
+// put keeps an answer, which weighs as much as referrers tell.
+func (k *keptLists) put(key string, l oci.ReferrerList) {
 	n := len(key) + 200
 	for i := range l.Manifests {
 		n += len(l.Manifests[i].Raw) + 200
 	}
-	return n
-}
-
-// put keeps an answer. To make room, all are forgotten.
-func (k *keptLists) put(key string, l oci.ReferrerList) {
-	n := keptSize(key, l)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if old, ok := k.lists[key]; ok {
-		k.bytes -= keptSize(key, old)
-		delete(k.lists, key)
-	}
-	if n > maxKeptLists/4 {
-		return
-	}
-	if k.lists == nil || k.bytes+n > maxKeptLists {
-		k.lists, k.bytes = map[string]oci.ReferrerList{}, 0
-	}
-	k.lists[key] = l
-	k.bytes += n
+	k.lists.put(key, l, n)
 }
 
 // forgetOf drops what is kept of a repository.
@@ -53,10 +32,9 @@ func (k *keptLists) forgetOf(repo oci.Repository) {
 	prefix := repo.String() + " "
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for key, l := range k.lists {
+	for key := range k.lists.items {
 		if strings.HasPrefix(key, prefix) {
-			k.bytes -= keptSize(key, l)
-			delete(k.lists, key)
+			k.lists.drop(key)
 		}
 	}
 }
@@ -64,6 +42,5 @@ func (k *keptLists) forgetOf(repo oci.Repository) {
 func (k *keptLists) get(key string) (oci.ReferrerList, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	l, ok := k.lists[key]
-	return l, ok
+	return k.lists.get(key)
 }

@@ -441,8 +441,8 @@ func TestReferrersOfAnAPIOutliveAnOutage(t *testing.T) {
 		for i := range 60_000 {
 			c.kept.put(strconv.Itoa(i), oci.ReferrerList{})
 		}
-		if c.kept.bytes > maxKeptLists || len(c.kept.lists) > maxKeptLists/200 {
-			t.Errorf("%d bytes in %d lists are kept", c.kept.bytes, len(c.kept.lists))
+		if c.kept.lists.weight > maxWeighed || len(c.kept.lists.items) > maxWeighed/200 {
+			t.Errorf("%d bytes in %d lists are kept", c.kept.lists.weight, len(c.kept.lists.items))
 		}
 	})
 }
@@ -512,8 +512,8 @@ func TestReferrersOfWhatIsDeletedArePolicy(t *testing.T) {
 		c.ForgetReferrers(alpine)
 		s.set(func() { s.down = errDown })
 		n, _ := referrers(t, c, alpine)
-		if others, _ := referrers(t, c, edge); n != 0 || others != 1 || c.kept.bytes > 1000 {
-			t.Errorf("%d, and %d of another repository, in %d bytes, want none and one", n, others, c.kept.bytes)
+		if others, _ := referrers(t, c, edge); n != 0 || others != 1 || c.kept.lists.weight > 1000 {
+			t.Errorf("%d, and %d of another repository, in %d bytes, want none and one", n, others, c.kept.lists.weight)
 		}
 	})
 	t.Run("without a word of it", func(t *testing.T) { // the list's own question tells

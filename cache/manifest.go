@@ -100,7 +100,7 @@ func (c *Cache) readMarked(ctx context.Context, repo oci.Repository, dg oci.Dige
 // than a GET: we have the bytes and only miss the right to serve them, or what
 // we know of the digest says that it is a blob.
 func (c *Cache) confirmFirst(repo oci.Repository, dg oci.Digest) bool {
-	if _, err := c.disk.Size(dg); err == nil {
+	if c.has(dg) {
 		return true
 	}
 	marker, err := c.disk.Marker(repo, dg)

@@ -325,6 +325,24 @@ func (s *slowSource) Manifest(ctx context.Context, repo oci.Repository, d oci.Di
 	return s.source.Manifest(ctx, repo, d, ask)
 }
 
+// slowlyMoving runs f with a tag that was pulled and has moved to a manifest that takes
+// its time.
+func slowlyMoving(t *testing.T, f func(t *testing.T, c *Cache, s *slowSource)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowSource{source: newSource(), wait: 10 * time.Second}
+		s.pushImage(alpine, "latest", pattern(1, 10))
+		c := newCache(t, s, Config{TTL: time.Hour})
+		defer closeCache(t, c)
+		if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour)
+		s.digest = s.pushImage(alpine, "latest", pattern(2, 10)).Digest
+		f(t, c, s)
+	})
+}
+
 // TestAnOvertakenCheckMovesNoTag: what upstream said earlier is not recorded over what
 // it said later, and what was removed meanwhile stays so.
 func TestAnOvertakenCheckMovesNoTag(t *testing.T) {
@@ -347,16 +365,8 @@ func TestAnOvertakenCheckMovesNoTag(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := &slowSource{source: newSource(), wait: 10 * time.Second}
-				s.pushImage(alpine, "latest", pattern(1, 10))
-				c := newCache(t, s, Config{TTL: time.Hour})
-				defer closeCache(t, c)
-				if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(2 * time.Hour)
-				s.digest = s.pushImage(alpine, "latest", pattern(2, 10)).Digest
+			slowlyMoving(t, func(t *testing.T, c *Cache, s *slowSource) {
+				t.Helper()
 				_, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Background: true}) // goes on behind it
 				if err != nil || out.Cache != oci.Stale {
 					t.Fatal(out, err)
@@ -373,16 +383,8 @@ func TestAnOvertakenCheckMovesNoTag(t *testing.T) {
 
 // TestATagIsCheckedWhenUpstreamSaysSo: not when what it has moved to has come.
 func TestATagIsCheckedWhenUpstreamSaysSo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &slowSource{source: newSource(), wait: 10 * time.Second}
-		s.pushImage(alpine, "latest", pattern(1, 10))
-		c := newCache(t, s, Config{TTL: time.Hour})
-		defer closeCache(t, c)
-		if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(2 * time.Hour)
-		s.digest = s.pushImage(alpine, "latest", pattern(2, 10)).Digest
+	slowlyMoving(t, func(t *testing.T, c *Cache, s *slowSource) {
+		t.Helper()
 		asked := time.Now()
 		if _, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{Refresh: true}); err != nil {
 			t.Fatal(err)

@@ -15,8 +15,6 @@ import (
 // else each client who asks for it would cost a question, and of a manifest a pull.
 
 const (
-	// maxStopgap bounds what is remembered of a kind, in bytes.
-	maxStopgap = 8 << 20
 	// stopgapFor is for how long it is, and stopgapRetry when the disk is tried again.
 	stopgapFor   = time.Hour
 	stopgapRetry = time.Minute
@@ -26,33 +24,22 @@ const (
 type stopgap[V any] struct {
 	count atomic.Int32 // of values: of most disks none
 
-	mu    sync.Mutex // guards what follows
-	kept  map[string]stopgapEntry[V]
-	bytes int
+	mu   sync.Mutex // guards kept
+	kept weighed[stopgapEntry[V]]
 }
 
 type stopgapEntry[V any] struct {
-	value  V
-	weight int
-	until  time.Time
-	tried  time.Time // when the disk was last
+	value V
+	until time.Time
+	tried *time.Time // when the disk was last
 }
 
-// put remembers a value. To make room, all are forgotten.
+// put remembers a value of a size.
 func (s *stopgap[V]) put(key string, value V, size int, until time.Time) {
-	weight := size + len(key) + 500
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.dropLocked(key)
-	if weight > maxStopgap/4 {
-		return
-	}
-	if s.kept == nil || s.bytes+weight > maxStopgap {
-		s.kept, s.bytes = map[string]stopgapEntry[V]{}, 0
-	}
-	s.kept[key] = stopgapEntry[V]{value, weight, until, time.Now()}
-	s.bytes += weight
-	s.count.Store(int32(len(s.kept))) //nolint:gosec // each weighs 500 bytes of 8 MiB
+	s.kept.put(key, stopgapEntry[V]{value, until, new(time.Now())}, size+len(key)+500)
+	s.countLocked()
 }
 
 // get finds a value. retry says that it is time to try the disk again, once to each
@@ -64,14 +51,13 @@ func (s *stopgap[V]) get(key string) (value V, retry, ok bool) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e, ok := s.kept[key]
+	e, ok := s.kept.get(key)
 	if !ok || !now.Before(e.until) {
 		s.dropLocked(key)
 		return value, false, false
 	}
-	if retry = now.Sub(e.tried) >= stopgapRetry; retry {
-		e.tried = now
-		s.kept[key] = e
+	if retry = now.Sub(*e.tried) >= stopgapRetry; retry {
+		*e.tried = now
 	}
 	return e.value, retry, true
 }
@@ -86,9 +72,12 @@ func (s *stopgap[V]) drop(key string) {
 }
 
 func (s *stopgap[V]) dropLocked(key string) {
-	s.bytes -= s.kept[key].weight
-	delete(s.kept, key)
-	s.count.Store(int32(len(s.kept))) //nolint:gosec // each weighs 500 bytes of 8 MiB
+	s.kept.drop(key)
+	s.countLocked()
+}
+
+func (s *stopgap[V]) countLocked() {
+	s.count.Store(int32(len(s.kept.items))) //nolint:gosec // each weighs 500 bytes of 8 MiB
 }
 
 func (s *stopgap[V]) isEmpty() bool { return s.count.Load() == 0 }

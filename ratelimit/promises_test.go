@@ -224,6 +224,7 @@ func TestAFleetIsServedAtTheRate(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%+v", tt), func(t *testing.T) {
 			onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+				t.Helper()
 				f := newFleet(t, create, tt.limits, 1)
 				for i := range tt.clients * tt.images {
 					f.ask(f.upTo(100*time.Millisecond), asked{client: fmt.Sprint(i / tt.images), token: tt.token, late: tt.late})
@@ -256,6 +257,7 @@ func TestAPromiseIsKeptWhateverOthersDo(t *testing.T) {
 		for seed := range uint64(4) {
 			t.Run(fmt.Sprint(limits.Rate, seed), func(t *testing.T) {
 				onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+					t.Helper()
 					f := newFleet(t, create, limits, seed)
 					stands := limits.Wait * 7 / 10
 					for client := range 12 {
@@ -285,6 +287,7 @@ func TestAPromiseIsKeptWhateverOthersDo(t *testing.T) {
 // Places that nobody comes for are used by those who are there.
 func TestWhoDoesNotComeAgainWastesNoTurns(t *testing.T) {
 	onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+		t.Helper()
 		f := newFleet(t, create, Limits{Rate: 1, Burst: 2, Wait: 10 * time.Second}, 1)
 		for i := range 200 {
 			f.ask(0, asked{client: fmt.Sprint("gone", i%3), leaves: true})
@@ -314,6 +317,7 @@ func TestWhoDoesNotComeAgainWastesNoTurns(t *testing.T) {
 // line, and where that cannot be, since others were promised, soon.
 func TestWhoAsksForMuchIsNoBarrier(t *testing.T) {
 	onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+		t.Helper()
 		f := newFleet(t, create, Limits{Rate: 1, Burst: 2, Wait: 10 * time.Second}, 1)
 		for range 100 {
 			f.ask(0, asked{client: "greedy"})
@@ -342,6 +346,7 @@ func TestWhoComesBeforeOrAfterHisTime(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(tt.comes), func(t *testing.T) {
 			onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+				t.Helper()
 				f := newFleet(t, create, Limits{Rate: 1, Burst: 1, Wait: 5 * time.Second}, 1)
 				send := func(i int) error {
 					return f.send(Call{Host: "registry", Client: fmt.Sprint(i), What: fmt.Sprint(i)})
@@ -409,6 +414,7 @@ func TestPromisesAreBounded(t *testing.T) {
 // turns that others had for theirs.
 func TestABurstIsForWholeQuestions(t *testing.T) {
 	onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+		t.Helper()
 		f := newFleet(t, create, Limits{Rate: 1, Burst: 10, Wait: 20 * time.Second}, 1)
 		for i := range 10 {
 			f.ask(0, asked{client: fmt.Sprint(i)})
@@ -430,6 +436,7 @@ func TestABurstIsForWholeQuestions(t *testing.T) {
 // not keep turns from others.
 func TestWhatDoesNotFollowCostsNoTurns(t *testing.T) {
 	onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+		t.Helper()
 		f := newFleet(t, create, Limits{Rate: 5, Burst: 2, Wait: 10 * time.Second}, 1)
 		for i := range 300 {
 			f.wg.Go(func() {

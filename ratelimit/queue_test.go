@@ -124,6 +124,7 @@ func TestACrowdIsServedAtTheRate(t *testing.T) {
 	const clients = 60
 	for _, burst := range []int{1, 2, 5} {
 		onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+			t.Helper()
 			l := create(Limits{Rate: 1, Burst: burst, Requests: 32, Wait: 10 * time.Second})
 			start := time.Now()
 			ask := func(since time.Time, call Call) error {
@@ -201,6 +202,7 @@ func TestACrowdIsServedAtTheRate(t *testing.T) {
 // behind those whose time it is.
 func TestAPromiseIsKept(t *testing.T) {
 	onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+		t.Helper()
 		l := create(Limits{Rate: 1, Burst: 1, Wait: 3200 * time.Millisecond})
 		ask := func(client string) error {
 			p, err := l.Acquire(t.Context(), Call{Host: "registry", Client: client, What: client})
