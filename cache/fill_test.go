@@ -850,6 +850,25 @@ func TestPrefetchFollowsTheFirstLayer(t *testing.T) {
 	}
 }
 
+// TestAFailureIsJudgedBeforeAnotherStreamStarts: a stream may fail between a look at
+// failures and one at what is to be started.
+func TestAFailureIsJudgedBeforeAnotherStreamStarts(t *testing.T) {
+	s := newSource()
+	b := &blob{c: newCache(t, s, Config{}), repo: alpine, dg: s.pushBlob(alpine, pattern(1, 100_000)), marker: store.Marker{Size: -1}}
+	f := b.c.newFill(b)
+	f.whole = true
+	if !f.begin() {
+		t.Fatal(f.err)
+	}
+	f.failed = &oci.Error{Code: oci.BlobUnknown}
+	var work sync.WaitGroup
+	_, err := (&transfer{fill: f, work: &work}).schedule(t.Context())
+	work.Wait()
+	if f.end(err); err != nil || len(s.questions()) > 0 {
+		t.Errorf("%v, and upstream was asked: %q", err, s.questions())
+	}
+}
+
 // TestOpenRangesThatAreClosedEarly: who reads a little from somewhere on, the
 // start too, gets a window, who reads on gets more and more, and who reads to the end has the blob
 // proven.

@@ -157,6 +157,9 @@ func (t *transfer) schedule(ctx context.Context) (time.Duration, error) {
 	orphaned := t.orphaned()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.failed != nil { // since it was judged last, and the wake for it is on its way
+		return time.Hour, nil
+	}
 	if orphaned {
 		for _, s := range t.streams {
 			s.cancel()
