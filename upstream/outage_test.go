@@ -359,6 +359,28 @@ func TestNoTokenIsAskedForWhileTheRegistryIsDown(t *testing.T) {
 	})
 }
 
+// While a registry has asked to be left alone no token is got for it, whatever else may
+// be asked for there.
+func TestNoTokenIsAskedForInAPauseOfTheRegistry(t *testing.T) {
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, hub := w.t, w.hub
+		c := w.connect()
+		mustResolve(t, c)
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: ocitest.RetryLater(429, "60")})
+		wantCode(t, resolve(t, c), oci.TooManyRequests)
+		hub.Reset()
+		for i := range 30 {
+			took, err := timed(func() error { return resolveAt(t, c, fmt.Sprint("library/other", i)) })
+			if wantCode(t, err, oci.TooManyRequests); took > 0 || oci.RetryAfter(err) <= 0 {
+				t.Errorf("after %v: %v", took, err)
+			}
+		}
+		if lines := hub.Lines(); len(lines) > 0 {
+			t.Errorf("it cost %q", lines)
+		}
+	})
+}
+
 // A token service that gives no answer has its registry asked, once for all who wait,
 // whether it gives one; who finds that neither does is refused at once from then on.
 func TestASilentTokenServiceHasItsRegistryAsked(t *testing.T) {
