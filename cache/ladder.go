@@ -149,7 +149,7 @@ func (c Case) isForEver() bool {
 // isLost reports content that cannot be had, for a reason that is none of its own, by
 // one who waits for it.
 func (c Case) isLost() bool {
-	return (c.Kind == DigestKind || c.Kind == HeadKind) && !c.Background && (c.Said == Trouble || c.Said == Limited)
+	return (c.Kind == DigestKind || c.Kind == HeadKind) && !c.Background && (c.Said == Trouble || c.Said == Limited || c.Said == Astray)
 }
 
 // Rung is where an answer stands.

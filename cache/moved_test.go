@@ -1,9 +1,11 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -217,6 +219,20 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 				time.Sleep(time.Minute)
 				m.asks(func() { m.is(m.next, oci.Hit) }, "HEAD library/alpine latest")
 				m.asks(func() { m.is(m.next, oci.Hit) }) // and is believed
+			}},
+			{"a layer of the new one is not what its digest names", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				m.s.set(func() {
+					m.s.body = func(_ int, content []byte, off int64) io.Reader { return bytes.NewReader(make([]byte, len(content))[off:]) }
+				})
+				if err := pullImage(m.t.Context(), m.c, m.next.Digest); err == nil {
+					m.t.Fatal("it is here")
+				}
+				synctest.Wait()
+				m.is(m.old, oci.Stale)
+				m.s.set(func() { m.s.body = nil })
+				time.Sleep(time.Minute)
+				m.is(m.next, oci.Hit)
 			}},
 			{"the old one is pulled in part", func(m *movingTag) {
 				links, _ := oci.ParseLinks(m.old.Content)
