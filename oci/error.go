@@ -148,6 +148,10 @@ var ErrHidden = errors.New("missing, or hidden")
 // led us. Who asks again is led there again.
 var ErrAstray = errors.New("it leads where nothing is fetched from")
 
+// ErrCrowded is in the chain of an error by which we turn away who has no turn, or no
+// place, among all that ask: upstream was not asked, and has not said so.
+var ErrCrowded = errors.New("too much is asked at once")
+
 // CodeOf is the code in err's chain, or Internal.
 func CodeOf(err error) Code {
 	if e, ok := errors.AsType[*Error](err); ok {
