@@ -262,7 +262,7 @@ func (p *Pass) tooMany(turns *turns, err error) error {
 		return err
 	}
 	e := oci.Errorf(oci.TooManyRequests, "requests to %s are limited to %v a second: the next turn is in %v", p.call.Host, turns.rate, late.wait.Round(time.Second))
-	e.RetryAfter = late.wait
+	e.RetryAfter, e.Err = late.wait, oci.ErrCrowded
 	return e
 }
 
@@ -275,6 +275,7 @@ func (p *Pass) busy(err error) error {
 		Code:       oci.TooManyRequests,
 		Detail:     "every connection that " + p.call.Host + " is allowed is busy",
 		RetryAfter: p.limiter.limits.Wait,
+		Err:        oci.ErrCrowded,
 	}
 }
 
