@@ -223,7 +223,9 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 			{"a layer of the new one is not what its digest names", func(m *movingTag) {
 				m.is(m.next, oci.Miss)
 				m.s.set(func() {
-					m.s.body = func(_ int, content []byte, off int64) io.Reader { return bytes.NewReader(make([]byte, len(content))[off:]) }
+					m.s.body = func(_ int, content []byte, off int64) io.Reader {
+						return bytes.NewReader(make([]byte, len(content))[off:])
+					}
 				})
 				if err := pullImage(m.t.Context(), m.c, m.next.Digest); err == nil {
 					m.t.Fatal("it is here")
