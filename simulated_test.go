@@ -581,6 +581,42 @@ func TestAMoveThatNobodyPulledOutlivesAnOutage(t *testing.T) {
 	}
 }
 
+// A tag has moved, of which upstream tells, and does not give the layers: who pulls it
+// first notices, and all others get the image before, until the layers are there.
+func TestAMoveWhoseLayersAreNotGivenKeepsTheImage(t *testing.T) {
+	t.Parallel()
+	for name, effect := range map[string]ocitest.Effect{"404": ocitest.Answer(404), "503": ocitest.Answer(503), "later": ocitest.RetryLater(429, "600"), "cut": ocitest.Reset()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			simulated(t, ocitest.Habits{}, []string{"ENTREPOT_TAG_TTL=1m"}, func(s *simulation) {
+				s.push(2)
+				old, _ := s.pull(0)
+				s.hub.Push("library/app", "0", ocitest.RandomImage(100, 10))
+				s.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: effect})
+				time.Sleep(2 * time.Hour)
+				moved, status := s.pull(0)
+				if moved == old || status == http.StatusOK {
+					t.Errorf("the first pull got %s: %d, want the new image, which is not here", moved, status)
+				}
+				for range 200 {
+					s.mustGet(tagged(1)) // another tag is no news of this one
+					if digest, status := s.pull(0); digest != old || status != http.StatusOK {
+						t.Fatalf("a pull got %s: %d, want the old image", digest, status)
+					}
+					time.Sleep(time.Minute)
+				}
+				s.hub.ClearFaults()
+				time.Sleep(time.Hour)
+				s.pull(0) // behind which the layers are tried again
+				time.Sleep(time.Second)
+				if digest, status := s.pull(0); digest != moved || status != http.StatusOK {
+					t.Errorf("at the end a pull got %s: %d, want the new image", digest, status)
+				}
+			})
+		})
+	}
+}
+
 // One tag whose check hangs, at a hub that answers all others: one client waits
 // for it, and none after him for as long as that lasts, whatever he asks for.
 func TestATagWhoseCheckHangsIsWaitedForOnce(t *testing.T) {

@@ -155,6 +155,8 @@ func freshText(x cache.Explanation, o upstream.Outlook) string {
 	switch {
 	case x.Tag == nil && x.Rung.Serve == cache.Ours:
 		return "a digest is for ever"
+	case x.Missing != nil:
+		return "no: it has moved, and is served as it was, since what it names now cannot be had: " + reason(x.Missing)
 	case x.Rung.Serve == cache.Ours && (x.Offline || x.Rung.Mark == oci.Stale):
 		return "no, but upstream is not asked now: it is served as it is held"
 	case x.Rung.Serve == cache.Ours:

@@ -183,6 +183,9 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 // noteFailure remembers why there was no answer from where the bytes come from.
 func (b *blob) noteFailure(kind Kind, err error) {
 	b.c.noteFailure(b.c.ctx, b.place(), b.key(), Case{Kind: kind, Background: b.ask.Background}, err)
+	if b.known {
+		b.c.doubt(b.repo, lost{b.dg, false, err}, b.ask)
+	}
 }
 
 // markProven notes that the blob came under repo's name.

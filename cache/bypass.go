@@ -153,6 +153,7 @@ func (r *bypassReader) readWhole(p []byte) (int, error) {
 			return 0, r.wrong()
 		}
 		r.blob.proven()
+		r.blob.c.doubts.settle(membership{r.blob.repo, r.blob.dg})
 		r.proven = true
 		if held == 0 {
 			return 0, io.EOF

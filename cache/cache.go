@@ -201,9 +201,6 @@ func (c *Cache) decide(ctx context.Context, repo oci.Repository, key func() stri
 	asked := key()
 	facts.Mute = c.mutes.is(repo.Host, asked)
 	_, failed := c.refusal(ctx, repo, asked)
-	if failed == nil && facts.Doubted {
-		failed = c.doubts.why(repo)
-	}
 	if failed == nil {
 		return c.ladder(repo.Host).Climb(facts), nil
 	}
@@ -231,9 +228,6 @@ func (c *Cache) refusal(ctx context.Context, repo oci.Repository, key string) (t
 func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string, facts Case, err error) Rung {
 	facts.Said, facts.Retry = saidBy(err), oci.RetryAfter(err)
 	r := c.ladder(repo.Host).Climb(facts)
-	if facts.isLost() {
-		c.doubts.doubt(repo, c.ladder(repo.Host).instead(facts).Again, err)
-	}
 	if r.Again > 0 {
 		login := ""
 		if facts.Said.isOfLogin() {
@@ -250,7 +244,7 @@ func (c *Cache) Forget() {
 	c.failures.clear()
 	c.noAPI.clear()
 	c.unkept.clear()
-	c.doubts.clear()
+	c.doubts.hasten(nil)
 }
 
 // ForgetOf is Forget for one repository.
@@ -258,7 +252,7 @@ func (c *Cache) ForgetOf(repo oci.Repository) {
 	c.failures.forgetOf(repo)
 	c.failures.forgetOf(elsewhereOf(repo))
 	c.noAPI.forgetOf(repo)
-	c.doubts.forgetOf(repo)
+	c.doubts.hasten(&repo)
 }
 
 // ForgetReferrers drops what is kept of the lists of a repository's referrers, of

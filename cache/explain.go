@@ -18,6 +18,7 @@ type Explanation struct {
 	Retry   time.Time  // when upstream is asked again after a failure; zero: now
 	Digest  oci.Digest // what is pulled; zero if only upstream knows
 	Held    bool       // that manifest, by this repository
+	Missing error      // why a tag is served as it was, though it has moved; nil: it is not for want of what it names now
 	Pulls   []Pull     // for each platform that is known; one for all where none is
 }
 
@@ -79,9 +80,13 @@ func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string,
 	}
 	q := tagQuestion{repo: repo, tag: tag}
 	x.Retry, _ = c.refusal(ctx, repo, q.key())
-	x.Rung, _ = c.decide(ctx, repo, q.key, c.tagFacts(&q, &rec, err == nil))
-	if x.Rung.Serve == Ours && (x.Offline || x.Rung.Mark == oci.Stale) || x.Tag != nil && x.Rung.Serve == Ask && muted {
-		x.Digest = c.image(ctx, &rec).Digest
+	facts := c.tagFacts(ctx, &q, &rec, err == nil)
+	x.Rung, _ = c.decide(ctx, repo, q.key, facts)
+	if facts.Doubted {
+		x.Missing = q.missing[0].err
+	}
+	if q.rec = x.Tag; x.Rung.Serve == Ours && (x.Offline || x.Rung.Mark == oci.Stale) || x.Tag != nil && x.Rung.Serve == Ask && (muted || facts.Doubted) {
+		x.Digest = c.image(ctx, &q).Digest
 	}
 	return nil
 }

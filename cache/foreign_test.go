@@ -46,11 +46,14 @@ const (
 	layerURL    = "https://layers.example/base"
 )
 
-// pushForeign pushes an image whose only layer is elsewhere.
-func (s *abroad) pushForeign(repo oci.Repository, tag string, d oci.Digest, size int) oci.Manifest {
+// pushForeign pushes an image whose first layer is elsewhere, before its own.
+func (s *abroad) pushForeign(repo oci.Repository, tag string, d oci.Digest, size int, own ...[]byte) oci.Manifest {
+	layers := []any{map[string]any{"mediaType": foreignType, "digest": d, "size": size, "urls": []string{layerURL}}}
+	for _, l := range own {
+		layers = append(layers, map[string]any{"mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip", "digest": s.pushBlob(repo, l), "size": len(l)})
+	}
 	content, _ := json.Marshal(map[string]any{
-		"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-		"layers": []any{map[string]any{"mediaType": foreignType, "digest": d, "size": size, "urls": []string{layerURL}}},
+		"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "layers": layers,
 	})
 	var m oci.Manifest
 	s.set(func() {
@@ -435,4 +438,39 @@ func TestForeignLayerOfTwoRepositories(t *testing.T) {
 	if want := []oci.CacheStatus{oci.Miss, oci.Hit, oci.Bypass, oci.Hit}; !slices.Equal(marks, want) {
 		t.Errorf("answers are %q, want %q", marks, want)
 	}
+}
+
+// TestAMoveToWhatIsElsewhereAndNotGivenKeepsTheImage, over checks of the tag, though all
+// else of the new one is here.
+func TestAMoveToWhatIsElsewhereAndNotGivenKeepsTheImage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &abroad{source: newSource()}
+		old := s.pushImage(alpine, "latest", pattern(1, 10))
+		c := newCache(t, s, Config{TTL: time.Hour, Prefetch: -1})
+		defer closeCache(t, c)
+		if _, err := pull(t.Context(), c, alpine, "latest"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour)
+		layer, own := pattern(2, 10), pattern(3, 10)
+		next := s.pushForeign(alpine, "latest", oci.Sum(layer), len(layer), own)
+		for range 3 {
+			if _, err := pull(t.Context(), c, alpine, "latest"); err == nil && c.Record(alpine, "latest").Digest != next.Digest {
+				t.Fatal("it has not moved")
+			}
+			mustRead(t, c, alpine, oci.Sum(own), own)
+			res, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
+			if err != nil || res.Digest != old.Digest || out.Cache != oci.Stale {
+				t.Errorf("%s as %s, %v, want the old one as stale", res.Digest, out.Cache, err)
+			}
+			time.Sleep(2 * time.Hour)
+		}
+		s.place(layerURL, oci.Sum(layer), layer)
+		time.Sleep(time.Hour)
+		_, _ = pull(t.Context(), c, alpine, "latest")
+		time.Sleep(time.Minute)
+		if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != next.Digest {
+			t.Errorf("%s, %v, want the new one", res.Digest, err)
+		}
+	})
 }

@@ -123,7 +123,7 @@ type Case struct {
 	Forced     bool          // who asks wants upstream's word
 	Background bool          // nobody waits
 	Mute       bool          // upstream leaves others without an answer just now
-	Doubted    bool          // of a tag: it has moved, and not all that leads to can be had
+	Doubted    bool          // of a tag: not all that it leads to now can be had, and what it named before is here
 	Said       Said
 	Remembered bool          // it said so a moment ago, and is not to be asked again yet
 	Retry      time.Duration // what it said of when to come back; 0 if it did not
@@ -132,7 +132,7 @@ type Case struct {
 // isFresh reports a tag that is believed. A date in the future counts as none: the
 // clock was wrong when it was written, or is now.
 func (c Case) isFresh() bool {
-	return c.Held == Whole && !c.Forced && !c.Doubted && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
+	return c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
 }
 
 // isForEver reports what no word of upstream's changes: policy is about names.
@@ -144,12 +144,6 @@ func (c Case) isForEver() bool {
 		return c.Held == Whole || c.Held == Known
 	}
 	return false
-}
-
-// isLost reports content that cannot be had, for a reason that is none of its own, by
-// one who waits for it.
-func (c Case) isLost() bool {
-	return (c.Kind == DigestKind || c.Kind == HeadKind) && !c.Background && (c.Said == Trouble || c.Said == Limited || c.Said == Astray)
 }
 
 // Rung is where an answer stands.
@@ -217,7 +211,10 @@ func (l Ladder) Climb(c Case) Rung {
 
 // before decides whether upstream has to be asked.
 func (l Ladder) before(c Case) Rung {
-	if c.Kind == TagKind && c.isFresh() || c.isForEver() {
+	switch {
+	case c.Kind == TagKind && c.isFresh() && c.Doubted:
+		return Rung{Serve: Ours, Mark: oci.Stale}
+	case c.Kind == TagKind && c.isFresh(), c.isForEver():
 		return Rung{Serve: Ours, Mark: oci.Hit}
 	}
 	return l.ask(c)
@@ -298,6 +295,8 @@ func answered(c Case) Rung {
 	switch {
 	case c.Said == Moved && c.Held == Whole:
 		return Rung{Serve: Fetch}
+	case c.Said == Confirmed && c.Doubted && !c.Forced:
+		return Rung{Serve: Ours, Mark: oci.Stale, Record: Put}
 	case c.Said != Confirmed:
 		return Rung{Serve: Theirs, Mark: oci.Miss, Record: Put}
 	case c.Held == Unproven:

@@ -156,25 +156,30 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 		r := l.Climb(c)
 		asks, serves := r.Serve == Ask || r.Serve == Confirm, r.Serve == Theirs || r.Serve == Ours
 		isDigest, isName := c.Kind == DigestKind || c.Kind == HeadKind, c.Kind == TagKind
-		fresh := isName && c.Held == Whole && !c.Forced && !c.Doubted && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
+		fresh := isName && c.Held == Whole && !c.Forced && (c.TTL == Never || c.Age >= 0 && c.Age < c.TTL)
+		here := Rung{Serve: Ours, Mark: oci.Hit}
+		if fresh && c.Doubted {
+			here.Mark = oci.Stale
+		}
 		isFailure := c.Said > Moved
 		deleted := l.DropDeleted && (c.Said == Gone || c.Said == Hidden)
 		for promise, kept := range map[string]bool{
 			"an answer has a mark, nothing else has":           serves == (r.Mark != ""),
 			"who is offline asks nobody":                       c.Said != Offline || !asks,
 			"who was answered asks nobody":                     c.Said <= Offline || c.Remembered || !asks,
-			"what was not answered is asked, or held":          c.Said != Unasked || asks || r == Rung{Serve: Ours, Mark: oci.Hit},
+			"what was not answered is asked, or held":          c.Said != Unasked || asks || r == here,
 			"a held digest needs no upstream":                  !isDigest || c.Held != Whole || c.Said == Confirmed || c.Said == Changed || r == Rung{Serve: Ours, Mark: oci.Hit},
-			"a fresh tag needs no upstream":                    !fresh || c.Said != Unasked && !c.Remembered || r == Rung{Serve: Ours, Mark: oci.Hit},
+			"a fresh tag needs no upstream":                    !fresh || c.Said != Unasked && !c.Remembered || r == here || c.Said == Offline,
 			"a tag that is not is asked for":                   !isName || fresh || c.Said != Unasked || asks,
 			"trouble takes away nothing":                       c.Held != Whole || !isFailure || deleted && !isDigest || c.Remembered && c.Forced || r.Serve == Ours || r.Serve == Fallback,
 			"what is held is served as stale":                  isDigest || r.Serve != Ours || c.Said == Unasked || c.Said == Offline || fresh && c.Remembered || r.Mark == oci.Stale,
+			"a tag that cannot be had is served as it was":     !isName || !c.Doubted || c.Forced || c.Held != Whole || c.Said != Confirmed || r == Rung{Serve: Ours, Mark: oci.Stale, Record: Put},
 			"what is not held is not served":                   r.Serve != Ours || c.Held == Whole || c.Kind == HeadKind && c.Held == Known || c.Held == Unproven && c.Said == Confirmed,
 			"only what is deleted is forgotten, by policy":     (r.Record == Drop) == ((isName || c.Kind == ReferrersKind) && c.Held == Whole && deleted && !c.Remembered),
 			"what upstream has goes on record, nothing else":   (r.Record == Put) == (c.Said == Confirmed || c.Said == Changed || c.Said == Moved && c.Held == Nothing),
 			"what is held is given up for what is here":        (r.Serve == Fetch) == (c.Said == Moved && c.Held == Whole),
 			"no time is longer than an hour":                   r.Again <= time.Hour,
-			"a time that is told is kept to, for what is held": c.Remembered || c.Said == Slow || c.Background || r.Mark != oci.Stale || c.Said == Offline || r.Again == min(max(30*time.Second, c.Retry), time.Hour),
+			"a time that is told is kept to, for what is held": c.Remembered || c.Said == Slow || c.Background || r.Mark != oci.Stale || c.Said <= Confirmed || r.Again == min(max(30*time.Second, c.Retry), time.Hour),
 			"a pause is not made longer by who meets it":       !c.Remembered || r.Again == 0 || r.Serve == Fallback,
 			"trouble is not remembered for who has nothing":    c.Held == Whole || r.Again == 0 || r.Serve == Fallback || c.Said.isFinal() || c.Said == Astray,
 			"the background's limits are its own":              !c.Background || c.Said != Limited && c.Said != Unfetched || r.Again == 0,

@@ -113,7 +113,7 @@ func (c *Cache) confirmManifest(ctx context.Context, repo oci.Repository, dg oci
 		res, out, err := c.upstream.Resolve(ctx, repo, dg.String(), ask)
 		c.heard(repo.Host, err)
 		if err != nil {
-			c.noteFailure(ctx, repo, manifestKey(repo, dg), Case{Kind: DigestKind, Background: ask.Background}, err)
+			c.noteManifestFailure(ctx, repo, dg, ask, err)
 			return resolution{spent: out.Spent}, err
 		}
 		if res.Manifest != nil {
@@ -149,7 +149,7 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 		if err == nil {
 			c.keepManifest(repo, m)
 		} else {
-			c.noteFailure(ctx, repo, manifestKey(repo, dg), Case{Kind: DigestKind, Background: ask.Background}, err)
+			c.noteManifestFailure(ctx, repo, dg, ask, err)
 		}
 		return fetched{m, out.Spent}, err
 	})
@@ -157,6 +157,14 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 		out.Cache, out.Why, out.Spent = oci.Miss, "not held", got.spent
 	}
 	return got.manifest, out, err
+}
+
+// noteManifestFailure remembers why upstream did not give a manifest.
+func (c *Cache) noteManifestFailure(ctx context.Context, repo oci.Repository, dg oci.Digest, ask oci.Ask, err error) {
+	c.noteFailure(ctx, repo, manifestKey(repo, dg), Case{Kind: DigestKind, Background: ask.Background}, err)
+	if _, unnamed := c.disk.Marker(repo, dg); unnamed == nil {
+		c.doubt(repo, lost{dg, true, err}, ask)
+	}
 }
 
 // known is what upstream has told of a manifest.
@@ -170,6 +178,7 @@ func (c *Cache) known(repo oci.Repository, dg oci.Digest) oci.Descriptor {
 
 // keepManifest takes a manifest in and marks what it lists. A disk that cannot take it does not keep the client from it.
 func (c *Cache) keepManifest(repo oci.Repository, m oci.Manifest) {
+	c.doubts.settle(membership{repo, m.Digest})
 	if err := c.disk.PutFrom(m.Digest, m.Content, repo.Host); err != nil {
 		c.cfg.Warn("a manifest could not be kept", repo, err)
 		c.unkeptManifests.put(manifestKey(repo, m.Digest), m, len(m.Content), time.Now().Add(stopgapFor))

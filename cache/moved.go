@@ -20,18 +20,17 @@ const (
 	// hopelessFor is how long a tag is not asked for that has moved to what is no
 	// manifest: it will not become one, and each try costs a pull.
 	hopelessFor = 15 * time.Minute
-	// doubtFor is how long it is remembered that something of a repository could not
-	// be had.
-	doubtFor = time.Hour
+	// maxDoubts bounds the digests that could not be had and are remembered.
+	maxDoubts = 4096
 )
 
 // errUnfetched is in the chain of why a tag is served as it was.
 var errUnfetched = errors.New("it has moved, and what it names now cannot be had")
 
-// image is what a record is served as while upstream cannot be relied on.
-func (c *Cache) image(ctx context.Context, rec *store.Tag) *store.Tag {
-	old := rec.Former
-	if old == nil || c.disk.IsWhole(ctx, rec.Digest) || !c.disk.IsWhole(ctx, old.Digest) {
+// image is what the record of q is served as while upstream cannot be relied on.
+func (c *Cache) image(ctx context.Context, q *tagQuestion) *store.Tag {
+	rec, old := q.rec, q.rec.Former
+	if old == nil || q.missing == nil && c.disk.IsWhole(ctx, rec.Digest) || !c.disk.IsWhole(ctx, old.Digest) {
 		return rec
 	}
 	return &store.Tag{Digest: old.Digest, MediaType: old.MediaType, Size: old.Size, Checked: old.Checked}
@@ -39,8 +38,12 @@ func (c *Cache) image(ctx context.Context, rec *store.Tag) *store.Tag {
 
 // former is what the next record of a tag tells of what it named before: the last
 // image that is whole, or else the last, which may become so.
-func (c *Cache) former(ctx context.Context, rec *store.Tag, next oci.Digest) *store.Former {
-	if rec == nil || rec.Digest == next && rec.Former == nil || c.disk.IsWhole(ctx, next) {
+func (c *Cache) former(ctx context.Context, q *tagQuestion, next oci.Digest) *store.Former {
+	rec := q.rec
+	if rec == nil || rec.Digest == next && rec.Former == nil {
+		return nil
+	}
+	if c.disk.IsWhole(ctx, next) && (rec.Digest != next || q.missing == nil) {
 		return nil
 	}
 	last, old := store.Former{Digest: rec.Digest, MediaType: rec.MediaType, Size: rec.Size, Checked: rec.Checked}, rec.Former
@@ -57,8 +60,8 @@ func (c *Cache) former(ctx context.Context, rec *store.Tag, next oci.Digest) *st
 
 // wantsPulls reports that there is an image to serve instead of what a tag names now,
 // of which more is to be pulled: it is an index, and no platform's manifest is here.
-func (c *Cache) wantsPulls(ctx context.Context, rec *store.Tag, now oci.Digest) bool {
-	old := c.former(ctx, rec, now)
+func (c *Cache) wantsPulls(ctx context.Context, q *tagQuestion, now oci.Digest) bool {
+	old := c.former(ctx, q, now)
 	if old == nil || !c.disk.IsWhole(ctx, old.Digest) {
 		return false
 	}
@@ -100,41 +103,4 @@ func (c *Cache) tooLarge(repo oci.Repository, desc oci.Descriptor) error {
 		return nil
 	}
 	return oci.Errorf(oci.BadUpstream, "manifest %s of %s has %d bytes, more than the %d that are taken in", desc.Digest, repo, desc.Size, c.cfg.MaxManifest)
-}
-
-// doubts are repositories of which something could not be had that a client waited
-// for: tags of theirs that have moved to what is not whole are asked for again, whatever
-// their TTL, and are served as they were until that may be.
-type doubts struct {
-	ungiven failures // what is not to be tried again yet
-	open    failures // what upstream has not confirmed a tag since
-}
-
-// doubt notes that what is in repo could not be had, and for how long it is not worth
-// another try.
-func (ds *doubts) doubt(repo oci.Repository, again time.Duration, err error) {
-	now := time.Now()
-	ds.ungiven.put(repo.String(), now.Add(again), "", fmt.Errorf("%w: %w", errUnfetched, err))
-	ds.open.put(repo.String(), now.Add(again+doubtFor), "", err)
-}
-
-func (ds *doubts) are(repo oci.Repository) bool {
-	_, _, err := ds.open.get(repo.String(), time.Now())
-	return err != nil
-}
-
-// why is what could not be had, as long as it is not to be tried again.
-func (ds *doubts) why(repo oci.Repository) error {
-	_, _, err := ds.ungiven.get(repo.String(), time.Now())
-	return err
-}
-
-func (ds *doubts) forgetOf(repo oci.Repository) {
-	ds.ungiven.forget(repo.String())
-	ds.open.forget(repo.String())
-}
-
-func (ds *doubts) clear() {
-	ds.ungiven.clear()
-	ds.open.clear()
 }

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -103,7 +104,7 @@ func (m *mutes) heard(host string, began time.Time, ask oci.Ask, err error) {
 // isAnswer reports that upstream said something, for all we know: a question in the
 // background may have failed to get its turn.
 func isAnswer(err error, ask oci.Ask) bool {
-	return err == nil || !ask.Background && wordOf(err) != Trouble
+	return err == nil || !ask.Background && wordOf(err) != Trouble && !errors.Is(err, oci.ErrCrowded)
 }
 
 // ended notes that a question is on its way no more. One that was overdue stays so

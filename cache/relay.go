@@ -202,10 +202,10 @@ func (l *relay) run(ctx context.Context) {
 		n, err = src.Read(p)
 		l.land(src, n, err)
 	}
-	if l.blob.c.ctx.Err() != nil {
+	switch {
+	case l.blob.c.ctx.Err() != nil:
 		err = errClosed
-	}
-	if !errors.Is(err, io.EOF) {
+	case ctx.Err() == nil && !errors.Is(err, io.EOF): // else nobody wants it any more
 		l.blob.noteFailure(DigestKind, err)
 	}
 	l.land(src, 0, err)

@@ -34,15 +34,16 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 		return oci.Resolved{}, oci.Outcome{}, err
 	}
 	q := tagQuestion{repo: repo, tag: reference, ask: ask}
-	facts := c.tagFacts(&q, &held, err == nil)
+	facts := c.tagFacts(ctx, &q, &held, err == nil)
 	facts.Said = c.unasked(repo.Host)
-	if c.ladder(repo.Host).Climb(facts).Serve == Ours && facts.Said == Unasked { // the hot path ends here
+	if !facts.Doubted && facts.Said == Unasked && c.ladder(repo.Host).Climb(facts).Serve == Ours { // the hot path ends here
 		return resolved(&held), oci.Outcome{Cache: oci.Hit, Checked: held.Checked, Why: "fresh"}, nil
 	}
 	if err == nil {
 		rec := held // which a hit must not move to the heap
 		q.rec = &rec
-		q.ask.Held = !isUrgent(ask) && c.has(c.image(ctx, q.rec).Digest)
+		q.ask.Held = !isUrgent(ask) && c.has(c.image(ctx, &q).Digest)
+		c.retryMissing(repo, q.missing)
 	}
 	rung, failed := c.decide(ctx, repo, q.key, facts)
 	switch {
@@ -52,8 +53,8 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 		return oci.Resolved{}, oci.Outcome{}, offline(q.key())
 	case rung.Serve == Error:
 		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
-	case failed == nil:
-		image := c.image(ctx, q.rec)
+	case failed == nil && c.without(repo.Host):
+		image := c.image(ctx, &q)
 		return resolved(image), oci.Outcome{Cache: rung.Mark, Checked: image.Checked, Why: "offline"}, nil
 	}
 	return c.answer(ctx, &q, rung, resolution{}, failed)
@@ -64,13 +65,16 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 func isUrgent(ask oci.Ask) bool { return ask.Refresh && !ask.Background }
 
 // tagFacts is what an answer to q depends on, as long as nobody was asked.
-func (c *Cache) tagFacts(q *tagQuestion, rec *store.Tag, held bool) Case {
+func (c *Cache) tagFacts(ctx context.Context, q *tagQuestion, rec *store.Tag, held bool) Case {
 	facts := Case{
 		Kind: TagKind, TTL: c.cfg.ttlOf(q.repo, q.tag), Forced: q.ask.Refresh, Background: q.ask.Background,
 	}
 	if held {
 		facts.Held, facts.Age = Whole, time.Since(rec.Checked)
-		facts.Doubted = rec.Former != nil && c.doubts.are(q.repo)
+		if rec.Former != nil && !q.ask.Background {
+			q.missing = c.missing(ctx, q.repo, rec)
+			facts.Doubted = len(q.missing) > 0
+		}
 	}
 	return facts
 }
@@ -81,6 +85,8 @@ type tagQuestion struct {
 	tag  string
 	ask  oci.Ask
 	rec  *store.Tag // nil if nothing is held
+
+	missing []lost // what cannot be had of what it names now, where rec has what is served instead
 }
 
 func (q *tagQuestion) key() string { return q.repo.String() + ":" + q.tag }
@@ -144,7 +150,10 @@ func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolu
 		}
 		return oci.Resolved{Descriptor: found.desc, Manifest: found.manifest}, out, nil
 	case Ours:
-		image := c.image(ctx, q.rec)
+		if err == nil {
+			err = q.missing[0].err
+		}
+		image := c.image(ctx, q)
 		out.Checked, out.Why = image.Checked, whyStale(err)
 		switch saidBy(err) {
 		case Gone:
@@ -170,7 +179,7 @@ func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolutio
 	c.mutes.heard(q.repo.Host, began, ask, err)
 	heard := time.Now()
 	c.heard(q.repo.Host, err)
-	if err == nil && (c.climbTo(ctx, &q, res, facts).Serve == Fetch || out.Withheld > 0 && c.wantsPulls(ctx, q.rec, res.Digest)) {
+	if err == nil && (c.climbTo(ctx, &q, res, facts).Serve == Fetch || out.Withheld > 0 && c.wantsPulls(ctx, &q, res.Digest)) {
 		res.Manifest, err = c.fetchMoved(ctx, q.repo, res.Descriptor, ask, &out)
 	}
 	c.mutes.ended(q.key(), isAnswer(err, ask))
@@ -181,7 +190,6 @@ func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolutio
 		return resolution{spent: out.Spent}, err
 	}
 	c.failures.forget(q.key())
-	c.doubts.forgetOf(q.repo)
 	return resolution{c.putTag(ctx, &q, res, heard), res.Manifest, out.Spent}, nil
 }
 
@@ -194,7 +202,7 @@ func (c *Cache) climbTo(ctx context.Context, q *tagQuestion, res oci.Resolved, f
 	if facts.Said == Changed && res.Manifest == nil && !c.has(res.Digest) {
 		facts.Said = Moved
 	}
-	if q.rec != nil && !c.has(c.image(ctx, q.rec).Digest) {
+	if q.rec != nil && !c.has(c.image(ctx, q).Digest) {
 		facts.Held = Nothing
 	}
 	return c.ladder(q.repo.Host).Climb(facts)
@@ -216,7 +224,7 @@ func (c *Cache) putTag(ctx context.Context, q *tagQuestion, res oci.Resolved, he
 	if c.isOvertaken(q, heard) {
 		return resolved(&next).Descriptor
 	}
-	next.Former = c.former(ctx, q.rec, next.Digest)
+	next.Former = c.former(ctx, q, next.Digest)
 	if res.Manifest == nil {
 		c.mark(q.repo, res.Digest, store.Marker{MediaType: next.MediaType, Size: next.Size, State: store.Proven})
 	}

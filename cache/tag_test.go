@@ -388,6 +388,28 @@ func TestFewQuestionsAreKnownToHang(t *testing.T) {
 	}
 }
 
+// Who had no turn among all that ask has heard nothing of an upstream that is mute.
+func TestWhoHadNoTurnHasHeardNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for err, stays := range map[error]bool{
+			&oci.Error{Code: oci.TooManyRequests, Err: oci.ErrCrowded}: true,
+			&oci.Error{Code: oci.TooManyRequests}:                      false,
+			oci.ErrManifestUnknown:                                     false,
+		} {
+			var m mutes
+			m.asked("hung", oci.Ask{})
+			time.Sleep(2 * time.Second)
+			m.gaveUp("docker.io", "hung")
+			began := m.asked("other", oci.Ask{})
+			time.Sleep(time.Second)
+			m.heard("docker.io", began, oci.Ask{}, err)
+			if m.is("docker.io", "next") != stays {
+				t.Errorf("%v: it is mute: %v, want %v", err, !stays, stays)
+			}
+		}
+	})
+}
+
 // held is a cache of a registry that reserves for those who wait, with tags that all
 // have to be checked again.
 func held(t *testing.T, repos ...oci.Repository) (*Cache, *reserved) {

@@ -30,11 +30,8 @@ func (d *Disk) isWhole(ctx context.Context, manifest oci.Digest, depth int) bool
 		return false
 	}
 	links := d.links(ctx, manifest)
-	if children := links.Manifests[:min(len(links.Manifests), maxParts)]; len(children) > 0 {
-		runs := slices.ContainsFunc(children, func(c oci.Child) bool { return c.Platform.Runs() }) // else what it lists is for no machine
-		return slices.ContainsFunc(children, func(child oci.Child) bool {
-			return child.Platform.Runs() == runs && d.isWhole(ctx, child.Digest, depth-1)
-		})
+	if len(links.Manifests) > 0 {
+		return slices.ContainsFunc(pulled(links), func(child oci.Child) bool { return d.isWhole(ctx, child.Digest, depth-1) })
 	}
 	if c := links.Config; c != nil && c.MediaType != emptyConfig && !d.has(c.Digest) {
 		return false
@@ -42,6 +39,39 @@ func (d *Disk) isWhole(ctx context.Context, manifest oci.Digest, depth int) bool
 	return len(links.Layers) <= maxParts && !slices.ContainsFunc(links.Layers, func(layer oci.Layer) bool {
 		return len(layer.URLs) == 0 && !d.has(layer.Digest)
 	})
+}
+
+// pulled are the children of an index that a machine may pull: those for a platform, or
+// all if there are none.
+func pulled(links *oci.Links) []oci.Child {
+	children := links.Manifests[:min(len(links.Manifests), maxParts)]
+	if !slices.ContainsFunc(children, func(c oci.Child) bool { return c.Platform.Runs() }) {
+		return children
+	}
+	return slices.DeleteFunc(slices.Clone(children), func(c oci.Child) bool { return !c.Platform.Runs() })
+}
+
+// EachPart calls f for all that pulls of a manifest lead to, as far as what is held tells,
+// and for the manifest itself. Of layers elsewhere says that they are to be had from URLs.
+func (d *Disk) EachPart(ctx context.Context, manifest oci.Digest, f func(part oci.Digest, elsewhere bool)) {
+	d.eachPart(ctx, manifest, maxNesting, f)
+}
+
+func (d *Disk) eachPart(ctx context.Context, manifest oci.Digest, depth int, f func(part oci.Digest, elsewhere bool)) {
+	f(manifest, false)
+	if !d.has(manifest) || depth == 0 || ctx.Err() != nil {
+		return
+	}
+	links := d.links(ctx, manifest)
+	for _, child := range pulled(links) {
+		d.eachPart(ctx, child.Digest, depth-1, f)
+	}
+	if links.Config != nil {
+		f(links.Config.Digest, false)
+	}
+	for _, layer := range links.Layers[:min(len(links.Layers), maxParts)] {
+		f(layer.Digest, len(layer.URLs) > 0)
+	}
 }
 
 // has reports that content is held, whomever it belongs to.
