@@ -171,6 +171,7 @@ func (r *bypassReader) readWhole(p []byte) (int, error) {
 func (r *bypassReader) wrong() error {
 	err := &oci.Error{Code: oci.BadUpstream, Detail: fmt.Sprintf("upstream's bytes are not what %s names", r.dg), Err: store.ErrMismatch}
 	if !r.patched {
+		r.src.doubt()
 		r.blob.noteFailure(DigestKind, err)
 	}
 	return err

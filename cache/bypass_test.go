@@ -203,6 +203,55 @@ func TestPastTheDiskReadersShare(t *testing.T) {
 	}
 }
 
+// TestPastTheDiskUpstreamIsToldOfItsWrongBytes, by who has had all of one transfer.
+func TestPastTheDiskUpstreamIsToldOfItsWrongBytes(t *testing.T) {
+	content := pattern(1, 5*mib)
+	for name, row := range map[string]struct {
+		wrong bool
+		from  int64
+		slow  int // who go on in a transfer of their own
+		told  int
+	}{
+		"right":                  {false, 0, 0, 0},
+		"wrong":                  {true, 0, 0, 1},
+		"wrong, read to the end": {true, mib, 0, 1},
+		"and one is put out":     {true, 0, 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				d := s.pushBlob(alpine, content)
+				c := tooSmall(t, s, Config{})
+				defer closeCache(t, c)
+				mustRead(t, c, alpine, d, content)
+				s.set(func() {
+					s.body = func(_ int, c []byte, off int64) io.Reader {
+						if row.wrong {
+							c = make([]byte, len(c))
+						}
+						return steady{bytes.NewReader(c[off:])}
+					}
+				})
+				var all sync.WaitGroup
+				for range row.slow {
+					all.Go(func() {
+						if _, err := readSlowly(t.Context(), c, d, 32<<10, 100*time.Millisecond); !isWrong(err) {
+							t.Error(err)
+						}
+					})
+				}
+				if _, _, err := read(t.Context(), c, alpine, d, row.from, -1); isWrong(err) != row.wrong {
+					t.Error(err)
+				}
+				all.Wait()
+				if s.doubted != row.told {
+					t.Errorf("told %d times, want %d", s.doubted, row.told)
+				}
+			})
+		})
+	}
+}
+
 // TestPastTheDiskThereAreSoManyPlaces: who finds none waits for one, and is told
 // when that takes too long.
 func TestPastTheDiskThereAreSoManyPlaces(t *testing.T) {

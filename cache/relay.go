@@ -57,6 +57,7 @@ type relay struct {
 	tail    int64      // ring holds the bytes from here
 	head    int64      // to here
 	readers []*relayReader
+	up      oci.Blob      // the handle it reads by; nil until upstream has answered
 	size    int64         // of the blob; -1 until known
 	spent   int           // requests to upstream
 	err     error         // why no more comes; io.EOF at the end
@@ -218,7 +219,7 @@ func (l *relay) begin(src *resumer) {
 		window = min(window, src.size-l.at)
 	}
 	l.mu.Lock()
-	l.ring = make([]byte, max(window, 1))
+	l.ring, l.up = make([]byte, max(window, 1)), src.up
 	l.mu.Unlock()
 }
 
@@ -359,7 +360,8 @@ type follower struct {
 	ctx     context.Context //nolint:containedctx // the request's: the reader lives in it
 	at, end int64           // the next byte, and the stretch's end or forever
 	in      *relayReader
-	before  int // requests to upstream that the relays before in cost
+	moved   bool // it was in others before in
+	before  int  // requests to upstream that those cost
 }
 
 // followPast reads length bytes from at, or to the end if length is negative. It
@@ -394,7 +396,21 @@ func (f *follower) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		f.in = in
+		f.in, f.moved = in, true
+	}
+}
+
+// doubt tells upstream that what it gave is wrong, if all of it came by one relay, and
+// so by one handle.
+func (f *follower) doubt() {
+	if f.moved {
+		return
+	}
+	f.in.mu.Lock()
+	up := f.in.up
+	f.in.mu.Unlock()
+	if up, ok := up.(oci.Doubtful); ok {
+		up.Wrong()
 	}
 }
 

@@ -32,7 +32,6 @@ type Client struct {
 	foreign  foreignHosts
 	recent   *recentLists
 	attempts *attempts
-	served   *served
 }
 
 var _ oci.Source = (*Client)(nil)
@@ -51,7 +50,7 @@ func newClient(cfg Config, d dialer, now func() time.Time) (*Client, error) {
 		return nil, fmt.Errorf("upstream %s: its name is %s", cfg.Name, folded)
 	}
 	cfg.setDefaults()
-	c := &Client{cfg: cfg, recent: &recentLists{lists: map[string]tagList{}}, attempts: &attempts{losers: map[*attempt]struct{}{}}, served: &served{last: map[content]*site{}}}
+	c := &Client{cfg: cfg, recent: &recentLists{lists: map[string]tagList{}}, attempts: &attempts{losers: map[*attempt]struct{}{}}}
 	var err error
 	if c.foreign, err = parseForeignHosts(cfg.Name, cfg.ForeignHosts); err != nil {
 		return nil, err

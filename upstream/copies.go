@@ -30,17 +30,7 @@ type copies struct {
 var _ oci.Blob = (*copies)(nil)
 
 func newCopies(client *Client, blobs []*blob) *copies {
-	c := &copies{client: client, blobs: blobs, size: -1, fails: map[*blob]int{}, refused: map[*blob]bool{}, gave: map[*blob]bool{}}
-	// Whoever asks for a blob that was given out whole a moment ago had no use
-	// for it: it was wrong, perhaps.
-	if last := client.served.by(blobs[0]); last != nil {
-		for _, b := range blobs {
-			if b.site == last {
-				c.fails[b]++
-			}
-		}
-	}
-	return c
+	return &copies{client: client, blobs: blobs, size: -1, fails: map[*blob]int{}, refused: map[*blob]bool{}, gave: map[*blob]bool{}}
 }
 
 func (c *copies) Descriptor() oci.Descriptor {
@@ -264,9 +254,7 @@ func (r *copiesReader) Read(p []byte) (int, error) {
 	switch {
 	case err == nil:
 		return n, r.keepsUp()
-	case errors.Is(err, io.EOF):
-		r.copies.client.served.note(r.blob)
-	case errors.Is(err, errSlow):
+	case errors.Is(err, io.EOF), errors.Is(err, errSlow):
 	case r.caller.Err() != nil:
 		return n, failure(r.caller, r.blob.home.Host, r.caller.Err(), nil)
 	default:
@@ -306,33 +294,4 @@ func (c *copies) got(b *blob) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.gave[b] = true
-}
-
-// maxServed bounds the blobs of which it is remembered who gave them.
-const maxServed = 256
-
-// served remembers which site gave a blob last.
-type served struct {
-	mu   sync.Mutex // guards last
-	last map[content]*site
-}
-
-type content struct {
-	repo   string // path
-	digest oci.Digest
-}
-
-func (s *served) by(b *blob) *site {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.last[content{b.repo.Path, b.digest}]
-}
-
-func (s *served) note(b *blob) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.last) >= maxServed {
-		clear(s.last) // forgetting costs a wrong body another try
-	}
-	s.last[content{b.repo.Path, b.digest}] = b.site
 }

@@ -265,32 +265,42 @@ func TestWhatACDNHasLostComesFromAMirror(t *testing.T) {
 	}
 }
 
-// Whoever asks again for a blob that was given out whole got a wrong one,
-// perhaps: it is fetched elsewhere.
-func TestAWrongCopyIsFetchedElsewhere(t *testing.T) {
-	simulate(t, open, func(w *world) {
-		t, hub := w.t, w.hub
-		blob := ocitest.Blob(7, 1000)
-		mirror := w.another(ocitest.Habits{Auth: ocitest.NoAuth})
-		hub.PushBlob("library/alpine", blob)
-		mirror.PushBlob("library/alpine", blob)
-		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Corrupt(10)})
-		c := w.connect(mirroredAt(mirror))
-		bad, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1)
-		if err != nil || bytes.Equal(bad, blob.Bytes()) {
-			t.Fatalf("the first copy: %v", err)
-		}
-		good, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), 0, -1)
-		if err != nil || !bytes.Equal(good, blob.Bytes()) {
-			t.Errorf("the second copy: %v", err)
-		}
-	})
-	s := &served{last: map[content]*site{}}
-	for i := range 3 * maxServed {
-		s.note(&blob{digest: oci.Sum([]byte{byte(i), byte(i >> 8)})})
-	}
-	if n := len(s.last); n > maxServed {
-		t.Errorf("%d blobs are remembered, want at most %d", n, maxServed)
+// A blob that is asked for again, or a part of it, comes from where it came from
+// before: elsewhere only if that was wrong.
+func TestOnlyWhatWasWrongIsFetchedElsewhere(t *testing.T) {
+	blob := ocitest.Blob(7, 100_000)
+	bodies := ocitest.Match{Role: ocitest.CDN}
+	for name, wrong := range map[string]bool{"right": false, "wrong": true} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t := w.t
+				mirror, c := mirrored(w, blob)
+				asked, left := mirror, w.hub
+				if wrong {
+					asked, left = w.hub, mirror
+					mirror.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Corrupt(10)})
+				}
+				b := openBlob(t, c, alpine, blob.Digest)
+				got, err := read(t.Context(), b, 0, -1)
+				if err != nil || bytes.Equal(got, blob.Bytes()) == wrong {
+					t.Errorf("the first copy: %d bytes, %v", len(got), err)
+				}
+				if wrong {
+					b.(oci.Doubtful).Wrong()
+				}
+				mirror.Reset()
+				for n, part := range []struct{ offset, length int64 }{{0, 100_000}, {0, 1000}, {40_000, 1000}, {99_000, 1000}} {
+					got, err := read(t.Context(), openBlob(t, c, alpine, blob.Digest), part.offset, part.length)
+					if err != nil || !bytes.Equal(got, blob.Bytes()[part.offset:part.offset+part.length]) {
+						t.Errorf("%+v: %d bytes, %v", part, len(got), err)
+					}
+					if asked := asked.Count(bodies); asked != n+1 {
+						t.Errorf("%d reads were %d requests to who is to be asked", n+1, asked)
+					}
+				}
+				saw(t, left)
+			})
+		})
 	}
 }
 
