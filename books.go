@@ -2,11 +2,7 @@ package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
-	"io/fs"
 	"net/http"
-	"sync"
 	"time"
 
 	"entrepot/ledger"
@@ -67,52 +63,19 @@ func partyOf(c *upstream.Call) ledger.Party {
 	return ledger.Party{Upstream: c.Upstream, Account: c.Account, Repository: c.Repository, Client: c.Client}
 }
 
-// The ledger below the data directory's state, and how often it is brought up to
-// date there. What was counted since then is lost with a killed process.
-const (
-	ledgerState = "ledger"
-	settleEvery = 10 * time.Second
-	ledgerEvery = time.Minute
-)
+// settleEvery is how often the ledger is brought up to date.
+const settleEvery = 10 * time.Second
 
 // keepLedger takes over what the last process left, and keeps l until stop is
 // called, which must come before the disk is closed.
 func keepLedger(l *ledger.Ledger, disk *store.Disk, watcher *observer) (stop func()) {
-	state, err := disk.State(ledgerState, ledger.MaxState)
-	if err == nil {
-		err = l.Load(state)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		watcher.log.Warn().Err(err).Msg("what earlier runs spent is forgotten: their ledger cannot be read")
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var work sync.WaitGroup
-	work.Go(func() {
-		settle, save := time.NewTicker(settleEvery), time.NewTicker(ledgerEvery)
-		defer settle.Stop()
-		defer save.Stop()
-		for {
-			select {
-			case <-settle.C:
-				l.Settle()
-			case <-save.C:
-				saveLedger(l, disk, watcher)
-			case <-ctx.Done():
-				saveLedger(l, disk, watcher)
-				return
-			}
-		}
+	saved := keep(disk, watcher, advice{
+		name: "ledger", most: ledger.MaxState, load: l.Load, save: l.Save,
+		lost: "what earlier runs spent is forgotten: their ledger cannot be read", unkept: "the ledger could not be kept",
 	})
+	settled := repeat(settleEvery, l.Settle)
 	return func() {
-		cancel()
-		work.Wait()
-	}
-}
-
-func saveLedger(l *ledger.Ledger, disk *store.Disk, watcher *observer) {
-	if state, changed := l.Save(); changed {
-		if err := disk.SaveState(ledgerState, state); err != nil {
-			watcher.diskWarning("the ledger could not be kept", err)
-		}
+		settled()
+		saved()
 	}
 }

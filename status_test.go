@@ -162,6 +162,9 @@ func TestStatusTellsWhoSpentIt(t *testing.T) {
 	}
 	stopProgram(t, p)
 	state := filepath.Join(strings.TrimPrefix(settings[0], "ENTREPOT_DATA="), "state", "ledger")
+	if info, err := os.Stat(state); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("who spent what can be read by others: %v, %v", info, err)
+	}
 	if err := os.WriteFile(state, []byte(`{"version":99}`), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -80,12 +80,13 @@ func (d *Disk) saveState(name string, state any) error {
 	if err != nil {
 		return err
 	}
-	return d.SaveState(name, b)
+	return d.writeFile(path.Join(stateDir, name), b, written{mode: 0o644, hurry: true})
 }
 
-// SaveState keeps advice of others than the store under a name of their own.
+// SaveState keeps advice of others than the store under a name of their own. It may
+// tell of clients and accounts, and is for nobody else to read.
 func (d *Disk) SaveState(name string, state []byte) error {
-	return d.writeFile(path.Join(stateDir, name), state, written{mode: 0o644, hurry: true})
+	return d.writeFile(path.Join(stateDir, name), state, written{mode: 0o600, hurry: true})
 }
 
 // State is the advice that was saved last, of so many bytes at most;

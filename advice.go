@@ -1,0 +1,70 @@
+package main
+
+import (
+	"errors"
+	"io/fs"
+	"sync"
+	"time"
+
+	"entrepot/store"
+)
+
+// advice is what a part of the program knows that spares work after a restart. It
+// is kept below the data directory's state, from where it may be deleted.
+type advice struct {
+	name   string // of its file
+	most   int64  // bytes of that
+	load   func(state []byte) error
+	save   func() (state []byte, changed bool) // since it was saved or loaded last
+	lost   string                              // what the log says of a file that load does not understand
+	unkept string                              // and of one that cannot be written
+}
+
+// saveEvery is how often advice is written. What is known since then is lost with a
+// killed process.
+const saveEvery = time.Minute
+
+// keep takes over what the last process left, and keeps a until stop is called,
+// which must come before the disk is closed.
+func keep(disk *store.Disk, watcher *observer, a advice) (stop func()) {
+	state, err := disk.State(a.name, a.most)
+	if err == nil {
+		err = a.load(state)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		watcher.log.Warn().Err(err).Msg(a.lost)
+	}
+	save := func() {
+		if state, changed := a.save(); changed {
+			if err := disk.SaveState(a.name, state); err != nil {
+				watcher.diskWarning(a.unkept, err)
+			}
+		}
+	}
+	ended := repeat(saveEvery, save)
+	return func() {
+		ended()
+		save()
+	}
+}
+
+// repeat does something now and then until stop is called, which waits for it.
+func repeat(every time.Duration, do func()) (stop func()) {
+	ticks, end := time.NewTicker(every), make(chan struct{})
+	var work sync.WaitGroup
+	work.Go(func() {
+		defer ticks.Stop()
+		for {
+			select {
+			case <-ticks.C:
+				do()
+			case <-end:
+				return
+			}
+		}
+	})
+	return func() {
+		close(end)
+		work.Wait()
+	}
+}
