@@ -33,6 +33,7 @@ type budget struct {
 	dry     bool      // it was refused, and not given out since
 	began   time.Time // when the running window was first seen: it ends a Window later at the latest
 	pause   pause     // after a refusal that named no time
+	meter   meter     // what it is spent on
 	running int       // requests on their way, which the answers so far do not count
 	users   int       // passes that point here
 	changed chan struct{}
@@ -45,7 +46,7 @@ func (l *Limiter) budgetLocked(account string) *budget {
 		if len(l.budgets) >= maxAccounts {
 			l.forgetBudgetLocked()
 		}
-		b = &budget{quota: Quota{Account: account}, changed: make(chan struct{})}
+		b = &budget{quota: Quota{Account: account}, changed: make(chan struct{}), meter: newMeter()}
 		l.budgets[account] = b
 	}
 	b.used = time.Now()
@@ -84,6 +85,11 @@ func (b *budget) reserve(share float64) int {
 		return 0
 	}
 	return int(math.Ceil(share * float64(b.quota.Limit)))
+}
+
+// costs reports whether a call is to be counted, as far as is known.
+func (b *budget) costs(call Call, now time.Time) bool {
+	return call.Class == Pull && !b.meter.isExempt(call.Repository, now)
 }
 
 // obstacle is what stands before another counted request; nil for nothing.
@@ -165,22 +171,41 @@ func (b *budget) refuse(retry time.Duration, now time.Time) time.Duration {
 	return b.quota.Resets.Sub(now)
 }
 
-// noteQuotaLocked keeps what the headers tell. A manifest that is given out
-// without them means that there is no limit any more.
+// noteQuotaLocked keeps what the headers tell, or that there are none.
 func (p *Pass) noteQuotaLocked(status int, quota Quota, told bool, now time.Time) {
+	class := p.call.Class
 	switch {
-	case p.call.Class != Pull && p.call.Class != Check:
+	case class != Pull && class != Check:
 	case told:
 		b := p.limiter.budgetLocked(p.call.Account)
 		b.note(quota, p.left, now)
-		if p.call.Class == Pull && status == http.StatusOK {
+		b.meter.count(p.call.Repository, now)
+		switch {
+		case status != http.StatusOK:
+		case class == Pull:
 			b.pause.backoff = 0
+		default:
+			b.meter.heads = true
 		}
-	case p.call.Class == Pull && status == http.StatusOK:
-		b := p.limiter.budgetLocked(p.call.Account)
-		b.known, b.dry, b.pause = false, false, pause{}
-		b.tell()
+	case status == http.StatusOK:
+		if b := p.limiter.budgets[p.call.Account]; b != nil && b.known {
+			b.noteNone(p.call, now)
+		}
 	}
+}
+
+// noteNone takes in an answer without a word of a quota that is known: what it is for
+// costs nothing, or there is no limit any more.
+func (b *budget) noteNone(call Call, now time.Time) {
+	switch {
+	case call.Class == Pull && b.meter.endsWith(call.Repository):
+		b.known, b.dry, b.pause, b.meter = false, false, pause{}, newMeter()
+	case call.Class == Pull || b.meter.heads:
+		b.meter.exempt(call.Repository, now)
+	default:
+		return
+	}
+	b.tell()
 }
 
 // note takes in upstream's word, in the answer to a request that was made when

@@ -39,6 +39,7 @@ type Call struct {
 	Host       string // as in the URL, with its port
 	Class      Class
 	Account    string // whose quota it may cost; empty: that of our address
+	Repository string // of what it asks for, as far as quotas are by repository
 	Client     string // for whom it is sent
 	Transfer   bool   // the answer is a blob's body
 	Background bool   // nobody waits for it
@@ -324,7 +325,7 @@ func (p *Pass) look(now time.Time, claim bool) *obstacle {
 	if o := p.pauseLocked(now); o != nil {
 		return o
 	}
-	if p.budget == nil {
+	if p.budget == nil || !p.budget.costs(p.call, now) {
 		return nil
 	}
 	o := p.budget.obstacle(p.call, l.limits.Reserve, now, claim)
@@ -409,7 +410,7 @@ func (l *Limiter) foresee(call Call) *obstacle {
 			return o
 		}
 	}
-	if b := l.budgets[call.Account]; b != nil && call.Class == Pull {
+	if b := l.budgets[call.Account]; b != nil && b.costs(call, now) {
 		return b.obstacle(call, l.limits.Reserve, now, false)
 	}
 	return nil

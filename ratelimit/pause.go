@@ -88,6 +88,7 @@ func (p *Pass) answeredLocked(status int, header http.Header, body []byte, now t
 	case status == http.StatusServiceUnavailable:
 		return wait
 	case isQuota && p.budget != nil:
+		p.budget.meter.count(p.call.Repository, now)
 		return p.budget.refuse(wait, now)
 	case wait > 0 && !isQuota && isProbe:
 		p.host.all.extend(now.Add(min(wait, maxBackoff)), refusal.Code)

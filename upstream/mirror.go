@@ -107,7 +107,7 @@ func (c *Client) order(ctx context.Context, q *question, class ratelimit.Class) 
 
 // call is what limits look at of a question that a site would be asked.
 func (s *site) call(ctx context.Context, q *question, class ratelimit.Class) ratelimit.Call {
-	call := ratelimit.Call{Host: s.endpoint.Host, Class: class, Background: q.ask.Background, Held: q.ask.Held}
+	call := ratelimit.Call{Host: s.endpoint.Host, Class: class, Repository: q.repo.Path, Background: q.ask.Background, Held: q.ask.Held}
 	if class == ratelimit.Pull {
 		cred, _, err := s.credential(ctx, q.repo)
 		if heldBack, _ := s.accounts.state(s.accounts.get(cred.id)); err == nil && !heldBack {

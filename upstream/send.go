@@ -149,8 +149,8 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 // call is what limits look at of a request.
 func (q *question) call(r request, account string) ratelimit.Call {
 	return ratelimit.Call{
-		Host: r.url.Host, Class: r.class, Account: account, Client: q.ask.Client, Transfer: r.transfer, Background: q.ask.Background, Held: q.ask.Held,
-		Since: q.ask.Since, Begun: q.begun(), What: q.repo.Path + r.url.Path,
+		Host: r.url.Host, Class: r.class, Account: account, Repository: q.repo.Path, Client: q.ask.Client, Transfer: r.transfer, Background: q.ask.Background,
+		Held: q.ask.Held, Since: q.ask.Since, Begun: q.begun(), What: q.repo.Path + r.url.Path,
 	}
 }
 

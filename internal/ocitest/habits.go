@@ -37,6 +37,7 @@ type Habits struct {
 	// Quota.
 	PullLimit  int           // manifest GETs per window and account; 0: no limit and no headers
 	PullWindow time.Duration // as the headers name it; 0: 6 h
+	Uncounted  string        // a repository whose manifests cost nothing and come without the headers
 
 	// Headers and methods.
 	OmitDigest   bool   // no Docker-Content-Digest

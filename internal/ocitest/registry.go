@@ -117,6 +117,9 @@ func accepts(lines []string, mediaType string) bool {
 func (h *Hub) count(a *answer) bool {
 	get := a.req.Method == http.MethodGet
 	limit := a.habits.PullLimit
+	if a.habits.Uncounted != "" && a.rec.Repo == a.habits.Uncounted {
+		return true
+	}
 	h.mu.Lock()
 	allowed := !get || limit == 0 || h.spent[a.rec.Account] < limit
 	if get && allowed {
