@@ -3,91 +3,8 @@ package upstream
 import (
 	"context"
 	"slices"
-	"sync"
 	"time"
 )
-
-// attempt is a question to one of several addresses.
-type attempt struct {
-	ctx    context.Context //nolint:containedctx // its own: what it began may outlive the question
-	cancel context.CancelFunc
-	unlink func() bool // from the context of who asked
-
-	ended, lost bool // guarded by attempts
-}
-
-// release ends what the attempt began.
-func (a *attempt) release() {
-	if a == nil { // there was nothing to choose
-		return
-	}
-	a.unlink()
-	a.cancel()
-}
-
-// attempts are those that go on though another address has answered: what becomes
-// of them tells their own address's breaker how it is.
-type attempts struct {
-	mu     sync.Mutex // guards what follows, and adding to late
-	closed bool
-	losers map[*attempt]struct{}
-	late   sync.WaitGroup
-}
-
-// begin makes an attempt that ends with ctx until it is lost.
-func (*attempts) begin(ctx context.Context) *attempt {
-	free, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	return &attempt{ctx: free, cancel: cancel, unlink: context.AfterFunc(ctx, cancel)}
-}
-
-// lose lets go of an attempt that runs, and reports whether it did: it drops what
-// it brings, and ends within its own timeouts, or with the Client.
-func (as *attempts) lose(a *attempt) bool {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if a.ended {
-		return false
-	}
-	a.lost = true
-	a.unlink()
-	if as.closed {
-		a.cancel()
-		return true
-	}
-	as.losers[a] = struct{}{}
-	as.late.Add(1)
-	return true
-}
-
-// end reports whether an attempt was lost by the time it ended.
-func (as *attempts) end(a *attempt) (lost bool) {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	a.ended = true
-	return a.lost
-}
-
-// gone is called when nothing is left of a lost attempt.
-func (as *attempts) gone(a *attempt) {
-	a.cancel()
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	if _, ok := as.losers[a]; ok {
-		delete(as.losers, a)
-		as.late.Done()
-	}
-}
-
-// close ends those that were lost and waits for them.
-func (as *attempts) close() {
-	as.mu.Lock()
-	as.closed = true
-	for a := range as.losers {
-		a.cancel()
-	}
-	as.mu.Unlock()
-	as.late.Wait()
-}
 
 // race is one question to several places of type P, of which one is to answer.
 type race[P, T any] struct {
@@ -100,6 +17,11 @@ type race[P, T any] struct {
 	drop   func(T)                       // closes an answer that is not wanted any more; nil: that needs nothing
 	failed func(P, error) (verdict bool) // is told of each failure; a verdict ends the race
 	silent func(P)                       // is told who had the next one asked, too, by saying nothing
+
+	next    int          // in places
+	running []*leg[P, T] // that have no answer yet, the last to be asked last
+	ends    chan *leg[P, T]
+	timer   *time.Timer // when the last of them is looked at
 }
 
 // leg is a place that was asked.
@@ -112,123 +34,118 @@ type leg[P, T any] struct {
 	err   error
 }
 
-// silence is how long a question has had no answer, without what it waited for leave
-// to be sent.
-type silence struct {
-	mu     sync.Mutex // guards what follows
-	began  time.Time  // as if it had never waited
-	paused time.Time  // zero while it does not wait
-}
-
-func (s *silence) pause(on bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if on {
-		s.paused = time.Now()
-		return
-	}
-	s.began, s.paused = s.began.Add(time.Since(s.paused)), time.Time{}
-}
-
-func (s *silence) lasts() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.paused.IsZero() {
-		return s.paused.Sub(s.began)
-	}
-	return time.Since(s.began)
-}
-
 // run asks one place after the other until one has an answer: the next where the
 // last that was asked fails, or says nothing for too long. Time that a question waits
 // for leave to be sent is none of that. The caller releases what won, which is nil if
 // none has an answer: all have failed, there is a verdict, or ctx has ended.
 func (r *race[P, T]) run(ctx context.Context) *leg[P, T] {
 	if len(r.places) == 1 {
-		l := &leg[P, T]{place: r.places[0], q: r.q}
-		if l.value, l.err = r.ask(ctx, r.q, l.place); l.err != nil {
-			r.failed(l.place, l.err)
-			return nil
-		}
-		return l
+		return r.askOne(ctx)
 	}
-	ends := make(chan *leg[P, T], len(r.places))
-	var running []*leg[P, T]
-	next := 0
-	start := func() {
-		l := &leg[P, T]{n: next, place: r.places[next], q: r.q.fork(), attempt: r.client.attempts.begin(ctx)}
-		running = append(running, l)
-		next++
-		go r.runLeg(l, ends)
-	}
-	var won *leg[P, T]
-	defer func() { r.lose(ctx, running, won, ends) }()
-	start()
-	timer := time.NewTimer(r.patience)
-	defer timer.Stop()
-	for {
+	r.ends = make(chan *leg[P, T], len(r.places))
+	r.timer = time.NewTimer(r.patience)
+	defer r.timer.Stop()
+	defer r.lose(ctx)
+	r.start(ctx)
+	for len(r.running) > 0 {
 		select {
-		case l := <-ends:
-			running = slices.DeleteFunc(running, func(o *leg[P, T]) bool { return o == l })
-			r.q.spent += l.q.spent
-			switch {
-			case l.err == nil:
-				r.q.account, r.q.why = l.q.account, l.q.why
-				won = l
+		case l := <-r.ends:
+			if l.err == nil {
+				r.finish(l)
 				return l
-			case ctx.Err() != nil, r.failed(l.place, l.err):
-				l.release()
-				return nil
 			}
-			l.release()
-			if next < len(r.places) && (l.n == next-1 || len(running) == 0) {
-				start()
-				timer.Reset(r.patience)
-			} else if len(running) == 0 {
-				return nil
-			}
-		case <-timer.C:
-			last := running[len(running)-1]
-			left := r.patience - last.q.silence.lasts()
-			if left <= 0 && next < len(r.places) {
-				r.silent(last.place)
-				start()
-				left = r.patience
-			}
-			if next < len(r.places) {
-				timer.Reset(max(left, r.patience/4))
-			}
+			r.fail(ctx, l)
+		case <-r.timer.C:
+			r.listen(ctx)
 		case <-ctx.Done():
 			return nil
 		}
 	}
+	return nil
 }
 
-func (r *race[P, T]) runLeg(l *leg[P, T], ends chan<- *leg[P, T]) {
+// askOne is run where there is nothing to choose.
+func (r *race[P, T]) askOne(ctx context.Context) *leg[P, T] {
+	l := &leg[P, T]{place: r.places[0], q: r.q}
+	if l.value, l.err = r.ask(ctx, r.q, l.place); l.err != nil {
+		r.failed(l.place, l.err)
+		return nil
+	}
+	return l
+}
+
+// start asks the next place.
+func (r *race[P, T]) start(ctx context.Context) {
+	l := &leg[P, T]{n: r.next, place: r.places[r.next], attempt: r.client.attempts.begin(ctx)}
+	l.q = r.q.fork(l.attempt)
+	r.running = append(r.running, l)
+	r.next++
+	r.timer.Reset(r.patience)
+	go r.runLeg(l)
+}
+
+func (r *race[P, T]) runLeg(l *leg[P, T]) {
 	l.value, l.err = r.ask(l.ctx, l.q, l.place)
-	if !r.client.attempts.end(l.attempt) {
-		ends <- l
+	if !l.end() {
+		r.ends <- l
 		return
 	}
 	if l.err == nil && r.drop != nil {
 		r.drop(l.value)
 	}
-	r.client.attempts.gone(l.attempt)
+	l.gone()
+}
+
+// finish takes over what a leg has spent, and what it tells if it won.
+func (r *race[P, T]) finish(l *leg[P, T]) {
+	r.running = slices.DeleteFunc(r.running, func(o *leg[P, T]) bool { return o == l })
+	r.q.spent += l.q.spent
+	if l.err == nil {
+		r.q.account, r.q.why = l.q.account, l.q.why
+	}
+}
+
+// fail has the next place asked where the last one failed. After a verdict nobody is.
+func (r *race[P, T]) fail(ctx context.Context, l *leg[P, T]) {
+	r.finish(l)
+	l.release()
+	switch {
+	case ctx.Err() != nil:
+	case r.failed(l.place, l.err):
+		r.lose(ctx)
+	case r.next < len(r.places) && (l.n == r.next-1 || len(r.running) == 0):
+		r.start(ctx)
+	}
+}
+
+// listen has the next place asked where the last one has said nothing for too long.
+func (r *race[P, T]) listen(ctx context.Context) {
+	if r.next == len(r.places) {
+		return
+	}
+	last := r.running[len(r.running)-1]
+	if left := r.patience - last.silence.lasts(); left > 0 {
+		r.timer.Reset(max(left, r.patience/4))
+		return
+	}
+	r.silent(last.place)
+	r.start(ctx)
 }
 
 // lose has those go on by themselves that did not win, unless ctx has ended.
-func (r *race[P, T]) lose(ctx context.Context, running []*leg[P, T], won *leg[P, T], ends <-chan *leg[P, T]) {
-	for _, l := range running {
-		if ctx.Err() != nil && l != won {
+func (r *race[P, T]) lose(ctx context.Context) {
+	for _, l := range r.running {
+		if ctx.Err() != nil {
 			l.cancel()
 		}
-		if l == won || r.client.attempts.lose(l.attempt) {
+		if l.lose() {
 			continue
 		}
-		late := <-ends // whichever ended a moment too late
+		late := <-r.ends // whichever ended a moment too late
 		if late.err == nil && r.drop != nil {
 			r.drop(late.value)
 		}
 		late.release()
 	}
+	r.running = nil
 }

@@ -37,7 +37,7 @@ type question struct {
 	let   bool    // its first request has a place, though it was not sent yet
 	next  request // that it is about to send
 
-	silence *silence // nil: nobody looks
+	attempt *attempt // nil: there is no other address
 
 	account string // by whose credentials it is asked, those that led to where it is now
 	why     string // of the Outcome, in a few words
@@ -57,19 +57,19 @@ func (q *question) target(r request) target {
 }
 
 // fork is the question as it is put to one of several addresses.
-func (q *question) fork() *question {
+func (q *question) fork(a *attempt) *question {
 	one := *q
-	one.ask.Begun, one.spent, one.why, one.silence = q.begun(), 0, "", &silence{began: time.Now()}
+	one.ask.Begun, one.spent, one.why, one.attempt = q.begun(), 0, "", a
 	return &one
 }
 
 // waits begins a wait for leave to send, which is no silence of the one who is asked.
 func (q *question) waits() (done func()) {
-	if q.silence == nil {
+	if q.attempt == nil {
 		return func() {}
 	}
-	q.silence.pause(true)
-	return func() { q.silence.pause(false) }
+	q.attempt.silence.pause(true)
+	return func() { q.attempt.silence.pause(false) }
 }
 
 // failed is the Outcome beside an error.

@@ -1,0 +1,118 @@
+package upstream
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// attempt is a question to one of several addresses.
+type attempt struct {
+	ctx     context.Context //nolint:containedctx // its own: what it began may outlive the question
+	cancel  context.CancelFunc
+	unlink  func() bool // from the context of who asked
+	silence silence
+	all     *attempts
+
+	ended, lost bool // guarded by all
+}
+
+// release ends what the attempt began.
+func (a *attempt) release() {
+	if a == nil { // there was nothing to choose
+		return
+	}
+	a.unlink()
+	a.cancel()
+}
+
+// lose lets go of an attempt that runs, and reports whether it did: it drops what
+// it brings, and ends within its own timeouts, or with the Client.
+func (a *attempt) lose() bool {
+	a.all.mu.Lock()
+	defer a.all.mu.Unlock()
+	if a.ended {
+		return false
+	}
+	a.lost = true
+	a.unlink()
+	if a.all.closed {
+		a.cancel()
+		return true
+	}
+	a.all.losers[a] = struct{}{}
+	a.all.late.Add(1)
+	return true
+}
+
+// end reports whether an attempt was lost by the time it ended.
+func (a *attempt) end() (lost bool) {
+	a.all.mu.Lock()
+	defer a.all.mu.Unlock()
+	a.ended = true
+	return a.lost
+}
+
+// gone is called when nothing is left of a lost attempt.
+func (a *attempt) gone() {
+	a.cancel()
+	a.all.mu.Lock()
+	defer a.all.mu.Unlock()
+	if _, ok := a.all.losers[a]; ok {
+		delete(a.all.losers, a)
+		a.all.late.Done()
+	}
+}
+
+// attempts are those that go on though another address has answered: what becomes
+// of them tells their own address's breaker how it is.
+type attempts struct {
+	mu     sync.Mutex // guards what follows, and adding to late
+	closed bool
+	losers map[*attempt]struct{}
+	late   sync.WaitGroup
+}
+
+// begin makes an attempt that ends with ctx until it is lost.
+func (as *attempts) begin(ctx context.Context) *attempt {
+	free, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	return &attempt{ctx: free, cancel: cancel, unlink: context.AfterFunc(ctx, cancel), silence: silence{began: time.Now()}, all: as}
+}
+
+// close ends those that were lost and waits for them.
+func (as *attempts) close() {
+	as.mu.Lock()
+	as.closed = true
+	for a := range as.losers {
+		a.cancel()
+	}
+	as.mu.Unlock()
+	as.late.Wait()
+}
+
+// silence is how long a question has had no answer, without what it waited for leave
+// to be sent.
+type silence struct {
+	mu     sync.Mutex // guards what follows
+	began  time.Time  // as if it had never waited
+	paused time.Time  // zero while it does not wait
+}
+
+func (s *silence) pause(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if on {
+		s.paused = time.Now()
+		return
+	}
+	s.began, s.paused = s.began.Add(time.Since(s.paused)), time.Time{}
+}
+
+func (s *silence) lasts() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.paused.IsZero() {
+		return s.paused.Sub(s.began)
+	}
+	return time.Since(s.began)
+}
