@@ -118,6 +118,7 @@ func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimi
 			}
 			return own && !oci.IsRetryable(err)
 		},
+		overrules: func(b *blob) bool { return c.client.mayOverrule(b.site, q, b.call) },
 		silent: func(b *blob) {
 			if c.failed(b, nil); !c.foreign {
 				b.site.ails(ailingAfterSilence)
@@ -171,7 +172,12 @@ func (c *copies) order(q *question) []*blob {
 
 // health is how a place of a blob is off.
 func (b *blob) health() (health, int64) {
-	return b.site.health(ratelimit.Call{Host: b.home.Host, Class: ratelimit.Blob, Background: b.ask.Background}, b.repo)
+	return b.site.health(b.call(), b.repo)
+}
+
+// call is what limits look at of a question for the blob.
+func (b *blob) call() ratelimit.Call {
+	return ratelimit.Call{Host: b.home.Host, Class: ratelimit.Blob, Background: b.ask.Background}
 }
 
 func (c *copies) failed(b *blob, err error) {

@@ -11,8 +11,8 @@ import (
 )
 
 // inOrder asks one site after the other, those that are well first, until one
-// has an answer. That there is none is only the primary's to say, and its error
-// is the one that counts.
+// has an answer. That there is none is only the primary's to say, once those that
+// stand before it have no answer, and its error is the one that counts.
 func inOrder[T any](ctx context.Context, c *Client, q *question, class ratelimit.Class, ask func(context.Context, *question, *site) (T, error)) (T, error) {
 	var none T
 	var verdict error
@@ -27,12 +27,14 @@ func inOrder[T any](ctx context.Context, c *Client, q *question, class ratelimit
 		failed: func(s *site, err error) bool {
 			if s == c.primary {
 				verdict = err
-			} else if isLack(err) && class != ratelimit.List {
+			}
+			if isLack(err) && class != ratelimit.List {
 				refused = append(refused, s)
 			}
 			return s == c.primary && !oci.IsRetryable(err)
 		},
-		silent: func(s *site) { s.ails(ailingAfterSilence) },
+		overrules: func(s *site) bool { return c.mayOverrule(s, q, func() ratelimit.Call { return s.call(ctx, q, class) }) },
+		silent:    func(s *site) { s.ails(ailingAfterSilence) },
 	}
 	won := r.run(ctx)
 	switch {
@@ -47,6 +49,16 @@ func inOrder[T any](ctx context.Context, c *Client, q *question, class ratelimit
 		return none, failure(ctx, c.cfg.Name, ctx.Err(), nil)
 	}
 	return none, verdict
+}
+
+// mayOverrule reports whether a site may have what the primary says there is not: it
+// stands before it, and is asked later at most since it is slow, or was in trouble.
+func (c *Client) mayOverrule(s *site, q *question, call func() ratelimit.Call) bool {
+	if slices.Index(c.sites, s) >= slices.Index(c.sites, c.primary) {
+		return false
+	}
+	h, _ := s.health(call(), q.repo)
+	return h <= ailing
 }
 
 // isLack reports an answer that a site does not have, or give, what it was asked for.

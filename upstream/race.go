@@ -13,10 +13,11 @@ type race[P, T any] struct {
 	places   []P           // in the order in which they are asked
 	patience time.Duration // for one of them until the next is asked, too
 
-	ask    func(context.Context, *question, P) (T, error)
-	drop   func(T)                       // closes an answer that is not wanted any more; nil: that needs nothing
-	failed func(P, error) (verdict bool) // is told of each failure; a verdict ends the race
-	silent func(P)                       // is told who had the next one asked, too, by saying nothing
+	ask       func(context.Context, *question, P) (T, error)
+	drop      func(T)                       // closes an answer that is not wanted any more; nil: that needs nothing
+	failed    func(P, error) (verdict bool) // is told of each failure; there is one verdict at most
+	overrules func(P) bool                  // reports who is asked, and waited for, in spite of a verdict
+	silent    func(P)                       // is told who had the next one asked, too, by saying nothing
 
 	next    int          // in places
 	running []*leg[P, T] // that have no answer yet, the last to be asked last
@@ -29,6 +30,7 @@ type leg[P, T any] struct {
 	n     int // in places
 	place P
 	q     *question
+	moot  bool // nobody waits for it: there is a verdict
 	*attempt
 	value T
 	err   error
@@ -36,7 +38,8 @@ type leg[P, T any] struct {
 
 // run asks one place after the other until one has an answer: the next where the
 // last that was asked fails, or says nothing for too long. Time that a question waits
-// for leave to be sent is none of that. The caller releases what won, which is nil if
+// for leave to be sent is none of that. A verdict holds once those have failed that were
+// asked before who gave it, or overrule it. The caller releases what won, which is nil if
 // none has an answer: all have failed, there is a verdict, or ctx has ended.
 func (r *race[P, T]) run(ctx context.Context) *leg[P, T] {
 	if len(r.places) == 1 {
@@ -47,7 +50,7 @@ func (r *race[P, T]) run(ctx context.Context) *leg[P, T] {
 	defer r.timer.Stop()
 	defer r.lose(ctx)
 	r.start(ctx)
-	for len(r.running) > 0 {
+	for r.isOpen() {
 		select {
 		case l := <-r.ends:
 			if l.err == nil {
@@ -62,6 +65,11 @@ func (r *race[P, T]) run(ctx context.Context) *leg[P, T] {
 		}
 	}
 	return nil
+}
+
+// isOpen reports whether somebody is waited for.
+func (r *race[P, T]) isOpen() bool {
+	return slices.ContainsFunc(r.running, func(l *leg[P, T]) bool { return !l.moot })
 }
 
 // askOne is run where there is nothing to choose.
@@ -105,17 +113,29 @@ func (r *race[P, T]) finish(l *leg[P, T]) {
 	}
 }
 
-// fail has the next place asked where the last one failed. After a verdict nobody is.
+// fail has the next place asked where the last one failed, or nobody is waited for.
 func (r *race[P, T]) fail(ctx context.Context, l *leg[P, T]) {
 	r.finish(l)
 	l.release()
-	switch {
-	case ctx.Err() != nil:
-	case r.failed(l.place, l.err):
-		r.lose(ctx)
-	case r.next < len(r.places) && (l.n == r.next-1 || len(r.running) == 0):
+	if ctx.Err() != nil {
+		return
+	}
+	if r.failed(l.place, l.err) {
+		r.rule(l)
+	}
+	if r.next < len(r.places) && (l.n == r.next-1 || !r.isOpen()) {
 		r.start(ctx)
 	}
+}
+
+// rule keeps to a verdict from now on: of those that are to be asked, or are, after who
+// gave it, it leaves the ones that overrule it.
+func (r *race[P, T]) rule(verdict *leg[P, T]) {
+	for _, l := range r.running {
+		l.moot = l.n > verdict.n && !r.overrules(l.place)
+	}
+	left := slices.DeleteFunc(slices.Clone(r.places[r.next:]), func(p P) bool { return !r.overrules(p) })
+	r.places = slices.Concat(r.places[:r.next], left)
 }
 
 // listen has the next place asked where the last one has said nothing for too long.
@@ -147,5 +167,4 @@ func (r *race[P, T]) lose(ctx context.Context) {
 		}
 		late.release()
 	}
-	r.running = nil
 }

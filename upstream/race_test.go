@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -164,6 +165,90 @@ func TestAnAnswerIsAwaitedThoughAnotherIsAsked(t *testing.T) {
 		}
 		saw(t, hub) // which may count it
 	})
+}
+
+// That the primary has nothing, or gives it to nobody, is said by it for those that
+// stand before it, too, once they have answered: one that is slow, or was a moment ago,
+// and has what nobody else has, is waited for.
+func TestThePrimarysNoWaitsForThoseBeforeIt(t *testing.T) {
+	image := ocitest.RandomImage(1, 100)
+	other := oci.Repository{Host: alpine.Host, Path: "library/other"}
+	for _, no := range []int{401, 403, 404} {
+		for what, ask := range questionsOf(image) {
+			t.Run(fmt.Sprintf("%d, %s", no, what), func(t *testing.T) {
+				simulate(t, open, func(w *world) {
+					t, hub := w.t, w.hub
+					mirror := w.another(ocitest.Habits{Auth: ocitest.NoAuth, InlineBlobs: true, Latency: 3500 * time.Millisecond})
+					mirror.Push("library/alpine", "latest", image)
+					for _, h := range []*ocitest.Hub{hub, mirror} {
+						h.Push(other.Path, "latest", image)
+					}
+					hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: "library/alpine"}, Effect: ocitest.Answer(no)})
+					for when, before := range map[string]func(*Client){
+						"slow": func(*Client) {},
+						"slow a moment ago": func(c *Client) {
+							if _, _, err := c.Resolve(t.Context(), other, "latest", oci.Ask{}); err != nil {
+								t.Error(err)
+							}
+						},
+					} {
+						c := w.connect(mirroredAt(mirror), first)
+						before(c)
+						for range 3 {
+							took, err := timed(func() error { return ask(t.Context(), c) })
+							if err != nil || took != 3500*time.Millisecond {
+								t.Errorf("%s: it took %v, %v", when, took, err)
+							}
+						}
+						_, _, err := c.Resolve(t.Context(), alpine, "missing", oci.Ask{})
+						if oci.IsRetryable(err) || !isLack(err) {
+							t.Errorf("%s: of what nobody has it is said %v", when, err)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// After the primary's no nobody is waited for that it would not have been, had the
+// primary been quick, and nobody asked who cannot be asked now.
+func TestWhoIsNotWaitedForAfterThePrimarysNo(t *testing.T) {
+	for name, row := range map[string]struct {
+		config  func(*Config)
+		prepare func(hub, mirror *ocitest.Hub, c *Client)
+		want    time.Duration
+	}{
+		"who stands behind it": {
+			func(*Config) {},
+			func(hub, mirror *ocitest.Hub, _ *Client) {
+				hub.Set(func(h *ocitest.Habits) { h.Latency = 1500 * time.Millisecond })
+				mirror.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+			}, 1500 * time.Millisecond,
+		},
+		"who asked to be left alone": {
+			first,
+			func(_, mirror *ocitest.Hub, c *Client) {
+				mirror.Inject(&ocitest.Fault{Effect: ocitest.RetryLater(429, "5")})
+				_, _, _ = c.Resolve(context.Background(), alpine, "latest", oci.Ask{})
+			}, 0,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				mirror := w.another(open.Habits)
+				c := w.connect(mirroredAt(mirror), row.config)
+				row.prepare(w.hub, mirror, c)
+				took, err := timed(func() error {
+					_, _, err := c.Resolve(w.t.Context(), alpine, "missing", oci.Ask{})
+					return err
+				})
+				if wantCode(w.t, err, oci.ManifestUnknown); took != row.want {
+					w.t.Errorf("it took %v, want %v", took, row.want)
+				}
+			})
+		})
+	}
 }
 
 // Who waits for leave to ask an address has nothing against it.

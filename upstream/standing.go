@@ -19,7 +19,7 @@ const (
 	// that gave wrong bytes, which costs a pull each time.
 	slowFor  = 5 * time.Minute
 	wrongFor = 10 * time.Minute
-	// lacksFor is how long a mirror is asked after the others for a repository of
+	// lacksFor is how long a site is asked after the others for a repository of
 	// which it did not have what they had, and maxLacking of how many that is
 	// remembered.
 	lacksFor   = time.Minute
@@ -32,7 +32,8 @@ type health int
 const (
 	well    health = iota
 	slow           // its bodies came too slowly a while ago
-	ailing         // it failed a moment ago, or wants to be left alone for a moment
+	ailing         // it failed a moment ago
+	resting        // it wants to be left alone for a moment
 	lacking        // it did not have what others had of the repository
 	down           // its breaker is open: to ask it costs nothing
 	lying          // it gave wrong bytes a while ago
@@ -66,7 +67,9 @@ func (s *site) health(call ratelimit.Call, repo oci.Repository) (h health, rate 
 		return down, 0
 	case now.Before(st.lacks[repo.Path]):
 		return lacking, 0
-	case paused, now.Before(st.ailing):
+	case paused:
+		return resting, 0
+	case now.Before(st.ailing):
 		return ailing, 0
 	case now.Before(st.slow):
 		return slow, st.rate
