@@ -81,12 +81,13 @@ func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string,
 	q := tagQuestion{repo: repo, tag: tag}
 	x.Retry, _ = c.refusal(ctx, repo, q.key())
 	facts := c.tagFacts(ctx, &q, &rec, err == nil)
-	x.Rung, _ = c.decide(ctx, repo, q.key, facts)
+	rung, why := c.decide(ctx, repo, q.key, facts)
+	x.Rung = rung
 	if facts.Doubted {
 		x.Missing = q.missing[0].err
 	}
 	if q.rec = x.Tag; x.Rung.Serve == Ours && (x.Offline || x.Rung.Mark == oci.Stale) || x.Tag != nil && x.Rung.Serve == Ask && (muted || facts.Doubted) {
-		x.Digest = c.image(ctx, &q).Digest
+		x.Digest = c.image(ctx, &q, why).Digest
 	}
 	return nil
 }

@@ -27,10 +27,11 @@ const (
 // errUnfetched is in the chain of why a tag is served as it was.
 var errUnfetched = errors.New("it has moved, and what it names now cannot be had")
 
-// image is what the record of q is served as while upstream cannot be relied on.
-func (c *Cache) image(ctx context.Context, q *tagQuestion) *store.Tag {
+// image is what the record of q is served as while upstream cannot be relied on, for
+// why: as it is where that is no trouble of upstream's, or it has no other.
+func (c *Cache) image(ctx context.Context, q *tagQuestion, why error) *store.Tag {
 	rec, old := q.rec, q.rec.Former
-	if old == nil || q.missing == nil && c.disk.IsWhole(ctx, rec.Digest) || !c.disk.IsWhole(ctx, old.Digest) {
+	if old == nil || len(q.missing) == 0 && (errors.Is(why, oci.ErrCrowded) || c.disk.IsWhole(ctx, rec.Digest)) || !c.disk.IsWhole(ctx, old.Digest) {
 		return rec
 	}
 	return &store.Tag{Digest: old.Digest, MediaType: old.MediaType, Size: old.Size, Checked: old.Checked}

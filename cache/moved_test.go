@@ -322,6 +322,10 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 					m.t.Fatal("it is here")
 				}
 				m.is(m.next, oci.Hit)
+				time.Sleep(2 * time.Hour) // and the tag is not checked either
+				m.is(m.next, oci.Stale)
+				m.is(m.next, oci.Stale)
+				m.isExplainedAs(m.next, false)
 			}},
 			{"the disk does not take the new one", func(m *movingTag) {
 				m.reopen(store.Config{Dir: m.dir, Budget: 4 * mib})

@@ -42,7 +42,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	if err == nil {
 		rec := held // which a hit must not move to the heap
 		q.rec = &rec
-		q.ask.Held = !isUrgent(ask) && c.has(c.image(ctx, &q).Digest)
+		q.ask.Held = !isUrgent(ask) && c.has(c.image(ctx, &q, nil).Digest)
 		c.retryMissing(repo, q.missing)
 	}
 	rung, failed := c.decide(ctx, repo, q.key, facts)
@@ -54,7 +54,7 @@ func (c *Cache) Resolve(ctx context.Context, repo oci.Repository, reference stri
 	case rung.Serve == Error:
 		return oci.Resolved{}, oci.Outcome{Why: "upstream said so a moment ago"}, failed
 	case failed == nil && c.without(repo.Host):
-		image := c.image(ctx, &q)
+		image := c.image(ctx, &q, nil)
 		return resolved(image), oci.Outcome{Cache: rung.Mark, Checked: image.Checked, Why: "offline"}, nil
 	}
 	return c.answer(ctx, &q, rung, resolution{}, failed)
@@ -153,7 +153,7 @@ func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolu
 		if err == nil {
 			err = q.missing[0].err
 		}
-		image := c.image(ctx, q)
+		image := c.image(ctx, q, err)
 		out.Checked, out.Why = image.Checked, whyStale(err)
 		switch saidBy(err) {
 		case Gone:
@@ -202,7 +202,7 @@ func (c *Cache) climbTo(ctx context.Context, q *tagQuestion, res oci.Resolved, f
 	if facts.Said == Changed && res.Manifest == nil && !c.has(res.Digest) {
 		facts.Said = Moved
 	}
-	if q.rec != nil && !c.has(c.image(ctx, q).Digest) {
+	if q.rec != nil && !c.has(c.image(ctx, q, nil).Digest) {
 		facts.Held = Nothing
 	}
 	return c.ladder(q.repo.Host).Climb(facts)

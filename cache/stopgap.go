@@ -103,7 +103,7 @@ func (c *Cache) record(repo oci.Repository, tag string) (store.Tag, error) {
 // putRecord keeps a tag's record: on disk, unless that has the image of the old one
 // and does not take the manifest of the new.
 func (c *Cache) putRecord(ctx context.Context, q *tagQuestion, next store.Tag) {
-	if q.rec == nil || c.has(next.Digest) || !c.has(c.image(ctx, q).Digest) {
+	if q.rec == nil || c.has(next.Digest) || !c.has(c.image(ctx, q, nil).Digest) {
 		err := c.disk.PutTag(q.repo, q.tag, next)
 		if err == nil {
 			c.unrecorded.drop(q.key())
