@@ -1,4 +1,4 @@
-.PHONY: run test check lint gofumpt vet staticcheck golangci-lint e2e fuzz soak microbench bench bench-full bench-check
+.PHONY: run test quick check lint gofumpt vet staticcheck golangci-lint e2e fuzz soak microbench bench bench-full bench-check
 GO ?= go
 TOOL = $(GO) tool -modfile=tools.mod
 BENCHTOOL = $(GO) tool -modfile=../tools.mod
@@ -13,6 +13,8 @@ run:
 test: # what hangs is told by its stack, before .ci/run ends it
 	$(GO) test -race -timeout 10m ./...
 	cd bench && $(GO) test $(BENCHMOD) -race ./...
+quick: # the same without the race detector: in two minutes
+	$(GO) test ./...
 check: lint test
 microbench: # two of its outputs are what benchstat compares
 	$(GO) test -run '^$$' -bench . -benchmem -count $(COUNT) ./...
