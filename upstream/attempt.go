@@ -45,6 +45,14 @@ func (a *attempt) lose() bool {
 	return true
 }
 
+// isPrompt reports whether an attempt that ends now is waited for, and took no longer
+// than one is without asking another.
+func (a *attempt) isPrompt(patience time.Duration) bool {
+	a.all.mu.Lock()
+	defer a.all.mu.Unlock()
+	return !a.lost && a.silence.lasts() <= patience
+}
+
 // end reports whether an attempt was lost by the time it ended.
 func (a *attempt) end() (lost bool) {
 	a.all.mu.Lock()

@@ -103,7 +103,7 @@ func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimi
 		ask: func(ctx context.Context, q *question, b *blob) (T, error) {
 			v, err := ask(ctx, q, b)
 			if !c.foreign {
-				b.site.answered(ctx, c.client, q, err)
+				b.site.answered(ctx, c.client, q, class, err)
 			}
 			return v, err
 		},

@@ -21,7 +21,7 @@ func inOrder[T any](ctx context.Context, c *Client, q *question, class ratelimit
 		client: c, q: q, places: c.order(ctx, q, class), patience: c.patience(class),
 		ask: func(ctx context.Context, q *question, s *site) (T, error) {
 			v, err := ask(ctx, q, s)
-			s.answered(ctx, c, q, err)
+			s.answered(ctx, c, q, class, err)
 			return v, err
 		},
 		failed: func(s *site, err error) bool {
@@ -65,11 +65,11 @@ func (c *Client) mayOverrule(s *site, q *question, call func() ratelimit.Call) b
 func isLack(err error) bool { return oci.IsUnknown(err) || oci.CodeOf(err) == oci.Denied }
 
 // answered notes how a question to one of several sites went.
-func (s *site) answered(ctx context.Context, c *Client, q *question, err error) {
+func (s *site) answered(ctx context.Context, c *Client, q *question, class ratelimit.Class, err error) {
 	if ctx.Err() != nil || len(c.sites) == 1 {
 		return
 	}
-	switch s.fared(err); {
+	switch s.fared(err, q.attempt.isPrompt(c.patience(class))); {
 	case errors.Is(err, errLied):
 		s.lied("a manifest of " + q.repo.String())
 	case errors.Is(err, errTooLong):

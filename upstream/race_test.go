@@ -135,7 +135,7 @@ func TestWaitsAreShorterThanTheClients(t *testing.T) {
 }
 
 // The first that answers is it, though another was asked meanwhile; an address that
-// is merely slow to answer loses nothing by that.
+// is merely slow to answer is not held to be down.
 func TestAnAnswerIsAwaitedThoughAnotherIsAsked(t *testing.T) {
 	image := ocitest.RandomImage(1, 100)
 	simulate(t, open, func(w *world) {
@@ -156,7 +156,12 @@ func TestAnAnswerIsAwaitedThoughAnotherIsAsked(t *testing.T) {
 				t.Errorf("the mirror was asked %d times", n)
 			}
 			mirror.Reset()
-			time.Sleep(10 * time.Second)
+			time.Sleep(ailingAfterSilence)
+		}
+		for _, h := range []*ocitest.Hub{hub, mirror} {
+			if b := stateOf(t, c, h.URL()); b.State != BreakerClosed || b.Failures > 0 {
+				t.Errorf("it is held to be down: %+v", b)
+			}
 		}
 		hub.Reset()
 		took, err := timed(func() error { return questionsOf(image)["manifest"](t.Context(), c) })
@@ -248,6 +253,60 @@ func TestWhoIsNotWaitedForAfterThePrimarysNo(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// An address that answers late is asked after the others for half a minute, whatever it
+// answers then, and whether that was of use: who asks next does not wait for it again.
+func TestALateAnswerIsNoCure(t *testing.T) {
+	image := ocitest.RandomImage(1, 100)
+	for name, row := range map[string]struct {
+		fault *ocitest.Fault // of the address that is late
+		other time.Duration  // that the other takes at first
+	}{
+		"an answer that lost":             {},
+		"a body that broke":               {fault: &ocitest.Fault{Match: ocitest.Match{Method: "GET"}, Effect: ocitest.Cut(10)}},
+		"an answer that nobody else gave": {other: 6 * time.Second},
+	} {
+		for _, what := range []string{"tag", "manifest", "blob"} {
+			t.Run(name+", "+what, func(t *testing.T) {
+				simulate(t, open, func(w *world) {
+					t, hub := w.t, w.hub
+					mirror := w.another(ocitest.Habits{Auth: ocitest.NoAuth, InlineBlobs: true, Latency: 4 * time.Second})
+					for _, h := range []*ocitest.Hub{hub, mirror} {
+						h.Push("library/alpine", "latest", image)
+					}
+					if row.fault != nil {
+						mirror.Inject(row.fault)
+					}
+					hub.Set(func(h *ocitest.Habits) { h.InlineBlobs, h.Latency = true, row.other })
+					c := w.connect(mirroredAt(mirror), first)
+					ask := func() time.Duration {
+						t.Helper()
+						took, err := timed(func() error { return questionsOf(image)[what](t.Context(), c) })
+						if err != nil {
+							t.Error(err)
+						}
+						return took
+					}
+					if took := ask(); took == 0 {
+						t.Error("it took no time")
+					}
+					hub.Set(func(h *ocitest.Habits) { h.Latency = 0 })
+					for range 5 {
+						time.Sleep(5 * time.Second)
+						if took := ask(); took > 0 {
+							t.Errorf("later it took %v", took)
+						}
+					}
+					time.Sleep(ailingAfterSilence - 20*time.Second)
+					mirror.Reset()
+					if ask(); mirror.Count(ocitest.Match{}) == 0 {
+						t.Error("after half a minute it is not asked first")
+					}
+				})
+			})
+		}
 	}
 }
 

@@ -78,20 +78,31 @@ func (s *site) health(call ratelimit.Call, repo oci.Repository) (h health, rate 
 }
 
 // fared notes how a question went. A refusal is no sickness, and what limits
-// keep away they know themselves.
-func (s *site) fared(err error) {
+// keep away they know themselves. An answer that was late cures nothing.
+func (s *site) fared(err error, prompt bool) {
 	switch {
 	case err == nil, !oci.IsRetryable(err):
-		s.ails(0)
+		if prompt {
+			s.recovers()
+		}
 	case oci.CodeOf(err) != oci.TooManyRequests && oci.CodeOf(err) != oci.Internal:
 		s.ails(ailingAfterFailure)
 	}
 }
 
+// ails has others asked first for a time, at least.
 func (s *site) ails(d time.Duration) {
 	s.standing.mu.Lock()
 	defer s.standing.mu.Unlock()
-	s.standing.ailing = time.Now().Add(d)
+	if until := time.Now().Add(d); until.After(s.standing.ailing) {
+		s.standing.ailing = until
+	}
+}
+
+func (s *site) recovers() {
+	s.standing.mu.Lock()
+	defer s.standing.mu.Unlock()
+	s.standing.ailing = time.Time{}
 }
 
 // isSlow notes that a body came at a rate of bytes a second, and tells operators
