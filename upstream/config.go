@@ -60,7 +60,7 @@ type Timeouts struct {
 	ResponseHeader time.Duration // from the request sent to the answer's headers; 10 s
 	Token          time.Duration // a new token, from the look-up of credentials to its last byte; 15 s
 	FirstByte      time.Duration // from an answer's headers to the first byte of its body; 10 s
-	Stall          time.Duration // between two bytes of a body; 20 s
+	Stall          time.Duration // between two bytes of a body; 20 s; a quarter of it where another address may go on with a blob
 	Body           time.Duration // from an answer's headers to its last byte, of what is no blob; 30 s
 
 	// Answer is the time that a client has for the headers of an answer; 15 s. Of

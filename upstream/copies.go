@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"entrepot/oci"
@@ -73,10 +74,15 @@ func (c *copies) Open(ctx context.Context, offset, length int64) (oci.Reader, er
 	if err != nil {
 		return nil, fmt.Errorf("open %s@%s from %d: %w", q.repo, c.blobs[0].digest, offset, err)
 	}
-	opened := &copiesReader{reader: l.value, caller: ctx, release: l.release, copies: c, blob: l.place, outcome: q.outcome()}
+	opened := &copiesReader{reader: l.value, caller: ctx, attempt: l.attempt, copies: c, blob: l.place, outcome: q.outcome()}
 	opened.outcome.Whole, opened.outcome.From = opened.whole, l.place.home.Host
+	opened.idle = time.AfterFunc(c.leaveAfter(), opened.leave)
+	opened.idle.Stop()
 	return opened, nil
 }
+
+// leaveAfter is how long a body may bring nothing where another place may go on.
+func (c *copies) leaveAfter() time.Duration { return c.client.cfg.Timeouts.Stall / 4 }
 
 // Wrong is told that what the handle gave was not what its digest names. It is known
 // of whom that came if all of it came from one place.
@@ -190,14 +196,15 @@ func (c *copies) failed(b *blob, err error) {
 }
 
 // isFaster reports whether a place could be asked that may well be faster than one
-// that sends so many bytes a second. One that is known to be hardly faster is not worth
-// the change: where everything is slow, what was asked last stays.
+// that sends so many bytes a second. One that is known to be hardly faster, or to have
+// sent nothing, is not worth the change: where everything is slow, what was asked last
+// stays.
 func (c *copies) isFaster(than *blob, rate int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.ContainsFunc(c.blobs, func(b *blob) bool {
 		h, known := b.health()
-		return b != than && !c.refused[b] && (h == well || h == slow && known >= 2*rate)
+		return b != than && !c.refused[b] && (h == well || h == slow && known > 0 && known >= 2*rate)
 	})
 }
 
@@ -227,49 +234,69 @@ const (
 	leastOver = 10 * time.Second
 )
 
-// errSlow ends a body that comes too slowly.
+// errSlow ends a body that comes too slowly, or not at all.
 var errSlow = errors.New("too slow")
 
 // copiesReader notes how a body came, and how it ended.
 type copiesReader struct {
 	*reader
 	caller  context.Context //nolint:containedctx // of Open, which governs the transfer
-	release func()
+	attempt *attempt        // that it comes by; nil: there is no other place
 	copies  *copies
 	blob    *blob
 	outcome oci.Outcome
 
 	waited time.Duration // for the bytes that came, since their rate was last looked at
 	came   int64
+	idle   *time.Timer // runs while a Read waits
+	left   atomic.Bool // it was cut by that
 }
 
 func (r *copiesReader) Outcome() oci.Outcome { return r.outcome }
 
 func (r *copiesReader) Close() error {
-	defer r.release()
+	defer r.attempt.release()
 	return r.reader.Close()
 }
 
 func (r *copiesReader) Read(p []byte) (int, error) {
 	began := time.Now()
+	r.idle.Reset(r.copies.leaveAfter())
 	n, err := r.reader.Read(p)
+	r.idle.Stop()
 	r.waited, r.came = r.waited+time.Since(began), r.came+int64(n)
 	if n > 0 {
 		r.copies.got(r.blob)
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		return n, r.keepsUp()
-	case errors.Is(err, io.EOF), errors.Is(err, errSlow):
-	case r.caller.Err() != nil:
-		return n, failure(r.caller, r.blob.home.Host, r.caller.Err(), nil)
-	default:
-		r.copies.failed(r.blob, nil)
-		if oci.CodeOf(err) == oci.Timeout && r.blob.within == nil {
-			r.blob.site.ails(ailingAfterSilence)
-		}
 	}
-	return n, err
+	return n, r.ended(err)
+}
+
+// leave ends a Read that has waited for long, if another place may go on.
+func (r *copiesReader) leave() {
+	if r.copies.isFaster(r.blob, 0) {
+		r.left.Store(true)
+		r.attempt.cancel()
+	}
+}
+
+// ended notes what a body ended in.
+func (r *copiesReader) ended(err error) error {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, errSlow):
+		return err
+	case r.caller.Err() != nil:
+		return failure(r.caller, r.blob.home.Host, r.caller.Err(), nil)
+	case r.left.Load():
+		r.isSlow(0, true)
+		return r.moves(fmt.Sprintf("sends nothing for %v", r.copies.leaveAfter()))
+	case oci.CodeOf(err) == oci.Timeout:
+		r.isSlow(0, r.copies.isFaster(r.blob, 0))
+	}
+	r.copies.failed(r.blob, nil)
+	return err
 }
 
 // keepsUp looks at the rate now and then. It is an error where the body comes too
@@ -284,14 +311,26 @@ func (r *copiesReader) keepsUp() error {
 		return nil
 	}
 	leaves := r.copies.isFaster(r.blob, rate)
-	if r.blob.within == nil {
-		r.blob.site.isSlow(rate, leaves)
-	}
+	r.isSlow(rate, leaves)
 	if !leaves {
 		return nil
 	}
+	return r.moves(fmt.Sprintf("sends %d bytes a second", rate))
+}
+
+// isSlow notes that a body comes at a rate of bytes a second. Of foreign places nothing
+// is remembered.
+func (r *copiesReader) isSlow(rate int64, leaves bool) {
+	if r.blob.within == nil {
+		r.blob.site.isSlow(rate, leaves)
+	}
+}
+
+// moves ends the body for what the place does, so that another goes on.
+func (r *copiesReader) moves(does string) error {
+	host := r.blob.home.Host
 	r.copies.failed(r.blob, nil)
-	r.err = &oci.Error{Code: oci.Timeout, Detail: fmt.Sprintf("%s sends %d bytes a second", r.blob.home.Host, rate), Err: errSlow}
+	r.err = &oci.Error{Code: oci.Timeout, Detail: host + " " + does, Err: errSlow}
 	return r.err
 }
 

@@ -102,6 +102,81 @@ func TestWhereAllIsSlow(t *testing.T) {
 	}
 }
 
+// A body that stalls is left for another address after a quarter of the wait for its next
+// byte, and what is asked for after that does not wait for it again.
+func TestAStalledBodyIsLeftSoon(t *testing.T) {
+	blob, next := ocitest.Blob(7, 4<<20), ocitest.Blob(8, 4<<20)
+	for _, stall := range []time.Duration{0, time.Second} {
+		t.Run(stall.String(), func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub := w.t, w.hub
+				var shown recorder
+				mirror, c := mirrored(w, blob, shown.attach, func(cfg *Config) { cfg.Timeouts.Stall = stall })
+				hub.PushBlob("library/alpine", next)
+				mirror.PushBlob("library/alpine", next)
+				mirror.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Stall(1 << 20)})
+				began := time.Now()
+				if got, failures := pull(t.Context(), openBlob(t, c, alpine, blob.Digest)); !bytes.Equal(got, blob.Bytes()) || failures != 1 {
+					t.Errorf("%d bytes, %d failures", len(got), failures)
+				}
+				if took, want := time.Since(began), c.cfg.Timeouts.Stall/4; took != want || want > 5*time.Second {
+					t.Errorf("it took %v, want %v", took, want)
+				}
+				if b := stateOf(t, c, mirror.URL()); b.Why != HostSlow || !slices.Equal(shown.troubles(), []Trouble{HostSlow}) {
+					t.Errorf("shown are %+v, and warnings of %q", b, shown.troubles())
+				}
+				mirror.Reset()
+				time.Sleep(slowFor - c.cfg.Timeouts.Stall)
+				began = time.Now()
+				pull(t.Context(), openBlob(t, c, alpine, next.Digest))
+				if took := time.Since(began); took > 0 {
+					t.Errorf("the next blob took %v", took)
+				}
+				saw(t, mirror)
+			})
+		})
+	}
+}
+
+// Where nobody else may go on, a body has all of the wait for its next byte, and where
+// all stall there is one change.
+func TestWhereAStalledBodyIsWaitedFor(t *testing.T) {
+	blob := ocitest.Blob(7, 100_000)
+	stall := func(hub *ocitest.Hub) {
+		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Stall(30_000), Times: 1})
+	}
+	for name, row := range map[string]struct {
+		other    func(w *world, mirror *ocitest.Hub, c *Client)
+		failures int
+		waits    int // quarters of the wait for the next byte
+	}{
+		"the other does not have it": {func(_ *world, mirror *ocitest.Hub, _ *Client) {
+			mirror.Inject(&ocitest.Fault{Match: ocitest.Match{Kind: ocitest.BlobKind}, Effect: ocitest.Answer(404)})
+		}, 1, 4},
+		"the other says nothing": {func(w *world, mirror *ocitest.Hub, c *Client) {
+			mirror.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+			mustResolve(w.t, c)
+		}, 1, 4},
+		"the other stalls, too": {func(_ *world, mirror *ocitest.Hub, _ *Client) { stall(mirror) }, 2, 1 + 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				mirror, c := mirrored(w, blob)
+				row.other(w, mirror, c)
+				stall(w.hub)
+				began := time.Now()
+				got, failures := pull(w.t.Context(), openBlob(w.t, c, alpine, blob.Digest))
+				if !bytes.Equal(got, blob.Bytes()) || failures != row.failures {
+					w.t.Errorf("%d bytes, %d failures", len(got), failures)
+				}
+				if took, want := time.Since(began), time.Duration(row.waits)*c.cfg.Timeouts.Stall/4; took != want {
+					w.t.Errorf("it took %v, want %v", took, want)
+				}
+			})
+		})
+	}
+}
+
 // Who does not read what is there is not slow, and neither is an address by the time
 // that nobody else can be asked.
 func TestWhatIsNoSlowness(t *testing.T) {

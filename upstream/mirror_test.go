@@ -99,8 +99,9 @@ func TestAMirrorServesWhileThePrimaryCannot(t *testing.T) {
 	}
 }
 
-// Whose turn it is after trouble: a stall keeps questions from a site for 30 s, which
-// ends with the first answer that it gives; a limit keeps away what it limits alone.
+// Whose turn it is after trouble: a stall keeps questions from a site for 5 minutes, a
+// failure for 5 s, which ends with the first answer that it gives; a limit keeps away
+// what it limits alone.
 func TestWhoFailedIsAskedAfterTheOthers(t *testing.T) {
 	image := ocitest.RandomImage(1, 100)
 	manifests := ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}
@@ -110,7 +111,7 @@ func TestWhoFailedIsAskedAfterTheOthers(t *testing.T) {
 			_, err := read(w.t.Context(), openBlob(w.t, c, alpine, image.Blobs[0].Digest), 0, -1)
 			wantCode(w.t, err, oci.Timeout)
 			stall.Remove()
-			return ailingAfterSilence
+			return slowFor
 		},
 		"a failure": func(w *world, c *Client, _ *ocitest.Hub) time.Duration {
 			w.hub.Inject(&ocitest.Fault{Match: manifests, Effect: ocitest.Answer(500), Times: 1})

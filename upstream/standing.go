@@ -12,11 +12,11 @@ import (
 
 const (
 	// A site that failed is asked after the others for so long, one that was
-	// silent, or whose body stalled, for longer: that cost more time.
+	// silent for longer: that cost more time.
 	ailingAfterFailure = 5 * time.Second
 	ailingAfterSilence = 30 * time.Second
-	// slowFor is that for one whose bodies came too slowly, and wrongFor for one
-	// that gave wrong bytes, which costs a pull each time.
+	// slowFor is that for one whose bodies came too slowly, or stalled, and wrongFor
+	// for one that gave wrong bytes, which costs a pull each time.
 	slowFor  = 5 * time.Minute
 	wrongFor = 10 * time.Minute
 	// lacksFor is how long a site is asked after the others for a repository of
@@ -31,7 +31,7 @@ type health int
 
 const (
 	well    health = iota
-	slow           // its bodies came too slowly a while ago
+	slow           // its bodies came too slowly, or stalled, a while ago
 	ailing         // it failed a moment ago
 	resting        // it wants to be left alone for a moment
 	lacking        // it did not have what others had of the repository
