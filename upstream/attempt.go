@@ -14,7 +14,21 @@ type attempt struct {
 	silence silence
 	all     *attempts
 
-	ended, lost bool // guarded by all
+	asking, ended, lost bool // guarded by all
+}
+
+// asks tells whether a request is on its way, or its answer is. What lost ends where
+// that is no longer so: nothing is learnt by going on.
+func (a *attempt) asks(on bool) {
+	if a == nil {
+		return
+	}
+	a.all.mu.Lock()
+	defer a.all.mu.Unlock()
+	a.asking = on
+	if a.lost && !on {
+		a.cancel()
+	}
 }
 
 // release ends what the attempt began.
@@ -27,7 +41,8 @@ func (a *attempt) release() {
 }
 
 // lose lets go of an attempt that runs, and reports whether it did: it drops what
-// it brings, and ends within its own timeouts, or with the Client.
+// it brings, and ends with the request that is on its way, if one is, or with the
+// Client.
 func (a *attempt) lose() bool {
 	a.all.mu.Lock()
 	defer a.all.mu.Unlock()
@@ -36,8 +51,10 @@ func (a *attempt) lose() bool {
 	}
 	a.lost = true
 	a.unlink()
-	if a.all.closed {
+	if a.all.closed || !a.asking {
 		a.cancel()
+	}
+	if a.all.closed {
 		return true
 	}
 	a.all.losers[a] = struct{}{}
@@ -73,7 +90,7 @@ func (a *attempt) gone() {
 }
 
 // attempts are those that go on though another address has answered: what becomes
-// of them tells their own address's breaker how it is.
+// of their requests tells their own address's breaker how it is.
 type attempts struct {
 	mu     sync.Mutex // guards what follows, and adding to late
 	closed bool

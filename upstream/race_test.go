@@ -310,6 +310,60 @@ func TestALateAnswerIsNoCure(t *testing.T) {
 	}
 }
 
+// What lost asks for nothing more: only the request that is on its way by then goes on.
+func TestWhatLostAsksForNothingMore(t *testing.T) {
+	image := ocitest.RandomImage(1, 100)
+	for name, row := range map[string]struct {
+		habits  ocitest.Habits
+		prepare func(w *world, c *Client)
+		saw     []string
+	}{
+		"its turn has not come": {
+			habits: open.Habits,
+			prepare: func(w *world, c *Client) {
+				c.primary.limiter = ratelimit.New(ratelimit.Limits{Rate: 0.2, Burst: 1})
+				if _, err := c.primary.resolve(w.t.Context(), &question{repo: alpine}, "latest"); err != nil {
+					w.t.Error(err)
+				}
+			},
+		},
+		"its token has not come": {
+			prepare: func(w *world, _ *Client) {
+				hang := w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Token}, Effect: ocitest.Hang()})
+				time.AfterFunc(5*time.Second, hang.Remove)
+			},
+			saw: []string{digestLine("registry GET manifest library/alpine", image.Digest), "token GET token library/alpine"},
+		},
+		"it was told to get one": {
+			habits: ocitest.Habits{Latency: time.Second},
+			saw:    []string{digestLine("registry GET manifest library/alpine", image.Digest)},
+		},
+		"it was answered": {
+			habits: ocitest.Habits{Auth: ocitest.NoAuth, Latency: time.Second},
+			saw:    []string{digestLine("registry GET manifest library/alpine", image.Digest)},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, ocitest.Config{Habits: row.habits}, func(w *world) {
+				t, hub := w.t, w.hub
+				mirror := w.another(ocitest.Habits{Auth: ocitest.NoAuth, Latency: 3500 * time.Millisecond})
+				mirror.Push("library/alpine", "latest", image)
+				c := w.connect(mirroredAt(mirror), first)
+				if row.prepare != nil {
+					row.prepare(w, c)
+				}
+				hub.Reset()
+				took, err := timed(func() error { return questionsOf(image)["manifest"](t.Context(), c) })
+				if err != nil || took != 3500*time.Millisecond {
+					t.Errorf("it took %v, %v", took, err)
+				}
+				time.Sleep(20 * time.Second)
+				saw(t, hub, row.saw...)
+			})
+		})
+	}
+}
+
 // Who waits for leave to ask an address has nothing against it.
 func TestAQueueIsNoSilence(t *testing.T) {
 	simulate(t, open, func(w *world) {

@@ -115,17 +115,13 @@ func (a *answer) close() {
 // hosts that do not answer, limited, bounded in time, counted and shown. It
 // follows and repeats nothing. Errors: as Source says, beside context.Canceled.
 func (s *site) send(ctx context.Context, q *question, r request, l login) (*answer, error) {
+	q.attempt.asks(false) // whatever came before is over
 	at := q.target(r)
 	if err := s.breakers.check(at); err != nil {
 		return nil, err
 	}
-	done := q.waits()
-	pass, err := s.limiter.Acquire(ctx, q.call(r, l.account))
-	done()
+	pass, err := s.leave(ctx, q, r, l)
 	if err != nil {
-		if ctx.Err() != nil {
-			err = failure(ctx, r.url.Host, err, nil)
-		}
 		return nil, err
 	}
 	// Others may have found out while this one waited for its turn.
@@ -133,17 +129,33 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 		pass.Release()
 		return nil, err
 	}
+	q.attempt.asks(true)
 	began := time.Now()
 	a, err := s.transmit(ctx, q, r, l, pass)
 	if err != nil {
 		s.breakers.note(at, began, failureOutcome(ctx, err), 0, err)
+		q.attempt.asks(false)
 		return nil, err
 	}
 	if a.paused = pass.Answered(a.status, a.header, a.start); a.paused > 0 && a.status == http.StatusTooManyRequests {
 		s.warnOfLimit(q, r, a.paused)
 	}
 	s.breakers.note(at, began, a.outcome(), a.paused, a.trouble())
+	if a.body == nil {
+		q.attempt.asks(false)
+	}
 	return a, s.checkEncoding(a)
+}
+
+// leave waits until a request may be sent. Errors: as Limiter.Acquire, and as Source
+// says where ctx has ended.
+func (s *site) leave(ctx context.Context, q *question, r request, l login) (*ratelimit.Pass, error) {
+	defer q.waits()()
+	pass, err := s.limiter.Acquire(ctx, q.call(r, l.account))
+	if err != nil && ctx.Err() != nil {
+		err = failure(ctx, r.url.Host, err, nil)
+	}
+	return pass, err
 }
 
 // call is what limits look at of a request.

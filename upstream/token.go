@@ -148,6 +148,9 @@ type refresh struct {
 // returned again. fresh says that the token was got for this call. Errors:
 // Denied if the token service refuses; else as for any request.
 func (s *tokens) get(ctx context.Context, q *question, key tokenKey, d demand, cred credential, drop *token) (t *token, fresh bool, err error) {
+	if ctx.Err() != nil { // for whom none is to be got
+		return nil, false, failure(ctx, d.realm.Host, ctx.Err(), nil)
+	}
 	r, t, started, err := s.find(ctx, q, key, d, cred, drop)
 	if errors.Is(err, errNotBegun) { // a token is no use to who is then refused by the registry's rate
 		if err := s.begin(ctx, q, d.realm, cred.account()); err != nil {
