@@ -152,6 +152,10 @@ var ErrAstray = errors.New("it leads where nothing is fetched from")
 // place, among all that ask: upstream was not asked, and has not said so.
 var ErrCrowded = errors.New("too much is asked at once")
 
+// ErrReserved is in the chain of a TooManyRequests by which we keep the last of a
+// quota for others: upstream would give it.
+var ErrReserved = errors.New("kept for clients who ask for what is not held")
+
 // CodeOf is the code in err's chain, or Internal.
 func CodeOf(err error) Code {
 	if e, ok := errors.AsType[*Error](err); ok {

@@ -101,8 +101,10 @@ type Outcome struct {
 	Had     int64     // of a Reader of a fill: bytes of the blob that were here before that began
 
 	// Withheld, of a tag that was asked for with Held, is how long upstream's quota
-	// has no pull for what it names that is not kept for others; 0: it has.
+	// has no pull for what it names that is not kept for others; 0: it has. Reserved
+	// says that there are pulls, which are kept.
 	Withheld time.Duration
+	Reserved bool
 }
 
 // CacheStatus is the one-word form of an Outcome.

@@ -95,15 +95,20 @@ func (b *budget) costs(call Call, now time.Time) bool {
 // obstacle is what stands before another counted request; nil for nothing.
 // claim says that it is about to be sent.
 func (b *budget) obstacle(call Call, share float64, now time.Time, claim bool) *obstacle {
-	if wait := b.pause.left(now); wait > 0 {
-		return b.spent(wait, now)
-	}
 	told := b.current(now) && b.quota.Left >= 0
 	left := b.quota.Left - b.running
+	isKept := told && b.quota.Limit > 0 && (call.Background || call.Held) && left <= b.reserve(share)
+	wait := b.pause.left(now)
 	switch {
+	case wait > 0:
+		o := b.spent(wait, now)
+		if isKept { // once the pause is over, too
+			o.retry = max(wait, b.keptFor(now))
+		}
+		return o
 	case told && b.quota.Left == 0 && b.quota.Exact:
 		return b.spent(b.quota.Resets.Sub(now), now)
-	case told && b.quota.Limit > 0 && (call.Background || call.Held) && left <= b.reserve(share):
+	case isKept:
 		return b.kept(share, now)
 	case claim && b.running > 0 && (b.dry || told && left <= 0):
 		return &obstacle{
@@ -133,15 +138,24 @@ func (b *budget) spent(wait time.Duration, now time.Time) *obstacle {
 	return &obstacle{wait: wait, retry: wait, code: oci.TooManyRequests, detail: detail, changed: b.changed}
 }
 
-// kept refuses what the reserve is not for. That can be back before the window
+// keptFor is how long what is kept is not asked for. It can be back before the window
 // ends, and asking again costs nothing.
+func (b *budget) keptFor(now time.Time) time.Duration {
+	if b.quota.Resets.IsZero() {
+		return keptRetry
+	}
+	return min(b.quota.Resets.Sub(now), keptRetry)
+}
+
+// kept refuses what the reserve is not for.
 func (b *budget) kept(share float64, now time.Time) *obstacle {
-	retry := keptRetry
-	if !b.quota.Resets.IsZero() {
-		retry = min(b.quota.Resets.Sub(now), keptRetry)
+	retry := b.keptFor(now)
+	var cause error
+	if b.quota.Left > 0 {
+		cause = oci.ErrReserved
 	}
 	return &obstacle{
-		wait: retry, retry: retry, never: true, code: oci.TooManyRequests,
+		wait: retry, retry: retry, never: true, code: oci.TooManyRequests, cause: cause,
 		detail: fmt.Sprintf("%d of the %d pulls%s are left, and the last %d are kept for clients who ask for what is not held", b.quota.Left, b.quota.Limit, b.of(), b.reserve(share)),
 	}
 }

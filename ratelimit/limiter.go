@@ -289,11 +289,12 @@ type obstacle struct {
 	code    oci.Code
 	retry   time.Duration
 	detail  string
+	cause   error           // what callers tell it by; may be nil
 	changed <-chan struct{} // closed when it may have gone before its time; nil: it cannot
 }
 
 func (o *obstacle) refusal() error {
-	return &oci.Error{Code: o.code, Detail: o.detail, RetryAfter: o.retry}
+	return &oci.Error{Code: o.code, Detail: o.detail, RetryAfter: o.retry, Err: o.cause}
 }
 
 // clear waits until no obstacle is left. With claim the request then counts as

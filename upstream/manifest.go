@@ -24,7 +24,7 @@ func (c *Client) Resolve(ctx context.Context, repo oci.Repository, tag string, a
 	}
 	out := q.outcome()
 	if ask.Held && resolved.Manifest == nil {
-		out.Withheld = c.withheld(ctx, q)
+		out.Withheld, out.Reserved = c.withheld(ctx, q)
 	}
 	return resolved, out, nil
 }

@@ -133,13 +133,13 @@ func (s *site) call(ctx context.Context, q *question, class ratelimit.Class) rat
 // who asks in the background, by its limits and its quota; 0 if it may be asked. It
 // asks nobody.
 func (c *Client) Withheld(ctx context.Context, repo oci.Repository) time.Duration {
-	return c.withheld(ctx, &question{repo: repo, ask: oci.Ask{Background: true}})
+	wait, _ := c.withheld(ctx, &question{repo: repo, ask: oci.Ask{Background: true}})
+	return wait
 }
 
 // withheld is how long no site that could be asked now would give out a manifest;
-// 0 if one does.
-func (c *Client) withheld(ctx context.Context, q *question) time.Duration {
-	least := time.Duration(0)
+// 0 if one does. reserved says that one would to others, for whom it is kept.
+func (c *Client) withheld(ctx context.Context, q *question) (least time.Duration, reserved bool) {
 	for _, s := range c.sites {
 		call := s.call(ctx, q, ratelimit.Pull)
 		if s.breakers.isOpen(call.Host) {
@@ -147,11 +147,12 @@ func (c *Client) withheld(ctx context.Context, q *question) time.Duration {
 		}
 		wait := s.limiter.Paused(call)
 		if wait <= 0 {
-			return 0
+			return 0, false
 		}
 		if least == 0 || wait < least {
 			least = wait
 		}
+		reserved = reserved || errors.Is(s.limiter.Refusal(call), oci.ErrReserved)
 	}
-	return least
+	return least, reserved
 }

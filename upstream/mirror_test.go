@@ -449,7 +449,7 @@ func TestMirrorsSpareASpentQuota(t *testing.T) {
 }
 
 // A HEAD tells for how long what it found is not to be had by who can do without,
-// unless a mirror has it.
+// unless a mirror has it, and whether others may.
 func TestAHeadTellsWhatTheQuotaWithholds(t *testing.T) {
 	for _, row := range []struct {
 		name     string
@@ -457,12 +457,14 @@ func TestAHeadTellsWhatTheQuotaWithholds(t *testing.T) {
 		ask      oci.Ask
 		mirrored bool
 		withheld bool
+		reserved bool
 	}{
-		{"enough is left", 8, oci.Ask{Held: true}, false, false},
-		{"what is left is kept", 9, oci.Ask{Held: true}, false, true},
-		{"it is spent", 11, oci.Ask{Held: true}, false, true},
-		{"to who holds nothing", 11, oci.Ask{}, false, false},
-		{"a mirror has it", 11, oci.Ask{Held: true}, true, false},
+		{"enough is left", 8, oci.Ask{Held: true}, false, false, false},
+		{"what is left is kept", 9, oci.Ask{Held: true}, false, true, true},
+		{"it is spent", 10, oci.Ask{Held: true}, false, true, false},
+		{"it was refused", 11, oci.Ask{Held: true}, false, true, false},
+		{"to who holds nothing", 11, oci.Ask{}, false, false, false},
+		{"a mirror has it", 11, oci.Ask{Held: true}, true, false, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			simulate(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 10}}, func(w *world) {
@@ -479,8 +481,8 @@ func TestAHeadTellsWhatTheQuotaWithholds(t *testing.T) {
 				}
 				c := w.connect(mirroredAt(mirrors...))
 				_, out, err := c.Resolve(t.Context(), alpine, "latest", row.ask)
-				if err != nil || (out.Withheld > 0) != row.withheld || out.Withheld > time.Hour {
-					t.Errorf("withheld for %v, %v, want %v", out.Withheld, err, row.withheld)
+				if err != nil || (out.Withheld > 0) != row.withheld || out.Withheld > time.Hour || out.Reserved != row.reserved {
+					t.Errorf("withheld for %v, reserved %v, %v, want %v, %v", out.Withheld, out.Reserved, err, row.withheld, row.reserved)
 				}
 			})
 		})
