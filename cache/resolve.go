@@ -255,7 +255,9 @@ func (c *Cache) dropTag(repo oci.Repository, tag string) {
 // heard notes whether an upstream answers questions about names and manifests: what
 // cannot be fetched again is not evicted for its age.
 func (c *Cache) heard(host string, err error) {
-	c.disk.SetUnreachable(host, err != nil && saidBy(err).isSilence())
+	if c.ctx.Err() == nil { // or it is we who went away
+		c.disk.SetUnreachable(host, err != nil && saidBy(err).isSilence())
+	}
 }
 
 // has reports whether content is here, whomever it belongs to.

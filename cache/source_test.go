@@ -44,6 +44,7 @@ type source struct {
 	delay    time.Duration
 	hangs    string // questions that hold this are left without an answer until time is up
 	hanging  int    // of them, now
+	waits    bool   // a tag is not told before who asks has ended
 	most     int    // of them, at once
 	noAPI    bool
 	noAPIFor string        // the repository that has none
@@ -137,13 +138,20 @@ func (s *source) pushManifest(repo oci.Repository, tag string, content []byte, m
 	return m
 }
 
-func (s *source) Resolve(_ context.Context, repo oci.Repository, ref string, ask oci.Ask) (oci.Resolved, oci.Outcome, error) {
+func (s *source) Resolve(ctx context.Context, repo oci.Repository, ref string, ask oci.Ask) (oci.Resolved, oci.Outcome, error) {
 	out := oci.Outcome{Cache: oci.Miss, Spent: 1}
 	if ask.Refresh {
 		s.set(func() { s.refreshed++ })
 	}
 	if err := s.note("HEAD %s %s", repo.Path, ref); err != nil && s.isDown(repo) {
 		return oci.Resolved{}, out, err
+	}
+	s.mu.Lock()
+	waits := s.waits
+	s.mu.Unlock()
+	if waits {
+		<-ctx.Done()
+		return oci.Resolved{}, out, ctx.Err()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

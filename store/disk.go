@@ -42,6 +42,9 @@ type Config struct {
 	// Shares are fractions of Budget, by upstream. Nothing is kept free for them:
 	// an upstream that holds more than its share merely loses content first.
 	Shares map[string]float64
+	// Upstreams are those that can be asked: of others it is not remembered that they
+	// are away, which would protect what they gave for ever. nil: any.
+	Upstreams []string
 
 	// Unlocked goes on where the file system has no usable lock. Two processes
 	// on one directory then corrupt each other's fills.
@@ -107,8 +110,7 @@ type Disk struct {
 
 	deriving chan struct{} // holds one token while markers are derived
 
-	unreachable atomic.Pointer[map[owner]bool] // upstreams whose content must stay
-	unreachMu   sync.Mutex                     // held to replace unreachable
+	away away
 
 	pinned  atomic.Pointer[map[uint64]bool] // digests in brief; as of the last sweep or change of pins
 	pinning sync.Mutex                      // held to work pinned out
@@ -180,6 +182,7 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 	}
 	d.saveHeld(false) // what it said may have been exact
 	d.loadRelief()
+	d.loadAway(cfg.Upstreams)
 	if err := d.unlessBroken(d.sweepFills()); err != nil {
 		return err
 	}
@@ -228,6 +231,7 @@ func (d *Disk) Close() error {
 	d.proving.close()
 	d.cancel()
 	d.work.Wait()
+	d.saveAway()
 	d.saveHeld(d.isCounted())
 	d.memory.close()
 	return d.release()

@@ -125,7 +125,6 @@ func (d *Disk) candidates(ctx context.Context, aim aims, also func(entry)) ([]ca
 	for o, n := range aim.over {
 		over[o] = &pile{need: n, most: aim.count, spill: rest.add}
 	}
-	away := d.awayNow()
 	err := d.count(ctx, func(e entry) {
 		if also != nil {
 			also(e)
@@ -143,7 +142,7 @@ func (d *Disk) candidates(ctx context.Context, aim aims, also func(entry)) ([]ca
 		if p := over[h.owner]; p != nil {
 			to, c.over = p, true
 		}
-		if away[h.owner] || !to.wants(c.score) && !rest.wants(c.score) {
+		if d.away.owns(h.owner) || !to.wants(c.score) && !rest.wants(c.score) {
 			return
 		}
 		var ok bool
@@ -242,37 +241,11 @@ func (d *Disk) isEvictable(c candidate) bool {
 // isFree reports that nothing has come between a candidate and its end. The claim
 // is held, which Pin waits for.
 func (d *Disk) isFree(c candidate) bool {
-	if d.isPinned(c.digest) || d.awayNow()[hintOf(c.when).owner] {
+	if d.isPinned(c.digest) || d.away.owns(hintOf(c.when).owner) {
 		return false
 	}
 	info, err := d.root.Lstat(c.path())
 	return err == nil && info.ModTime().Equal(c.when)
-}
-
-// SetUnreachable says whether an upstream can be reached. While it cannot, what
-// it filled is not evicted: nobody could fetch it again.
-func (d *Disk) SetUnreachable(upstream string, unreachable bool) {
-	if d.awayNow()[ownerOf(upstream)] == unreachable {
-		return // the usual case: it may be told of each request
-	}
-	d.unreachMu.Lock()
-	defer d.unreachMu.Unlock()
-	away := maps.Clone(d.awayNow())
-	if away == nil {
-		away = make(map[owner]bool)
-	}
-	if delete(away, ownerOf(upstream)); unreachable {
-		away[ownerOf(upstream)] = true
-	}
-	d.unreachable.Store(&away)
-}
-
-// awayNow are the upstreams that cannot be reached. Not to be changed.
-func (d *Disk) awayNow() map[owner]bool {
-	if away := d.unreachable.Load(); away != nil {
-		return *away
-	}
-	return nil
 }
 
 // Victim is content that would be evicted soon.

@@ -9,7 +9,8 @@ import (
 
 // The keeper's rounds.
 const (
-	// lookEvery is how often it asks what is free on the disk.
+	// lookEvery is how often it asks what is free on the disk, and brings its state up
+	// to date.
 	lookEvery = 5 * time.Second
 	// recountEvery is how often it counts again what others may have changed. On
 	// a million files that takes a second, or some if they are cold.
@@ -36,6 +37,7 @@ func (d *Disk) keep(ctx context.Context) {
 			d.account.look()
 			d.relieve(ctx)
 			d.saveHeld(false)
+			d.saveAway()
 		case <-recount.C:
 			_ = d.count(ctx, nil) // ends early only when we close
 			d.sweep(ctx)

@@ -167,7 +167,11 @@ func FuzzState(f *testing.F) {
 	f.Add([]byte(`{"began":"2026-01-02T03:04:05Z","after":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`))
 	f.Add([]byte(`{"held":123}`))
 	f.Add([]byte(`{"floor":123,"short":"2026-01-02T03:04:05Z"}`))
+	f.Add([]byte(`{"version":1,"upstreams":["docker.io"]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if s, err := parseAwayState(b); err == nil && slices.Contains(s.Upstreams, "") {
+			t.Errorf("%q: nobody is away", b)
+		}
 		if s, err := parseHeldState(b); err == nil && s.Held < 0 {
 			t.Errorf("%q: %d bytes held", b, s.Held)
 		}
