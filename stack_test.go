@@ -33,6 +33,7 @@ type stack struct {
 	url    string
 	client *http.Client
 	cache  *cache.Cache
+	disk   *store.Disk
 	closer func()
 }
 
@@ -66,6 +67,7 @@ func newStack(t *testing.T, hub *ocitest.Hub, cfg stackConfig) *stack {
 		clients = append(clients, newUpstream(t, upstream.Config{Name: name, URL: other.URL()}))
 	}
 	set := upstream.NewSet(clients...)
+	s.disk = disk
 	s.cache = cache.New(disk, set, cfg.cache)
 	server := httptest.NewServer(registryHandler(proxy.New(s.cache, proxy.Config{Names: names, Catalog: s.cache}), unseen))
 	s.url = server.URL

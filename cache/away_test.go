@@ -13,6 +13,8 @@ import (
 // that of another upstream then.
 func TestWhatIsTakenForAway(t *testing.T) {
 	const layer = 512 << 10
+	crowded := &oci.Error{Code: oci.TooManyRequests, RetryAfter: 15 * time.Minute, Err: oci.ErrCrowded}
+	reserve := &oci.Error{Code: oci.TooManyRequests, RetryAfter: 15 * time.Minute, Err: oci.ErrReserved}
 	for _, row := range []struct {
 		name    string
 		down    error // what docker.io says to every question
@@ -20,7 +22,10 @@ func TestWhatIsTakenForAway(t *testing.T) {
 		stays   bool
 	}{
 		{"trouble", &oci.Error{Code: oci.Unavailable}, false, true},
+		{"a limit for long", &oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Hour}, false, true},
 		{"a limit", &oci.Error{Code: oci.TooManyRequests, RetryAfter: time.Minute}, false, false},
+		{"a limit for who may go without", reserve, false, false},
+		{"a limit of our own", crowded, false, false},
 		{"we end", nil, true, false},
 	} {
 		t.Run(row.name, func(t *testing.T) {

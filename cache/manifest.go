@@ -111,7 +111,7 @@ func (c *Cache) confirmFirst(repo oci.Repository, dg oci.Digest) bool {
 func (c *Cache) confirmManifest(ctx context.Context, repo oci.Repository, dg oci.Digest, ask oci.Ask) (oci.Descriptor, int, error) {
 	found, first, err := do(ctx, c, &c.checks, manifestKey(repo, dg), ask, questionBound, func(ctx context.Context) (resolution, error) {
 		res, out, err := c.upstream.Resolve(ctx, repo, dg.String(), ask)
-		c.heard(repo.Host, err)
+		c.heard(repo.Host, out, err, res.Manifest != nil)
 		if err != nil {
 			c.noteManifestFailure(ctx, repo, dg, ask, err)
 			return resolution{spent: out.Spent}, err
@@ -145,7 +145,7 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 			return fetched{}, err
 		}
 		m, out, err := c.upstream.Manifest(ctx, repo, dg, ask)
-		c.heard(repo.Host, err)
+		c.heard(repo.Host, out, err, err == nil || saidBy(err).isFinal())
 		if err == nil {
 			c.keepManifest(repo, m)
 		} else {

@@ -178,7 +178,7 @@ func (c *Cache) check(ctx context.Context, q tagQuestion, facts Case) (resolutio
 	res, out, err := c.upstream.Resolve(ctx, q.repo, q.tag, ask)
 	c.mutes.heard(q.repo.Host, began, ask, err)
 	heard := time.Now()
-	c.heard(q.repo.Host, err)
+	c.heard(q.repo.Host, out, err, err == nil && (res.Manifest != nil || ask.Held && (out.Withheld == 0 || out.Reserved)))
 	if err == nil && (c.climbTo(ctx, &q, res, facts).Serve == Fetch || out.Withheld > 0 && c.wantsPulls(ctx, &q, res.Digest)) {
 		res.Manifest, err = c.fetchMoved(ctx, q.repo, res.Descriptor, ask, &out)
 	}
@@ -252,12 +252,29 @@ func (c *Cache) dropTag(repo oci.Repository, tag string) {
 	}
 }
 
-// heard notes whether an upstream answers questions about names and manifests: what
-// cannot be fetched again is not evicted for its age.
-func (c *Cache) heard(host string, err error) {
-	if c.ctx.Err() == nil { // or it is we who went away
-		c.disk.SetUnreachable(host, err != nil && saidBy(err).isSilence())
+// longLimit is for how long an upstream has to give nothing out, by its own word, to
+// count as away.
+const longLimit = 5 * time.Minute
+
+// heard notes what an answer tells of whether manifests are to be had of an upstream:
+// what cannot be fetched again is not evicted for its age. gives says that they are. An
+// answer may tell neither, by HEAD to a quota that is spent, say, or a limit that soon
+// ends.
+func (c *Cache) heard(host string, out oci.Outcome, err error, gives bool) {
+	switch {
+	case c.ctx.Err() != nil: // it is we who went away
+	case err != nil && isAway(err), out.Withheld > longLimit && !out.Reserved:
+		c.disk.SetUnreachable(host, true)
+	case gives:
+		c.disk.SetUnreachable(host, false)
 	}
+}
+
+// isAway reports an error of an upstream that says nothing, or to come back much later.
+func isAway(err error) bool {
+	said := saidBy(err)
+	isOurs := errors.Is(err, oci.ErrCrowded) || errors.Is(err, oci.ErrReserved)
+	return said.isSilence() || said == Limited && oci.RetryAfter(err) > longLimit && !isOurs
 }
 
 // has reports whether content is here, whomever it belongs to.
