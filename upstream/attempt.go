@@ -65,9 +65,10 @@ func (a *attempt) lose() bool {
 // isPrompt reports whether an attempt that ends now is waited for, and took no longer
 // than one is without asking another.
 func (a *attempt) isPrompt(patience time.Duration) bool {
+	_, took := a.silence.lasts()
 	a.all.mu.Lock()
 	defer a.all.mu.Unlock()
-	return !a.lost && a.silence.lasts() <= patience
+	return !a.lost && took <= patience
 }
 
 // end reports whether an attempt was lost by the time it ended.
@@ -115,29 +116,45 @@ func (as *attempts) close() {
 	as.late.Wait()
 }
 
-// silence is how long a question has had no answer, without what it waited for leave
-// to be sent.
+// silence is how long a question has had no answer, without what it waited for its turn.
+// What it waited for a connection counts: others have those, and wait as well.
 type silence struct {
-	mu     sync.Mutex // guards what follows
-	began  time.Time  // as if it had never waited
-	paused time.Time  // zero while it does not wait
+	mu     sync.Mutex    // guards what follows
+	began  time.Time     // as if it had never waited for its turn
+	queued time.Duration // for connections, since then
+	paused time.Time     // since when it waits for leave; zero: it does not
+	isBusy func() bool   // of a wait: whether it is for a connection
 }
 
-func (s *silence) pause(on bool) {
+func (s *silence) pause(isBusy func() bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if on {
-		s.paused = time.Now()
-		return
-	}
-	s.began, s.paused = s.began.Add(time.Since(s.paused)), time.Time{}
+	s.paused, s.isBusy = time.Now(), isBusy
 }
 
-func (s *silence) lasts() time.Duration {
+func (s *silence) resume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.paused.IsZero() {
-		return s.paused.Sub(s.began)
+	if waited := time.Since(s.paused); s.isBusy() {
+		s.queued += waited
+	} else {
+		s.began = s.began.Add(waited)
 	}
-	return time.Since(s.began)
+	s.paused = time.Time{}
+}
+
+// lasts is how long it is; own is without any wait, which the address that is asked has
+// to answer for.
+func (s *silence) lasts() (all, own time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all = time.Since(s.began)
+	if s.paused.IsZero() {
+		return all, all - s.queued
+	}
+	until := s.paused.Sub(s.began)
+	if !s.isBusy() {
+		all = until
+	}
+	return all, until - s.queued
 }

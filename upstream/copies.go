@@ -130,6 +130,7 @@ func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimi
 				b.site.ails(ailingAfterSilence)
 			}
 		},
+		ails: func(b *blob) bool { return !c.foreign && b.site.isAiling() },
 	}
 	won := r.run(ctx)
 	switch {

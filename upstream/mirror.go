@@ -35,6 +35,7 @@ func inOrder[T any](ctx context.Context, c *Client, q *question, class ratelimit
 		},
 		overrules: func(s *site) bool { return c.mayOverrule(s, q, func() ratelimit.Call { return s.call(ctx, q, class) }) },
 		silent:    func(s *site) { s.ails(ailingAfterSilence) },
+		ails:      func(s *site) bool { return s.isAiling() },
 	}
 	won := r.run(ctx)
 	switch {

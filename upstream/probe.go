@@ -389,7 +389,7 @@ func (s *site) probe(ctx context.Context, u *url.URL) (o outcome, retry time.Dur
 	if err != nil {
 		return unsaid, oci.RetryAfter(err), err
 	}
-	a, err := s.transmit(ctx, q, r, login{}, pass)
+	a, err := s.transmit(ctx, q, r, login{}, pass.Release)
 	if err != nil {
 		return failureOutcome(ctx, err), 0, err
 	}

@@ -18,6 +18,7 @@ type race[P, T any] struct {
 	failed    func(P, error) (verdict bool) // is told of each failure; there is one verdict at most
 	overrules func(P) bool                  // reports who is asked, and waited for, in spite of a verdict
 	silent    func(P)                       // is told who had the next one asked, too, by saying nothing
+	ails      func(P) bool                  // reports who was in trouble a moment ago
 
 	next    int          // in places
 	running []*leg[P, T] // that have no answer yet, the last to be asked last
@@ -38,7 +39,7 @@ type leg[P, T any] struct {
 
 // run asks one place after the other until one has an answer: the next where the
 // last that was asked fails, or says nothing for too long. Time that a question waits
-// for leave to be sent is none of that. A verdict holds once those have failed that were
+// for its turn is none of that. A verdict holds once those have failed that were
 // asked before who gave it, or overrule it. The caller releases what won, which is nil if
 // none has an answer: all have failed, there is a verdict, or ctx has ended.
 func (r *race[P, T]) run(ctx context.Context) *leg[P, T] {
@@ -138,17 +139,21 @@ func (r *race[P, T]) rule(verdict *leg[P, T]) {
 	r.places = slices.Concat(r.places[:r.next], left)
 }
 
-// listen has the next place asked where the last one has said nothing for too long.
+// listen has the next place asked where the last one has said nothing for too long, or
+// others have found meanwhile that it is in trouble.
 func (r *race[P, T]) listen(ctx context.Context) {
 	if r.next == len(r.places) {
 		return
 	}
 	last := r.running[len(r.running)-1]
-	if left := r.patience - last.silence.lasts(); left > 0 {
-		r.timer.Reset(max(left, r.patience/4))
+	all, own := last.silence.lasts()
+	if left := r.patience - all; left > 0 && !r.ails(last.place) {
+		r.timer.Reset(max(min(left, r.patience/4), r.patience/8))
 		return
 	}
-	r.silent(last.place)
+	if own >= r.patience {
+		r.silent(last.place)
+	}
 	r.start(ctx)
 }
 

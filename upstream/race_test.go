@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -362,6 +363,64 @@ func TestWhatLostAsksForNothingMore(t *testing.T) {
 			})
 		})
 	}
+}
+
+// However many wait behind those that a mute address does not answer, for a connection
+// or for their turn: all have the next address asked when those have.
+func TestACrowdBehindAMuteAddress(t *testing.T) {
+	const crowd = 150
+	image := ocitest.RandomImage(1, 100)
+	for _, limits := range []ratelimit.Limits{{Rate: -1}, {Rate: 10, Burst: 5}} {
+		for what, ask := range questionsOf(image) {
+			t.Run(fmt.Sprintf("at %v a second, %s", limits.Rate, what), func(t *testing.T) {
+				simulate(t, open, func(w *world) {
+					mirror := w.another(open.Habits)
+					mirror.Inject(&ocitest.Fault{Effect: ocitest.Hang()})
+					w.hub.Push("library/alpine", "latest", image)
+					c := w.connect(mirroredAt(mirror), first)
+					c.sites[0].limiter = ratelimit.New(limits)
+					patience := time.Second
+					if what == "manifest" || what == "blob" {
+						patience *= 3
+					}
+					var all sync.WaitGroup
+					for range crowd {
+						all.Go(func() {
+							took, err := timed(func() error { return ask(w.t.Context(), c) })
+							if err != nil || took > patience*5/4 {
+								w.t.Errorf("it took %v, %v", took, err)
+							}
+						})
+					}
+					all.Wait()
+				})
+			})
+		}
+	}
+}
+
+// An address all of whose connections are busy is not waited for longer than one that
+// is silent, and is not held to be silent for that.
+func TestABusyAddressIsNotSilent(t *testing.T) {
+	simulate(t, open, func(w *world) {
+		t, hub := w.t, w.hub
+		mirror := w.another(ocitest.Habits{Auth: ocitest.NoAuth, Latency: 900 * time.Millisecond})
+		mirror.Push("library/alpine", "latest", ocitest.RandomImage(1, 100))
+		c := w.connect(mirroredAt(mirror), first, func(cfg *Config) { cfg.Limits.Requests = 1 })
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				if took, err := timed(func() error { return resolve(t, c) }); err != nil || took > time.Second {
+					t.Errorf("it took %v, %v", took, err)
+				}
+			})
+		}
+		all.Wait()
+		time.Sleep(time.Second)
+		hub.Reset()
+		mustResolve(t, c)
+		saw(t, hub)
+	})
 }
 
 // Who waits for leave to ask an address has nothing against it.

@@ -63,13 +63,13 @@ func (q *question) fork(a *attempt) *question {
 	return &one
 }
 
-// waits begins a wait for leave to send, which is no silence of the one who is asked.
-func (q *question) waits() (done func()) {
+// waits begins a wait for leave to send; isBusy reports whether it is for a connection.
+func (q *question) waits(isBusy func() bool) (done func()) {
 	if q.attempt == nil {
 		return func() {}
 	}
-	q.attempt.silence.pause(true)
-	return func() { q.attempt.silence.pause(false) }
+	q.attempt.silence.pause(isBusy)
+	return q.attempt.silence.resume
 }
 
 // failed is the Outcome beside an error.
@@ -131,7 +131,7 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 	}
 	q.attempt.asks(true)
 	began := time.Now()
-	a, err := s.transmit(ctx, q, r, l, pass)
+	a, err := s.transmit(ctx, q, r, l, pass.Release)
 	if err != nil {
 		s.breakers.note(at, began, failureOutcome(ctx, err), 0, err)
 		q.attempt.asks(false)
@@ -149,13 +149,17 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 
 // leave waits until a request may be sent. Errors: as Limiter.Acquire, and as Source
 // says where ctx has ended.
-func (s *site) leave(ctx context.Context, q *question, r request, l login) (*ratelimit.Pass, error) {
-	defer q.waits()()
-	pass, err := s.limiter.Acquire(ctx, q.call(r, l.account))
-	if err != nil && ctx.Err() != nil {
+func (s *site) leave(ctx context.Context, q *question, r request, l login) (*pass, error) {
+	where := line{r.url.Host, r.transfer}
+	defer q.waits(func() bool { return s.connections.areBusy(where) })()
+	p, err := s.limiter.Acquire(ctx, q.call(r, l.account))
+	switch {
+	case err == nil:
+		return &pass{p, s.connections.take(where)}, nil
+	case ctx.Err() != nil:
 		err = failure(ctx, r.url.Host, err, nil)
 	}
-	return pass, err
+	return nil, err
 }
 
 // call is what limits look at of a request.
@@ -176,7 +180,7 @@ func (s *site) begin(ctx context.Context, q *question, realm *url.URL, account s
 	if realm.Host == q.next.url.Host {
 		more++
 	}
-	defer q.waits()()
+	defer q.waits(func() bool { return false })()
 	if err := s.limiter.Begin(ctx, q.call(q.next, account), more); err != nil {
 		if ctx.Err() != nil {
 			err = failure(ctx, q.next.url.Host, err, nil)
@@ -195,8 +199,9 @@ func (s *site) warnOfLimit(q *question, r request, wait time.Duration) {
 	})
 }
 
-// transmit sends a request that may be sent.
-func (s *site) transmit(ctx context.Context, q *question, r request, l login, pass *ratelimit.Pass) (*answer, error) {
+// transmit sends a request that may be sent; release is called when its answer is done
+// with.
+func (s *site) transmit(ctx context.Context, q *question, r request, l login, release func()) (*answer, error) {
 	q.spent++
 	caller := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -227,14 +232,14 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, pa
 			s.warn(AddressRefused, refused.host, refused.Error())
 		}
 		cancel(nil)
-		pass.Release()
+		release()
 		return nil, err
 	}
 	call.Status = resp.StatusCode
 	oci.EndSpan(span, nil, "http.response.status_code", call.Status)
 	s.cfg.Observe(call)
 	a := &answer{status: resp.StatusCode, header: resp.Header, url: r.url, length: resp.ContentLength}
-	b := newBody(resp.Body, s.cfg.Timeouts, cancel, pass.Release, func(err error) error {
+	b := newBody(resp.Body, s.cfg.Timeouts, cancel, release, func(err error) error {
 		return bodyFailure(caller, r.url.Host, err, context.Cause(ctx))
 	})
 	a.body = b

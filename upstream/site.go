@@ -25,6 +25,7 @@ type site struct {
 	dialer      dialer
 	transports  atomic.Pointer[transports]
 	limiter     *ratelimit.Limiter
+	connections *connections
 	accounts    *accounts
 	tokens      *tokens
 	breakers    *breakers
@@ -58,7 +59,8 @@ func newSite(cfg *Config, at Mirror, d dialer, now func() time.Time) (*site, err
 	if at.URL != "" { // what is known of a registry holds for its own address
 		known = oci.FoldHost(endpoint.Host)
 	}
-	s.limiter = ratelimit.New(cfg.Limits.For(known, at.Credentials != nil))
+	limits := cfg.Limits.For(known, at.Credentials != nil)
+	s.limiter, s.connections = ratelimit.New(limits), &connections{limits: limits, used: map[line]int{}}
 	s.breakers = newBreakers(s.probe, s.hostChanged)
 	t, err := s.connect()
 	if err != nil {

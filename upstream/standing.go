@@ -99,6 +99,12 @@ func (s *site) ails(d time.Duration) {
 	}
 }
 
+func (s *site) isAiling() bool {
+	s.standing.mu.Lock()
+	defer s.standing.mu.Unlock()
+	return time.Now().Before(s.standing.ailing)
+}
+
 func (s *site) recovers() {
 	s.standing.mu.Lock()
 	defer s.standing.mu.Unlock()
