@@ -45,7 +45,7 @@ func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, e
 		return s.sendAs(ctx, q, r, l)
 	}
 	if d, known := s.demands.of(originOf(r.url)); known {
-		err := s.breakers.check(q.target(r))
+		err := s.breakers.check(ctx, q.target(r))
 		if err != nil {
 			return nil, err
 		}

@@ -63,7 +63,8 @@ type Breaker struct {
 // and a 5xx counts as one more failure.
 //
 // An open breaker fails every request at once, the one that finds it time for a
-// probe included: nobody waits for a black hole twice. Where a host's trouble is
+// probe included: nobody waits for a black hole twice. In the first second of a doubt who
+// has nothing else to serve waits for what comes of that. Where a host's trouble is
 // 5xx, nobody waits: it may be that of some of its parts alone, so one request at
 // a time for what is not known to fail goes out, as a trial. A probe repeats what was
 // refused, as a HEAD without credentials, so that it costs no quota: what is not
@@ -98,6 +99,7 @@ type target struct {
 	repo string // that it is about; empty: none
 	led  bool   // a redirect leads there
 	cut  bool   // it is for a transfer that was cut, and that somebody waits for
+	held bool   // what is held can be served instead
 }
 
 // scopes are the breakers that a request has to pass, the host's last. Where
@@ -120,14 +122,15 @@ type breaker struct {
 	probing  bool
 	failures int
 	err      error
-	outcome  outcome       // the last failure, while open
-	doubt    bool          // it is open until a probe tells whether it is well
-	well     target        // the last that was answered
-	trial    time.Time     // from when on one is allowed, while open; zero: at once
-	tried    time.Time     // when the trials that there were would all have had their time
-	answered time.Time     // the last time that it was well, or resolved a doubt
-	failed   time.Time     // the last time that it was not
-	took     time.Duration // by the last failure
+	outcome  outcome         // the last failure, while open
+	doubt    bool            // it is open until a probe tells whether it is well
+	doubted  <-chan struct{} // closed when the first of those has come to something
+	well     target          // the last that was answered
+	trial    time.Time       // from when on one is allowed, while open; zero: at once
+	tried    time.Time       // when the trials that there were would all have had their time
+	answered time.Time       // the last time that it was well, or resolved a doubt
+	failed   time.Time       // the last time that it was not
+	took     time.Duration   // by the last failure
 	since    time.Time
 	refused  int
 	heard    <-chan struct{} // closed when a question by hear is answered; nil: there is none
@@ -158,16 +161,18 @@ const (
 	hung                    // a connection, and no answer in all the time it had
 )
 
-// check fails at once with Unavailable, and a truthful RetryAfter, where t does
-// not answer.
-func (b *breakers) check(t target) error {
+// check fails with Unavailable, and a truthful RetryAfter, where t does not answer: at
+// once, but for a moment in which that of a host in doubt is found out.
+func (b *breakers) check(ctx context.Context, t target) error {
+	b.awaitDoubt(ctx, t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.checkLocked(t)
 }
 
 // admit is check for a request that is sent next, of which note will tell.
-func (b *breakers) admit(t target) error {
+func (b *breakers) admit(ctx context.Context, t target) error {
+	b.awaitDoubt(ctx, t)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.checkLocked(t); err != nil {

@@ -620,7 +620,7 @@ func TestBreakersAreBounded(t *testing.T) {
 		for i := range 3 * maxBreakers {
 			time.Sleep(time.Millisecond)
 			u := &url.URL{Scheme: "https", Host: fmt.Sprintf("cdn%d.example", i)}
-			if b.admit(target{url: own}) == nil {
+			if b.admit(t.Context(), target{url: own}) == nil {
 				t.Fatal("a host that is wanted was forgotten")
 			}
 			if i%2 == 0 {

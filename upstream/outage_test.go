@@ -330,6 +330,7 @@ func TestNoTokenIsAskedForWhileTheRegistryIsDown(t *testing.T) {
 		mustResolve(t, c)
 		hub.Inject(&ocitest.Fault{Match: registry, Effect: ocitest.Hang()})
 		wantCode(t, resolve(t, c), oci.Timeout)
+		time.Sleep(doubtWait)
 		hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Token}, Effect: ocitest.Hang()})
 		hub.Reset()
 		for i := range 100 {
@@ -411,6 +412,7 @@ func TestASilentTokenServiceHasItsRegistryAsked(t *testing.T) {
 				t.Errorf("the registry was asked %d times, want once for all", n)
 			}
 			asking.Wait()
+			time.Sleep(doubtWait)
 			if s := stateOf(t, c, hub.URL()); (s.State != BreakerClosed) != both {
 				t.Errorf("both hang: %v; %+v", both, s)
 			}

@@ -43,6 +43,8 @@ const (
 	firstTrials = 8
 	suspectFor  = time.Hour
 	maxTrial    = 30 * time.Second
+	// doubtWait is how long a question waits for what comes of a doubt, from when it arose.
+	doubtWait = time.Second
 	// maxWishes bounds the URLs that a breaker's probes take in turn.
 	maxWishes = 8
 )
@@ -139,7 +141,37 @@ func (b *breakers) doubtLocked(br *breaker, t target) {
 	}
 	br.open, br.doubt, br.since, br.refused, br.outcome = true, true, time.Now(), 0, hung
 	br.wishes = []target{other, t}
-	b.probeInLocked(br, 0)
+	if br.timer != nil {
+		br.timer.Stop()
+	}
+	if br.next, br.doubted = br.since, nil; !b.ended {
+		br.doubted = b.goLocked(func() { b.probe(br) })
+	}
+}
+
+// awaitDoubt returns when it is known whether a host in doubt is well, if that is all that
+// keeps t from being asked, and t has nothing to be served instead; after doubtWait in any
+// case, or when ctx ends.
+func (b *breakers) awaitDoubt(ctx context.Context, t target) {
+	b.mu.Lock()
+	br := b.known[scope{host: t.url.Host}]
+	if t.held || br == nil || !br.doubt || br.doubted == nil || b.failsApartLocked(t) {
+		b.mu.Unlock()
+		return
+	}
+	doubted, until := br.doubted, br.since.Add(doubtWait)
+	b.mu.Unlock()
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	await(ctx, doubted)
+}
+
+// failsApartLocked reports that t would not be asked if its host were well.
+func (b *breakers) failsApartLocked(t target) bool {
+	return slices.ContainsFunc(t.scopes(), func(p scope) bool {
+		br := b.known[p]
+		return !p.isHost() && br != nil && br.open
+	})
 }
 
 // confirmLocked has it that a host in doubt is down: what hung was no part alone.

@@ -792,6 +792,53 @@ func TestADoubtedHostIsAskedForSomethingElse(t *testing.T) {
 	}
 }
 
+// Who asks a host just when it is doubted waits for what comes of that, for what is left of
+// a second; not who would be refused by it, too, or has something that can be served.
+func TestADoubtIsWaitedForAMoment(t *testing.T) {
+	const latency = 300 * time.Millisecond
+	for name, row := range map[string]struct {
+		hangs ocitest.Match
+		path  string
+		ask   oci.Ask
+		after time.Duration // the doubt arose
+		leave time.Duration // 0: who asks stays
+		fails bool
+		took  time.Duration
+	}{
+		"of one that is well":               {hangs: ocitest.Match{Repo: "library/slow"}, path: "library/alpine", took: 2 * latency},
+		"while that is found out":           {hangs: ocitest.Match{Repo: "library/slow"}, path: "library/alpine", after: latency / 3, took: 2*latency - latency/3},
+		"for what hangs":                    {hangs: ocitest.Match{Repo: "library/slow"}, path: "library/slow", fails: true},
+		"for what is held":                  {hangs: ocitest.Match{Repo: "library/slow"}, path: "library/alpine", ask: oci.Ask{Held: true}, fails: true},
+		"of one that hangs for all":         {path: "library/alpine", fails: true, took: doubtWait},
+		"of one that hangs for all, later":  {path: "library/alpine", fails: true, after: doubtWait / 2, took: doubtWait / 2},
+		"of one that has for a second":      {path: "library/alpine", fails: true, after: doubtWait},
+		"of one that hangs, and who leaves": {path: "library/alpine", fails: true, leave: latency, took: latency},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, hub, c := w.client()
+				hub.Set(func(h *ocitest.Habits) { h.Latency = latency })
+				hub.Inject(&ocitest.Fault{Match: row.hangs, Effect: ocitest.Hang()})
+				wantCode(t, resolveAt(t, c, "library/slow"), oci.Timeout)
+				time.Sleep(row.after)
+				ctx := t.Context()
+				if row.leave > 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, row.leave)
+					defer cancel()
+				}
+				took, err := timed(func() error {
+					_, _, err := c.Resolve(ctx, oci.Repository{Host: alpine.Host, Path: row.path}, "latest", row.ask)
+					return err
+				})
+				if (err != nil) != row.fails || took != row.took {
+					t.Errorf("%v after %v, want %v", err, took, row.took)
+				}
+			})
+		})
+	}
+}
+
 // A host one of whose repositories hangs does not hang for everything if it answers
 // something else with 5xx. That counts as any other does: the third opens its breaker.
 func TestADoubtedHostThatAnswers5xxIsNotMute(t *testing.T) {

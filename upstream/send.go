@@ -53,7 +53,7 @@ func (q *question) begun() bool { return q.ask.Begun || q.let || q.spent > 0 }
 
 // target is where a request goes that the question leads to.
 func (q *question) target(r request) target {
-	return target{r.url, q.repo.Path, r.class == ratelimit.Redirect, r.resumed && !q.ask.Background}
+	return target{r.url, q.repo.Path, r.class == ratelimit.Redirect, r.resumed && !q.ask.Background, q.ask.Held}
 }
 
 // fork is the question as it is put to one of several addresses.
@@ -117,7 +117,7 @@ func (a *answer) close() {
 func (s *site) send(ctx context.Context, q *question, r request, l login) (*answer, error) {
 	q.attempt.asks(false) // whatever came before is over
 	at := q.target(r)
-	if err := s.breakers.check(at); err != nil {
+	if err := s.breakers.check(ctx, at); err != nil {
 		return nil, err
 	}
 	pass, err := s.leave(ctx, q, r, l)
@@ -125,7 +125,7 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 		return nil, err
 	}
 	// Others may have found out while this one waited for its turn.
-	if err := s.breakers.admit(at); err != nil {
+	if err := s.breakers.admit(ctx, at); err != nil {
 		pass.Release()
 		return nil, err
 	}
