@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"entrepot/store"
+	"entrepot/upstream"
 )
 
 // advice is what a part of the program knows that spares work after a restart. It
@@ -67,4 +68,13 @@ func repeat(every time.Duration, do func()) (stop func()) {
 		close(end)
 		work.Wait()
 	}
+}
+
+// keepQuotas takes over what upstreams said to the last process of how much they may be
+// asked, and keeps what they say to this one.
+func keepQuotas(upstreams *upstream.Set, disk *store.Disk, watcher *observer) (stop func()) {
+	return keep(disk, watcher, advice{
+		name: "quotas", most: upstream.MaxState, load: upstreams.Load, save: upstreams.Save,
+		lost: "what upstreams said of their limits is forgotten: it cannot be read", unkept: "what upstreams say of their limits could not be kept",
+	})
 }

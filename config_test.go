@@ -244,7 +244,7 @@ func TestAccountsOfRules(t *testing.T) {
 		{"quay.io", "x/y", "all"},
 	} {
 		i := slices.IndexFunc(c.UpstreamSettings(), func(u UpstreamSettings) bool { return u.Name == row.host })
-		login, err := credentials(t.Context(), c, c.UpstreamSettings()[i], zerolog.Nop())(t.Context(), oci.Repository{Host: row.host, Path: row.path})
+		login, err := credentials(t.Context(), c, c.UpstreamSettings()[i], zerolog.Nop()).credentials(t.Context(), oci.Repository{Host: row.host, Path: row.path})
 		if err != nil || login.Username != row.want {
 			t.Errorf("%s/%s is asked for as %q, %v; want %q", row.host, row.path, login.Username, err, row.want)
 		}

@@ -1,8 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"entrepot/internal/ocitest"
 )
@@ -38,5 +45,88 @@ func TestWhatCostsNoPullIsHadThoughTheQuotaIsSpent(t *testing.T) {
 	want("/v2/library/app/manifests/4", http.StatusTooManyRequests)
 	if q := o.status().Quotas; len(q) != 1 || q[0].Left != 0 || q[0].Limit != 2 {
 		t.Errorf("quotas %+v, want one of 2 that is spent", q)
+	}
+}
+
+// What upstreams said of their limits is known again after a restart, to the account
+// that it was said to: nothing is asked for in vain, and a list leaves the reserve alone.
+func TestWhatUpstreamsSaidOutlivesARestart(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 5}})
+	hub.AddUser("me", "hunter2")
+	hub.AddUser("other", "hunter3")
+	for i := range 5 {
+		hub.Push("library/app", strconv.Itoa(i), ocitest.RandomImage(uint64(i), 1000))
+	}
+	data := t.TempDir()
+	as := func(user, password string) []string {
+		return []string{
+			"ENTREPOT_DATA=" + data, "ENTREPOT_UPSTREAM_0_USERNAME=" + user, "ENTREPOT_UPSTREAM_0_PASSWORD=" + password,
+			"ENTREPOT_QUOTA_RESERVE=60%", "ENTREPOT_QUEUE_WAIT=0s", "ENTREPOT_PREFETCH=off",
+		}
+	}
+	client, spends := newClient(t), ocitest.Match{Kind: ocitest.Manifest, Method: http.MethodGet}
+	pull := func(p *program, image string, want int) {
+		t.Helper()
+		if got, body, _ := get(t, client, p.registry+"/v2/library/app/manifests/"+image); got != want {
+			t.Errorf("app:%s: %d %s, want %d", image, got, body, want)
+		}
+	}
+	p := startProgram(t, hub, as("me", "hunter2")...)
+	pull(p, "0", http.StatusOK)
+	pull(p, "1", http.StatusOK)
+	before := operatorOf(t, p).status().Quotas
+	stopProgram(t, p)
+	state := filepath.Join(data, "state", "quotas")
+	content, err := os.ReadFile(state)
+	if info, statErr := os.Stat(state); err != nil || statErr != nil || info.Mode().Perm() != 0o600 || bytes.Contains(content, []byte("hunter")) {
+		t.Errorf("%v, %v: %s", err, info, content)
+	}
+
+	p = startProgram(t, hub, as("me", "hunter2")...)
+	if diff := cmp.Diff(before, operatorOf(t, p).status().Quotas); diff != "" || len(before) != 1 || before[0].Account != "me" || before[0].Left != 3 {
+		t.Errorf("quotas (-before +after):\n%s", diff)
+	}
+	stopProgram(t, p)
+
+	hub.Reset()
+	p = startProgram(t, hub, append(as("me", "hunter2"), "ENTREPOT_WARM=app@"+ocitest.RandomImage(2, 1000).Digest.String())...)
+	o := operatorOf(t, p)
+	for strings.Contains(o.must("warm"), `"status":"pending"`) || strings.Contains(o.must("warm"), `"status":"fetching"`) {
+		if t.Context().Err() != nil {
+			t.Fatal(o.must("warm"))
+		}
+	}
+	if n := hub.CountedPulls(); n > 0 {
+		t.Errorf("a list spends %d pulls of the reserve", n)
+	}
+	pull(p, "2", http.StatusOK)
+	hub.Inject(&ocitest.Fault{Match: spends, Effect: ocitest.AbuseLimit()})
+	pull(p, "3", http.StatusTooManyRequests)
+	stopProgram(t, p)
+
+	hub.Reset()
+	p = startProgram(t, hub, as("me", "hunter2")...)
+	pull(p, "4", http.StatusTooManyRequests)
+	if lines := hub.Lines(); len(lines) > 0 {
+		t.Errorf("who asked to be left alone is asked %q", lines)
+	}
+	stopProgram(t, p)
+
+	p = startProgram(t, hub, as("other", "hunter3")...)
+	if q := operatorOf(t, p).status().Quotas; len(q) > 0 {
+		t.Errorf("another login has the quotas %+v", q)
+	}
+	pull(p, "4", http.StatusTooManyRequests)
+	if n := hub.Count(spends); n != 1 {
+		t.Errorf("another login keeps to another's pause: %q", hub.Lines())
+	}
+	stopProgram(t, p)
+
+	if err := os.WriteFile(state, []byte(`{"version":99}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p = startProgram(t, hub, as("me", "hunter2")...)
+	if q := operatorOf(t, p).status().Quotas; len(q) > 0 || !strings.Contains(p.log.String(), "version 99") {
+		t.Errorf("from a foreign file: %+v\n%s", q, p.log)
 	}
 }

@@ -107,6 +107,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 		return err
 	}
 	defer upstreams.Close()
+	defer keepQuotas(upstreams, disk, watcher)()
 
 	settings := cfg.cache(watcher)
 	settings.Login = upstreams.Login
@@ -425,7 +426,7 @@ func openUpstreams(ctx context.Context, cfg *Config, about build, told upstream.
 	for i, u := range settings {
 		client, err := upstream.New(upstream.Config{
 			Name: u.Name, URL: u.URL, CA: u.CA.PEM, AllowPrivate: u.AllowPrivate,
-			Credentials: logins[i], Mirrors: u.mirrors(), ForeignHosts: cfg.ForeignHosts, Limits: cfg.limits(u),
+			Credentials: logins[i].credentials, Accounts: logins[i].accounts, Mirrors: u.mirrors(), ForeignHosts: cfg.ForeignHosts, Limits: cfg.limits(u),
 			Proxy: cfg.Proxy(), UserAgent: about.userAgent(),
 			Observe: told.Observe, Received: told.Received, Warn: told.Warn,
 			Timeouts: upstream.Timeouts{Answer: time.Duration(cfg.HeaderTimeout)},
@@ -442,12 +443,18 @@ func openUpstreams(ctx context.Context, cfg *Config, about build, told upstream.
 // loginWait is how long a start waits for credential helpers.
 const loginWait = 5 * time.Second
 
+// identity is what an upstream is signed in to with, and as whom.
+type identity struct {
+	credentials upstream.Credentials
+	accounts    []string
+}
+
 // findLogins looks for all upstreams' credentials at once, since a helper is a
 // program that may hang.
-func findLogins(ctx context.Context, cfg *Config, settings []UpstreamSettings, logger zerolog.Logger) []upstream.Credentials {
+func findLogins(ctx context.Context, cfg *Config, settings []UpstreamSettings, logger zerolog.Logger) []identity {
 	ctx, cancel := context.WithTimeout(ctx, loginWait)
 	defer cancel()
-	logins := make([]upstream.Credentials, len(settings))
+	logins := make([]identity, len(settings))
 	var looking sync.WaitGroup
 	for i, u := range settings {
 		looking.Go(func() { logins[i] = credentials(ctx, cfg, u, logger) })
@@ -492,18 +499,20 @@ func (c *Config) limits(u UpstreamSettings) ratelimit.Limits {
 // credentials are what the environment has for an upstream, or else Docker's
 // configuration; nil for nothing. A login that cannot be had now does not keep
 // us from serving what is held.
-func credentials(ctx context.Context, cfg *Config, u UpstreamSettings, logger zerolog.Logger) upstream.Credentials {
-	base := u.Login.credentials()
+func credentials(ctx context.Context, cfg *Config, u UpstreamSettings, logger zerolog.Logger) identity {
+	base, accounts := u.Login.credentials(), u.accounts()
 	if base == nil && cfg.DockerConfig != "" && !bool(cfg.Offline) && !u.Offline {
 		var err error
 		if base, err = upstream.DockerConfig(ctx, string(cfg.DockerConfig), u.Name); err != nil {
 			logger.Warn().Str("upstream", u.Name).Err(err).Msg("no login from DOCKER_CONFIG: asking anonymously until the next start")
 		}
-		if text := cfg.givesAway(u.Name, accountOf(ctx, base)); text != "" {
+		docker := accountOf(ctx, base)
+		if text := cfg.givesAway(u.Name, docker); text != "" {
 			logger.Warn().Msg(text + ", which DOCKER_CONFIG has")
 		}
+		accounts = append(accounts, docker...)
 	}
-	return u.signIn(base)
+	return identity{u.signIn(base), accounts}
 }
 
 // accountOf names whom credentials are of; a token alone has no name.

@@ -172,16 +172,10 @@ func begunWait(wait time.Duration) time.Duration { return wait + wait/4 }
 func (l *Limiter) enter(call Call) (*Pass, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h, ok := l.hosts[call.Host]
-	if !ok {
-		if len(l.hosts) >= maxHosts && !l.forgetLocked(l.now()) {
-			return nil, oci.Errorf(oci.Unavailable, "upstream leads to more than %d hosts at once", maxHosts)
-		}
-		h = new(host)
-		h.requests, h.freeRequest = newSlots(l.limits.Requests, l.now)
-		h.transfers, h.freeTransfer = newSlots(l.limits.Transfers, l.now)
-		l.hosts[call.Host] = h
+	if l.hosts[call.Host] == nil && len(l.hosts) >= maxHosts && !l.forgetLocked(l.now()) {
+		return nil, oci.Errorf(oci.Unavailable, "upstream leads to more than %d hosts at once", maxHosts)
 	}
+	h := l.hostLocked(call.Host)
 	// A redirect may name a host before the registry's own calls do.
 	if h.turns == nil && call.Class != Redirect && l.limits.Rate > 0 {
 		h.turns = newTurns(l.limits, l.now)
@@ -196,6 +190,18 @@ func (l *Limiter) enter(call Call) (*Pass, error) {
 		p.budget.users++
 	}
 	return p, nil
+}
+
+// hostLocked finds or makes a host.
+func (l *Limiter) hostLocked(name string) *host {
+	h := l.hosts[name]
+	if h == nil {
+		h = new(host)
+		h.requests, h.freeRequest = newSlots(l.limits.Requests, l.now)
+		h.transfers, h.freeTransfer = newSlots(l.limits.Transfers, l.now)
+		l.hosts[name] = h
+	}
+	return h
 }
 
 // forgetLocked drops one host that nobody uses and of which nothing is to be known.

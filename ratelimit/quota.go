@@ -65,7 +65,10 @@ func readLimit(s string) (n int, window time.Duration, ok bool) {
 	return n, 0, true
 }
 
-// count reads a number that a limit or a window in seconds can sensibly have.
+// maxCount is the largest number that a limit or a window in seconds can have.
+const maxCount = 1<<31 - 1
+
+// count reads such a number.
 func count(s string) (int, bool) {
 	n, err := strconv.ParseUint(strings.TrimSpace(s), 10, 31)
 	return int(n), err == nil

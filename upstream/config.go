@@ -16,6 +16,7 @@ type Config struct {
 	Name         string                                // canonical: "docker.io", "registry.example:5000"
 	URL          string                                // http(s)://host[:port][/path]; empty: the well-known endpoint of Name
 	Credentials  Credentials                           // nil: anonymous
+	Accounts     []string                              // the names that it, or a mirror, is signed in to with: of others Set.Load believes nothing
 	CA           func() ([]byte, error)                // PEM, trusted beside the system's roots; read by New and ReloadCAs; nil, or no bytes: none
 	AllowPrivate bool                                  // token realms and redirects may lead to private addresses
 	Proxy        func(*http.Request) (*url.URL, error) // nil: none; as http.Transport.Proxy

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"entrepot/oci"
@@ -14,6 +15,9 @@ import (
 // which. The set is closed: any other host is NameUnknown, never a dial.
 type Set struct {
 	clients []*Client // by name
+
+	mu    sync.Mutex // guards saved
+	saved []byte     // the state that was saved or loaded last
 }
 
 var _ oci.Source = (*Set)(nil)
