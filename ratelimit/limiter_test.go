@@ -100,27 +100,27 @@ func TestAQueueLongerThanTheBoundIsRefusedWithTheTrueWait(t *testing.T) {
 
 // What our own limits refuse is told from what upstream does, and clients read no more of it.
 func TestOurOwnLimitsAreNotUpstreamsWord(t *testing.T) {
-	busy := func(t *testing.T, l *Limiter) { must(t, l, pull) }
-	spent := func(t *testing.T, l *Limiter) { must(t, l, pull)() }
-	refused := func(header http.Header, body string) func(*testing.T, *Limiter) {
-		return func(t *testing.T, l *Limiter) { answered(t, l, pull, 429, header, body) }
-	}
+	short := Limits{Rate: 1, Burst: 1, Wait: time.Millisecond}
+	paused, spent := http.Header{"Retry-After": {"60"}}, told(0)
 	for name, tt := range map[string]struct {
 		limits  Limits
-		begins  func(*testing.T, *Limiter)
+		refused http.Header // by upstream; nil: it is not
 		call    Call
 		crowded bool
 	}{
-		"no turn":               {Limits{Rate: 1, Burst: 1, Wait: time.Millisecond}, spent, pull, true},
-		"no turn in the middle": {Limits{Rate: 1, Burst: 1, Wait: time.Millisecond}, spent, Call{Host: "registry", Begun: true}, true},
-		"no connection":         {Limits{Rate: -1, Requests: 1, Wait: time.Millisecond}, busy, pull, true},
-		"a pause":               {impatient, refused(http.Header{"Retry-After": {"60"}}, "slow down"), check, false},
-		"a quota":               {impatient, refused(nil, quotaRefusal), pull, false},
+		"no turn":               {short, nil, pull, true},
+		"no turn in the middle": {short, nil, Call{Host: "registry", Begun: true}, true},
+		"no connection":         {Limits{Rate: -1, Requests: 1, Wait: time.Millisecond}, nil, pull, true},
+		"a pause":               {impatient, paused, check, false},
+		"a quota":               {impatient, spent, pull, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := New(tt.limits)
-				tt.begins(t, l)
+				must(t, l, pull) // it takes a turn, and has a connection
+				if tt.refused != nil {
+					answered(t, l, pull, 429, tt.refused, "")
+				}
 				_, err := l.Acquire(t.Context(), tt.call)
 				if oci.CodeOf(err) != oci.TooManyRequests || errors.Is(err, oci.ErrCrowded) != tt.crowded || strings.Contains(err.Error(), oci.ErrCrowded.Error()) {
 					t.Errorf("%v; of our own limits: %v, want %v", err, errors.Is(err, oci.ErrCrowded), tt.crowded)

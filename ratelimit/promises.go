@@ -8,12 +8,15 @@ import (
 
 const (
 	// maxPromises bounds those that are remembered: who is refused beyond them is
-	// told the truth as far as it is known by then.
+	// told a time behind all others, which is nobody else's as long as those come.
 	maxPromises = 1024
-	// The places that are firm of one client: turns for so long, and so many at least.
-	// What it is promised beyond them may have to make way for others.
-	firmTime  = 30 * time.Second
-	firmTurns = 32
+	// firmTime is for how long turns are firm, of all clients together: each has its
+	// share of them, and one question at least. What is promised beyond them may have to
+	// make way for others.
+	firmTime = 30 * time.Second
+	// One part in so many of the time is left for what may still come before what is not
+	// firm.
+	roomShare = 32
 	// prompt is how long after its time a place is left for who was told it. Times are
 	// told in whole seconds, and clients take some to come.
 	prompt = 2 * time.Second
@@ -24,13 +27,14 @@ const (
 // promise is a place in the rate's calendar: what a refused request was told to come
 // again for.
 type promise struct {
-	matter matter
-	client string
-	cost   int       // turns
-	start  time.Time // of the first
-	firm   bool
-	waited bool // in vain, before it was made
-	missed bool // nobody came in time
+	matter  matter
+	client  string
+	cost    int       // turns
+	start   time.Time // of the first
+	firm    bool      // it makes way for nobody
+	settles time.Time // it is told then, when those are known that come with it; zero: now
+	waited  bool      // in vain, before it was made
+	missed  bool      // nobody came in time
 }
 
 // matter is what a question is about: who comes for it is whoever asks that.
@@ -45,7 +49,8 @@ func (c Call) matter() matter {
 
 // promises are the places that refused requests were told, which do not overlap. Who
 // is new to them goes before others as in a line, where those can wait for it: each
-// firm one by slack at most.
+// firm one by slack at most. The others make way, so they are told only once those are
+// known who come at the same time, and with a little room for who comes later.
 //
 // So who comes until stands after the start of a firm place is served within stands
 // and slack, and a turn or two, whoever else comes when: of those who came before him
@@ -55,8 +60,10 @@ type promises struct {
 	every  time.Duration // of a turn
 	slack  time.Duration
 	stands time.Duration // after start
+	settle time.Duration // before a place that is not firm is told
 
 	due     []*promise // by start
+	beyond  time.Time  // until then turns are told to those that are not remembered
 	about   map[matter]*promise
 	missing float64 // what share is not taken up of late
 }
@@ -106,126 +113,176 @@ func (ps *promises) expire(now time.Time) {
 	ps.due = slices.Delete(ps.due, 0, n)
 }
 
-// make finds a place behind those who are here, whose turns are all taken at a time. Who
+// make finds a place behind those who are here, whose turns are all taken by from. Who
 // has waited is not behind those of its client that have not, nor for its turn.
-func (ps *promises) make(call Call, cost int, from time.Time, waited bool) *promise {
+func (ps *promises) make(call Call, cost int, now, from time.Time, waited bool) *promise {
 	p := &promise{matter: call.matter(), client: call.Client, cost: cost, waited: waited}
 	ps.drop(call)
 	p.firm = ps.isFirm(p)
-	i := ps.place(p, from)
-	if len(ps.due) >= maxPromises {
-		last := len(ps.due) - 1
-		for last >= 0 && ps.due[last].firm {
-			last--
-		}
-		if last < 0 || !p.firm {
-			return p
-		}
-		ps.remove(ps.due[last])
-		i = min(i, len(ps.due))
+	if len(ps.due) >= maxPromises && !(p.firm && ps.makeRoom()) {
+		end := latest(ps.gaps(from)[len(ps.due)].end, ps.beyond)
+		p.firm, p.start = false, end.Add(ps.every+ps.room(p))
+		ps.beyond = ps.end(p, end)
+		return p
 	}
+	if !p.firm && !waited {
+		p.settles = now.Add(ps.settle)
+	}
+	i := ps.place(p, from)
 	if ps.about == nil {
 		ps.about = map[matter]*promise{}
 	}
 	ps.about[p.matter] = p
 	ps.due = slices.Insert(ps.due, i, p)
-	ps.putOff(from)
+	ps.putOff(now, from)
 	return p
 }
 
-// putOff gives those whose places are not firm others, behind what goes before them now.
-func (ps *promises) putOff(from time.Time) {
-	for i, end := range ps.ends(from)[:len(ps.due)] {
-		if p := ps.due[i]; !p.firm && !p.missed {
-			p.start = latest(p.start, end.Add(ps.every))
+// makeRoom forgets the last place that is not firm, and reports whether there was one.
+func (ps *promises) makeRoom() bool {
+	for _, p := range slices.Backward(ps.due) {
+		if !p.firm {
+			ps.remove(p)
+			return true
 		}
+	}
+	return false
+}
+
+// putOff gives those whose places are not firm, nor due, others behind what goes before
+// them now; with some room before them, if they are not told, and behind all firm ones.
+// Who was before a firm one stays there, unless that would be too late by now.
+func (ps *promises) putOff(now, from time.Time) {
+	for i, gap := range ps.gaps(from)[:len(ps.due)] {
+		if p := ps.due[i]; !p.firm && p.start.After(now) {
+			start := from.Add(ps.every)
+			if gap.firm.IsZero() && !p.settles.IsZero() {
+				start = start.Add(ps.room(p))
+			}
+			p.start = latest(p.start, start)
+			if gap.bears >= 0 {
+				p.start = before(p.start, gap.firm)
+			}
+		}
+		from = ps.end(ps.due[i], from)
 	}
 	slices.SortStableFunc(ps.due, func(a, b *promise) int { return a.start.Compare(b.start) })
 }
 
-// isFirm reports whether a client has room for another firm place.
+// before is t, or just before next if there is one that is not later.
+func before(t, next time.Time) time.Time {
+	if next.IsZero() || t.Before(next) {
+		return t
+	}
+	return next.Add(-1)
+}
+
+// room is what is left before a place for what may still come before it.
+func (ps *promises) room(p *promise) time.Duration { return ps.length(p.cost) / roomShare }
+
+// isFirm reports whether there is room for a firm place of a client: for one question
+// of each in any case, and for more within its share.
 func (ps *promises) isFirm(p *promise) bool {
-	turns := p.cost
+	all, own, clients := p.cost, p.cost, map[string]bool{p.client: true}
 	for _, other := range ps.due {
-		if other.client == p.client && other.firm && !other.missed {
-			turns += other.cost
+		if !other.firm || other.missed {
+			continue
+		}
+		clients[other.client] = true
+		all += other.cost
+		if other.client == p.client {
+			own += other.cost
 		}
 	}
-	return turns <= firmTurns || time.Duration(turns)*ps.every <= firmTime
+	share := firmTime / time.Duration(len(clients))
+	return own == p.cost || ps.length(all) <= firmTime && ps.length(own) <= share
 }
 
 // length is how long turns take.
 func (ps *promises) length(turns int) time.Duration { return time.Duration(turns) * ps.every }
 
 // place gives p the first place that is free, or that those behind can be put off for,
-// and returns before which other it is. It is behind those of its own client, and behind
-// as many and one more of each other's.
+// and returns before which other it is.
 func (ps *promises) place(p *promise, from time.Time) int {
-	ends := ps.ends(from)
-	room := ps.room(ends)
+	gaps := ps.gaps(from)
 	for i := ps.turnOf(p, from); i < len(ps.due); i++ {
-		p.start = ends[i].Add(ps.every)
-		late := time.Duration(0)
-		if next := ps.due[i]; next.firm && !p.start.Before(next.start) {
-			late = p.start.Sub(next.start) + 1
-			p.start = next.start.Add(-1)
-		}
-		if late <= ps.slack && ps.length(p.cost) <= room[i] {
+		start := gaps[i].end.Add(ps.every)
+		p.start = before(start, gaps[i].firm)
+		if start.Sub(p.start) <= ps.slack && ps.length(p.cost) <= gaps[i].bears {
 			return i
 		}
 	}
-	p.start = ends[len(ps.due)].Add(ps.every)
+	end := gaps[len(ps.due)].end
+	if !p.firm {
+		end = latest(end, ps.beyond)
+	}
+	p.start = end.Add(ps.every)
 	return len(ps.due)
 }
 
-// turnOf is how many places are before that of another promise, as in a line.
+// turnOf is how many places are before that of another promise, as in a line: those of its
+// client and as many of each other, unless it is firm and one has more before that.
 func (ps *promises) turnOf(p *promise, from time.Time) int {
 	own := 1
 	for _, other := range ps.due {
-		if other.client == p.client {
+		if other.client == p.client && !other.missed {
 			own++
 		}
 	}
-	turn, seen := 0, map[string]int{}
+	turn, seen, isTurn := 0, map[string]int{}, p.waited
 	for i, other := range ps.due {
-		if seen[other.client]++; !p.waited && seen[other.client] <= own || !other.start.After(from) {
+		if !other.missed {
+			seen[other.client]++
+		}
+		hasMore := seen[other.client] > own
+		isTurn = isTurn || p.firm && hasMore
+		if !other.start.After(from) || !p.waited && other.client == p.client || !isTurn && !hasMore {
 			turn = i + 1
 		}
 	}
 	return turn
 }
 
-// ends is when the turns before each place, and before one behind all, are taken.
-func (ps *promises) ends(from time.Time) []time.Time {
-	ends := []time.Time{from}
-	for _, p := range ps.due {
-		if !p.missed {
-			from = latest(from, p.start.Add(-ps.every)).Add(ps.length(p.cost))
-		}
-		ends = append(ends, from)
-	}
-	return ends
+// gap is what there is before a place, or behind all.
+type gap struct {
+	end   time.Time     // of the turns before it
+	firm  time.Time     // when the first place from there on starts that is firm; zero: none is
+	bears time.Duration // how much longer what is before it may take, for the firm ones' sake
 }
 
-// room is how much longer what is before each place may take.
-func (ps *promises) room(ends []time.Time) []time.Duration {
-	room := make([]time.Duration, len(ends))
-	room[len(ps.due)] = math.MaxInt64
-	for i := len(ps.due) - 1; i >= 0; i-- {
-		p := ps.due[i]
-		room[i] = room[i+1]
+// gaps are those before each place, and the one behind all.
+func (ps *promises) gaps(from time.Time) []gap {
+	gaps := make([]gap, len(ps.due)+1)
+	for i, p := range ps.due {
+		gaps[i].end = from
+		from = ps.end(p, from)
+	}
+	gaps[len(ps.due)] = gap{end: from, bears: math.MaxInt64}
+	for i, p := range slices.Backward(ps.due) {
+		gap, behind := &gaps[i], gaps[i+1]
+		gap.firm, gap.bears = behind.firm, behind.bears
 		if p.missed {
 			continue
 		}
-		begins := latest(ends[i], p.start.Add(-ps.every))
+		begins := p.start.Add(-ps.every)
+		late := max(0, gap.end.Sub(begins))
 		if p.firm {
-			room[i] = min(room[i], ps.slack-begins.Sub(p.start.Add(-ps.every)))
+			gap.firm = p.start
+			gap.bears = min(gap.bears, ps.slack-late)
 		}
-		if gap := begins.Sub(ends[i]); room[i] < math.MaxInt64-gap {
-			room[i] += gap
+		if free := max(0, begins.Sub(gap.end)); gap.bears < math.MaxInt64-free {
+			gap.bears += free
 		}
 	}
-	return room
+	return gaps
+}
+
+// end is when the turns of a place are taken if those before it are by a time.
+func (ps *promises) end(p *promise, before time.Time) time.Time {
+	if p.missed {
+		return before
+	}
+	return latest(before, p.start.Add(-ps.every)).Add(ps.length(p.cost))
 }
 
 // delay is when a turn comes, by when it would come with so many others before it:

@@ -54,6 +54,7 @@ type asked struct {
 	leaves bool          // it does not come again
 
 	told     []time.Duration // when to come again, each time it was refused
+	firm     bool            // the first place that was told
 	refused  []time.Duration // after how long
 	waited   time.Duration   // until the first turn, the last time
 	answered time.Duration   // since the start
@@ -129,9 +130,21 @@ func (f *fleet) visit(a *asked) bool {
 		return false
 	}
 	seconds := (oci.RetryAfter(err) + time.Second - 1) / time.Second // as it is told
+	if len(a.told) == 0 {
+		a.firm = f.isFirm(call)
+	}
 	a.refused = append(a.refused, time.Since(arrived))
 	a.told = append(a.told, time.Since(f.start)+seconds*time.Second)
 	return true
+}
+
+// isFirm reports whether what a call is promised makes way for nobody.
+func (f *fleet) isFirm(call Call) bool {
+	turns := f.limiter.hosts["registry"].turns
+	turns.mu.Lock()
+	defer turns.mu.Unlock()
+	p := turns.promises.of(call)
+	return p != nil && p.firm
 }
 
 // send sends one request, which takes 50 ms or so.
@@ -172,13 +185,13 @@ func (f *fleet) owed() int {
 }
 
 // wantKept fails where somebody came when told to, and had to come again, or to wait
-// for longer than the queue.
-func (f *fleet) wantKept() {
+// for longer than the queue. It leaves out those who may have had to make way.
+func (f *fleet) wantKept(all bool) {
 	f.t.Helper()
 	for _, a := range f.asked {
 		switch {
 		case a.leaves:
-		case len(a.told) > 1:
+		case len(a.told) > 1 && (all || a.firm):
 			f.t.Errorf("%s was told to come at %v", a.what, a.told)
 		case a.waited > f.limits.Wait:
 			f.t.Errorf("%s waited for %v, told %v", a.what, a.waited, a.told)
@@ -230,7 +243,7 @@ func TestAFleetIsServedAtTheRate(t *testing.T) {
 					f.ask(f.upTo(100*time.Millisecond), asked{client: fmt.Sprint(i / tt.images), token: tt.token, late: tt.late})
 				}
 				f.wg.Wait()
-				f.wantKept()
+				f.wantKept(true)
 				f.wantRate()
 				last := time.Duration(0)
 				for _, a := range f.asked {
@@ -245,8 +258,8 @@ func TestAFleetIsServedAtTheRate(t *testing.T) {
 	}
 }
 
-// A promise is kept whatever others do: who come before their time or after it, who do
-// not come, who are new, and who do not belong to any fleet.
+// A firm promise is kept whatever others do: who come before their time or after it, who
+// do not come, who are new, and who do not belong to any fleet.
 func TestAPromiseIsKeptWhateverOthersDo(t *testing.T) {
 	for _, limits := range []Limits{
 		{Rate: 1, Burst: 2, Wait: 10 * time.Second},
@@ -277,11 +290,88 @@ func TestAPromiseIsKeptWhateverOthersDo(t *testing.T) {
 						})
 					}
 					f.wg.Wait()
-					f.wantKept()
+					f.wantKept(false)
 				})
 			})
 		}
 	}
+}
+
+// Clients that ask for more than can be firm are nevertheless served when they were told,
+// and who is new beside them waits for the line, and then for one question of each.
+func TestWhoIsNewWaitsForHisShare(t *testing.T) {
+	for _, tt := range []struct {
+		clients, images int
+		limits          Limits
+	}{
+		{3, 40, Limits{Rate: 1, Burst: 2, Wait: 10 * time.Second}},
+		{10, 40, Limits{Rate: 1, Burst: 2, Wait: 10 * time.Second}},
+		{30, 40, Limits{Rate: 1, Burst: 2, Wait: 10 * time.Second}}, // more than are remembered
+		{300, 8, Limits{Rate: 5, Burst: 10, Wait: 10 * time.Second}},
+		{1200, 1, Limits{Rate: 5, Burst: 10, Wait: 10 * time.Second}},
+	} {
+		t.Run(fmt.Sprint(tt.clients, tt.images), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, New, tt.limits, 1)
+				for i := range tt.clients * tt.images {
+					f.ask(f.upTo(time.Second), asked{client: fmt.Sprint(i / tt.images), late: time.Second})
+				}
+				came := func(i int) time.Duration { return time.Duration(5+20*i) * time.Second }
+				for i := range 5 {
+					f.ask(came(i), asked{client: fmt.Sprint("new", i)})
+				}
+				f.wg.Wait()
+				f.wantKept(true)
+				f.wantRate()
+				turns := func(n int) time.Duration { return time.Duration(float64(n) / tt.limits.Rate * float64(time.Second)) }
+				last, all := time.Duration(0), turns(2*len(f.asked))
+				for _, a := range f.asked {
+					last = max(last, a.answered)
+				}
+				if most := all + all/roomShare + 10*time.Second; last > most {
+					t.Errorf("the last has its answer after %v, want %v at most", last, most)
+				}
+				most := turns(2*tt.clients) + tt.limits.Wait + 10*time.Second
+				for i, a := range f.asked[tt.clients*tt.images:] {
+					if took := a.answered - came(i); took > most {
+						t.Errorf("who came at %v has its answer after %v, want %v at most", came(i), took, most)
+					}
+				}
+			})
+		})
+	}
+}
+
+// Who may have to make way is told when he has a turn once those have come who come with
+// him, and others at once.
+func TestWhatIsNotFirmIsToldAWhileLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, New, Limits{Rate: 1, Burst: 1, Wait: 10 * time.Second}, 1)
+		for client := range 5 {
+			for range 20 {
+				f.ask(time.Duration(client)*time.Second, asked{client: fmt.Sprint(client)})
+			}
+		}
+		f.wg.Wait()
+		f.wantKept(true)
+		firm := 0
+		for _, a := range f.asked {
+			if len(a.told) == 0 {
+				continue
+			}
+			want := 5 * time.Second
+			if a.firm {
+				firm++
+				want = 0
+			}
+			if a.refused[0] != want && a.refused[0] != f.limits.Wait {
+				t.Errorf("%s (firm: %v) is told after %v, want %v", a.what, a.firm, a.refused[0], want)
+			}
+		}
+		if most := int(firmTime/time.Second)/2 + 4; firm < 15 || firm > most {
+			t.Errorf("%d have firm places, want %d at most", firm, most)
+		}
+	})
 }
 
 // Places that nobody comes for are used by those who are there.
@@ -376,31 +466,58 @@ func TestWhoComesBeforeOrAfterHisTime(t *testing.T) {
 	}
 }
 
-// What is remembered has a bound, and who asks for most is forgotten before others.
+// What is remembered has a bound, and who asks for most is forgotten before others. Who
+// is not remembered is told a time nevertheless, later than all who were before him.
 func TestPromisesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New(Limits{Rate: 1, Burst: 1, Wait: time.Second / 2})
-		refuse := func(client string, n int) (last time.Duration) {
+		start := time.Now()
+		refuse := func(client string, from, n int) []time.Duration {
+			told := make([]time.Duration, n)
 			for i := range n {
-				_, err := l.Acquire(t.Context(), Call{Host: "registry", Client: client, What: fmt.Sprint(client, i)})
-				last = oci.RetryAfter(err)
+				go func() {
+					p, err := l.Acquire(t.Context(), Call{Host: "registry", Client: client, What: fmt.Sprint(client, from+i)})
+					if err == nil {
+						p.Release()
+					}
+					told[i] = time.Since(start) + oci.RetryAfter(err)
+				}()
+				synctest.Wait()
 			}
-			return last
+			return told
 		}
 		must(t, l, Call{Host: "registry"})()
-		refuse("greedy", 3*maxPromises)
-		if told := refuse("modest", 1); told > (firmTurns+2)*time.Second {
+		told := refuse("greedy", 0, 3*maxPromises)
+		time.Sleep(time.Second / 2)
+		synctest.Wait()
+		for i := maxPromises + 1; i < len(told); i++ {
+			if told[i]-told[i-1] < time.Second {
+				t.Fatalf("the %dth is told %v, and the one before %v", i, told[i], told[i-1])
+			}
+		}
+		last := told[len(told)-1]
+		if last > 3*maxPromises*33/32*time.Second {
+			t.Errorf("the last is told %v", last)
+		}
+		time.Sleep(time.Minute) // some places are free again
+		told = refuse("greedy", len(told), 40)
+		time.Sleep(time.Second / 2)
+		synctest.Wait()
+		if told[39] < last {
+			t.Errorf("who comes later is told %v, and others were told %v", told[39], last)
+		}
+		if told := refuse("modest", 0, 1)[0]; told-time.Since(start) > firmTime+3*time.Second {
 			t.Errorf("who is new is told %v", told)
 		}
 		for i := range 2 * maxPromises {
-			refuse(fmt.Sprint(i), 1)
+			refuse(fmt.Sprint(i), 0, 1)
 		}
 		ps := &l.hosts["registry"].turns.promises
-		if ps.of(Call{What: "modest0"}) == nil {
-			t.Error("who is new has no promise, since another has too many")
-		}
 		if len(ps.due) != maxPromises || len(ps.about) != maxPromises {
 			t.Errorf("%d promises, %d of them found, want %d", len(ps.due), len(ps.about), maxPromises)
+		}
+		if ps.of(Call{What: "modest0"}) == nil {
+			t.Error("who is new has no promise, since another has too many")
 		}
 		time.Sleep(2 * maxPromises * time.Second)
 		must(t, l, Call{Host: "registry"})()
@@ -514,10 +631,10 @@ func TestWhoHasWaitedComesFirst(t *testing.T) {
 	ps := promises{every: time.Second, slack: 3 * time.Second, stands: 7 * time.Second}
 	now := time.Now()
 	for i := range 10 {
-		ps.make(Call{Client: "a", What: fmt.Sprint(i)}, 2, now, false)
+		ps.make(Call{Client: "a", What: fmt.Sprint(i)}, 2, now, now, false)
 	}
 	for i, want := range []time.Duration{21 * time.Second, time.Second} {
-		p := ps.make(Call{Client: "a", What: fmt.Sprint("another", i)}, 2, now, want == time.Second)
+		p := ps.make(Call{Client: "a", What: fmt.Sprint("another", i)}, 2, now, now, want == time.Second)
 		if got := p.start.Sub(now).Round(time.Millisecond); got != want {
 			t.Errorf("it has the place at %v, want %v", got, want)
 		}
@@ -546,17 +663,17 @@ func TestPlacesFit(t *testing.T) {
 			}
 			client := fmt.Sprint(rng.IntN(clients))
 			own := ps.lastOf(client)
-			made := ps.make(Call{Client: client, What: fmt.Sprint(n)}, 1+rng.IntN(2), free, rng.IntN(10) == 0)
+			made := ps.make(Call{Client: client, What: fmt.Sprint(n)}, 1+rng.IntN(2), now, free, rng.IntN(10) == 0)
 			if !made.waited && own != nil && made.firm && own.firm && made.start.Before(own.start.Add(-time.Microsecond)) {
 				t.Fatalf("a place at %v, before that of the same client at %v", made.start.Sub(now), own.start.Sub(now))
 			}
 			if !slices.IsSortedFunc(ps.due, func(a, b *promise) int { return a.start.Compare(b.start) }) {
 				t.Fatal("the places are not in order")
 			}
-			for i, end := range ps.ends(free)[:len(ps.due)] {
+			for i, gap := range ps.gaps(free)[:len(ps.due)] {
 				// A turn is lost for a moment where nobody came in time.
-				if p := ps.due[i]; p.firm && p.start.After(now) && end.Add(ps.every).Sub(p.start) > ps.slack+prompt+ps.length(2) {
-					t.Fatalf("the place at %v is not free until %v", p.start.Sub(now), end.Add(ps.every).Sub(now))
+				if p := ps.due[i]; p.firm && p.start.After(now) && gap.end.Add(ps.every).Sub(p.start) > ps.slack+prompt+ps.length(2) {
+					t.Fatalf("the place at %v is not free until %v", p.start.Sub(now), gap.end.Add(ps.every).Sub(now))
 				}
 			}
 		}

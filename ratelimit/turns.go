@@ -26,7 +26,7 @@ type turns struct {
 func newTurns(limits Limits, now func() time.Time) *turns {
 	t := &turns{rate: limits.Rate, patience: begunWait(limits.Wait)}
 	t.bucket = bucket{every: time.Duration(float64(time.Second) / limits.Rate), burst: limits.Burst}
-	t.promises = promises{every: t.every, slack: limits.Wait / 5, stands: max(prompt, limits.Wait*7/10)}
+	t.promises = promises{every: t.every, slack: limits.Wait / 5, stands: max(prompt, limits.Wait*7/10), settle: limits.Wait / 2}
 	t.gate = &gate{take: t.take, now: now}
 	return t
 }
@@ -80,8 +80,9 @@ type tooLate struct{ wait time.Duration }
 
 func (*tooLate) Error() string { return errTooLate.Error() }
 
-// enter waits for a turn, and tells in which rank it was had. Errors: *tooLate, at
-// once for who is new where the wait would outlast deadline; ctx.Err().
+// enter waits for a turn, and tells in which rank it was had. Errors: *tooLate, before
+// deadline for who is new where the wait would outlast it: at once where the place that he
+// is told is firm; ctx.Err().
 func (t *turns) enter(ctx context.Context, call Call, deadline time.Time) (rank, error) {
 	return t.wait(ctx, ticket{call: call, owes: call.cost() - 1}, deadline)
 }
@@ -103,6 +104,12 @@ func (t *turns) wait(ctx context.Context, k ticket, deadline time.Time) (rank, e
 		if served || err != nil {
 			return p.rank, err
 		}
+		if p.aside {
+			if err := sleep(ctx, p.until.Sub(t.now()), nil); err != nil {
+				return p.rank, err
+			}
+			continue
+		}
 		err = t.await(ctx, p.ticket, p.rank, p.until)
 		switch {
 		case !errors.Is(err, errTooLate):
@@ -118,6 +125,7 @@ type place struct {
 	ticket *ticket
 	rank   rank
 	until  time.Time // its deadline, or when a promise is due that makes it another
+	aside  bool      // it is in no line, but told by then when to come again
 }
 
 // find has a place served at once, or waiting, or refuses it.
@@ -146,6 +154,11 @@ func (t *turns) find(p *place) (served bool, err error) {
 			told = t.promiseLocked(now, k, p.rank, false)
 		}
 		if told.start.After(p.until) {
+			if told.settles.After(now) && p.until.After(now) {
+				p.until, p.aside = earliest(told.settles, p.until), true
+				return false, nil
+			}
+			told.settles = time.Time{}
 			return false, &tooLate{told.start.Sub(now)}
 		}
 	}
@@ -186,7 +199,7 @@ func (t *turns) promiseLocked(now time.Time, k *ticket, r rank, waited bool) *pr
 	for i := range t.lines[:unhurried] {
 		owed += t.lines[i].cost
 	}
-	return t.promises.make(k.call, k.turns(), latest(now.Add(-t.every), t.at(now, owed)), waited)
+	return t.promises.make(k.call, k.turns(), now, latest(now.Add(-t.every), t.at(now, owed)), waited)
 }
 
 // expectLocked is when the turn of who is new would come, if others come for what
@@ -236,7 +249,7 @@ func (t *turns) isIdle(now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.promises.expire(now)
-	return len(t.promises.due) == 0 && !t.at(now, t.burst).After(now)
+	return len(t.promises.due) == 0 && !t.promises.beyond.After(now) && !t.at(now, t.burst).After(now)
 }
 
 // bucket holds turns, up to a burst of them, and one more in every interval.
