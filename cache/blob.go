@@ -183,7 +183,7 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 // noteFailure remembers why there was no answer from where the bytes come from.
 func (b *blob) noteFailure(kind Kind, err error) {
 	b.c.noteFailure(b.c.ctx, b.place(), b.key(), Case{Kind: kind, Background: b.ask.Background}, err)
-	if b.known {
+	if _, turns := b.elsewhere(b.c.ctx, err); b.known && !turns {
 		b.c.doubt(b.repo, lost{b.dg, false, err}, b.ask)
 	}
 }

@@ -44,9 +44,6 @@ func (ds *doubts) none() bool { return ds.count.Load() == 0 }
 // add notes that something could not be had, and for how long it is left alone at
 // least: the first time where a client has waited for it, later in any case.
 func (ds *doubts) add(key membership, manifest, waited bool, pause time.Duration, err error) {
-	if !waited && ds.none() {
-		return
-	}
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	d := ds.of[key]
@@ -161,9 +158,6 @@ func (c *Cache) missing(ctx context.Context, repo oci.Repository, rec *store.Tag
 
 // retryMissing tries again what is missing, if it is time to.
 func (c *Cache) retryMissing(repo oci.Repository, all []lost) {
-	if c.without(repo.Host) {
-		return
-	}
 	for _, l := range all {
 		if c.doubts.take(membership{repo, l.digest}, c.cfg.RetryAfter) {
 			c.spawn(func() { c.retry(repo, l) })

@@ -454,6 +454,22 @@ func TestAMoveToWhatIsElsewhereAndNotGivenKeepsTheImage(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		layer, own := pattern(2, 10), pattern(3, 10)
 		next := s.pushForeign(alpine, "latest", oci.Sum(layer), len(layer), own)
+		s.place(layerURL, oci.Sum(layer), layer)
+		if _, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil {
+			t.Fatal(err)
+		}
+		s.manifest(t, c, alpine, next)
+		b, err := c.Blob(t.Context(), alpine, oci.Sum(layer), oci.Ask{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := b.Stat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != next.Digest {
+			t.Errorf("%s, %v, want the new one, which is there, if not at the registry", res.Digest, err)
+		}
+		s.set(func() { delete(s.blobs, "abroad/"+layerURL+"@"+oci.Sum(layer).String()) })
 		for range 3 {
 			if _, err := pull(t.Context(), c, alpine, "latest"); err == nil && c.Record(alpine, "latest").Digest != next.Digest {
 				t.Fatal("it has not moved")

@@ -274,12 +274,19 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 			}},
 			{"a part of the new one is missing, and who forces a check is told so", func(m *movingTag) {
 				m.is(m.next, oci.Miss)
-				m.loses(m.next)
+				layer := m.loses(m.next)
 				if res, out, err := m.c.Resolve(m.t.Context(), alpine, "latest", oci.Ask{Refresh: true}); err != nil || res.Digest != m.next.Digest || out.Cache != oci.Hit {
 					m.t.Errorf("%s as %s, %v", res.Digest, out.Cache, err)
 				}
-				m.c.ForgetOf(alpine)
 				m.is(m.old, oci.Stale)
+				m.s.set(func() { m.s.blobs[alpine.String()+"@"+oci.Sum(layer).String()] = layer })
+				m.is(m.old, oci.Stale)
+				synctest.Wait()
+				m.is(m.old, oci.Stale)
+				m.c.ForgetOf(alpine)
+				m.is(m.old, oci.Stale) // and it is tried again at once
+				synctest.Wait()
+				m.is(m.next, oci.Hit)
 			}},
 			{"what is missing is tried again and again, more and more rarely", func(m *movingTag) {
 				m.is(m.next, oci.Miss)
@@ -313,6 +320,46 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 				if _, _, err := read(m.t.Context(), m.c, alpine, oci.Sum([]byte("nothing")), 0, -1); err == nil {
 					m.t.Error("it is there")
 				}
+				if _, _, err := m.c.Manifest(m.t.Context(), alpine, oci.Sum([]byte("nothing else")), oci.Ask{}); err == nil {
+					m.t.Error("it is there")
+				}
+				if m.is(m.next, oci.Hit); !m.c.doubts.none() {
+					m.t.Error("it is remembered")
+				}
+			}},
+			{"what is fetched ahead fails", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				m.s.set(func() { m.s.down = errDown })
+				b, err := m.c.Blob(m.t.Context(), alpine, oci.Sum(pattern(m.layers, 10)), oci.Ask{Background: true})
+				if err != nil {
+					m.t.Fatal(err)
+				}
+				if _, err := b.Open(m.t.Context(), 0, -1); err == nil {
+					m.t.Error("it is here")
+				}
+				m.is(m.next, oci.Hit)
+			}},
+			{"a part of the new one is missing, and the background is told so", func(m *movingTag) {
+				m.is(m.next, oci.Miss)
+				m.loses(m.next)
+				m.is(m.old, oci.Stale)
+				if res, out, err := m.c.Resolve(m.t.Context(), alpine, "latest", oci.Ask{Background: true}); err != nil || res.Digest != m.next.Digest || out.Cache != oci.Hit {
+					m.t.Errorf("%s as %s, %v, want the new one, or nobody will fetch it", res.Digest, out.Cache, err)
+				}
+			}},
+			{"what is missing comes past the disk", func(m *movingTag) {
+				m.reopen(store.Config{Dir: m.dir, Budget: 4 * mib})
+				m.nextIs(pattern(60, 5*mib))
+				m.mustPull(m.next)
+				m.s.set(func() { m.s.down = errDown })
+				if err := pullImage(m.t.Context(), m.c, m.next.Digest); err == nil {
+					m.t.Error("it is here")
+				}
+				m.is(m.old, oci.Stale)
+				m.s.set(func() { m.s.down = nil })
+				time.Sleep(40 * time.Second)
+				m.is(m.old, oci.Stale)
+				synctest.Wait()
 				m.is(m.next, oci.Hit)
 			}},
 			{"too many ask at once", func(m *movingTag) {

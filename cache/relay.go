@@ -203,10 +203,10 @@ func (l *relay) run(ctx context.Context) {
 		n, err = src.Read(p)
 		l.land(src, n, err)
 	}
-	switch {
-	case l.blob.c.ctx.Err() != nil:
+	if l.blob.c.ctx.Err() != nil {
 		err = errClosed
-	case ctx.Err() == nil && !errors.Is(err, io.EOF): // else nobody wants it any more
+	}
+	if !errors.Is(err, io.EOF) {
 		l.blob.noteFailure(DigestKind, err)
 	}
 	l.land(src, 0, err)
