@@ -99,7 +99,7 @@ type target struct {
 	repo string // that it is about; empty: none
 	led  bool   // a redirect leads there
 	cut  bool   // it is for a transfer that was cut, and that somebody waits for
-	held bool   // what is held can be served instead
+	cold bool   // nothing can be served instead, as far as is known
 }
 
 // scopes are the breakers that a request has to pass, the host's last. Where

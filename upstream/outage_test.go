@@ -412,7 +412,6 @@ func TestASilentTokenServiceHasItsRegistryAsked(t *testing.T) {
 				t.Errorf("the registry was asked %d times, want once for all", n)
 			}
 			asking.Wait()
-			time.Sleep(doubtWait)
 			if s := stateOf(t, c, hub.URL()); (s.State != BreakerClosed) != both {
 				t.Errorf("both hang: %v; %+v", both, s)
 			}

@@ -150,12 +150,12 @@ func (b *breakers) doubtLocked(br *breaker, t target) {
 }
 
 // awaitDoubt returns when it is known whether a host in doubt is well, if that is all that
-// keeps t from being asked, and t has nothing to be served instead; after doubtWait in any
-// case, or when ctx ends.
+// keeps t from being asked, and nothing can be served instead; after doubtWait in any case,
+// or when ctx ends.
 func (b *breakers) awaitDoubt(ctx context.Context, t target) {
 	b.mu.Lock()
 	br := b.known[scope{host: t.url.Host}]
-	if t.held || br == nil || !br.doubt || br.doubted == nil || b.failsApartLocked(t) {
+	if !t.cold || br == nil || !br.doubt || br.doubted == nil || b.failsApartLocked(t) {
 		b.mu.Unlock()
 		return
 	}

@@ -53,7 +53,9 @@ func (q *question) begun() bool { return q.ask.Begun || q.let || q.spent > 0 }
 
 // target is where a request goes that the question leads to.
 func (q *question) target(r request) target {
-	return target{r.url, q.repo.Path, r.class == ratelimit.Redirect, r.resumed && !q.ask.Background, q.ask.Held}
+	// Of lists something is held, mostly, and a token may be for whatever.
+	cold := !q.ask.Held && r.class != ratelimit.List && r.class != ratelimit.Token
+	return target{r.url, q.repo.Path, r.class == ratelimit.Redirect, r.resumed && !q.ask.Background, cold}
 }
 
 // fork is the question as it is put to one of several addresses.
