@@ -150,23 +150,20 @@ func (l *Limiter) Begin(ctx context.Context, call Call, more int) error {
 	return p.tooMany(turns, turns.begin(ctx, call, more, deadline))
 }
 
-// deadline is that of a client's question, however many requests it takes. One
-// that has begun gets a little more, so that what was spent on it is not lost.
+// deadline is that of a client's question, however many requests it takes.
 func (l *Limiter) deadline(call Call, now time.Time) time.Time {
 	wait := l.limits.Wait
 	switch {
 	case call.Background:
 		return now.Add(backgroundPatience * wait)
 	case call.Begun:
-		wait = begunWait(wait)
+		wait = l.limits.begunWait()
 	}
 	if call.Since.IsZero() {
 		return now.Add(wait)
 	}
 	return call.Since.Add(wait)
 }
-
-func begunWait(wait time.Duration) time.Duration { return wait + wait/4 }
 
 // enter finds or makes the host of a call and counts the call in.
 func (l *Limiter) enter(call Call) (*Pass, error) {

@@ -100,7 +100,7 @@ func TestAQueueLongerThanTheBoundIsRefusedWithTheTrueWait(t *testing.T) {
 
 // What our own limits refuse is told from what upstream does, and clients read no more of it.
 func TestOurOwnLimitsAreNotUpstreamsWord(t *testing.T) {
-	short := Limits{Rate: 1, Burst: 1, Wait: time.Millisecond}
+	short := Limits{Rate: 0.1, Burst: 1, Wait: time.Millisecond}
 	paused, spent := http.Header{"Retry-After": {"60"}}, told(0)
 	for name, tt := range map[string]struct {
 		limits  Limits

@@ -77,3 +77,14 @@ func (l Limits) or(d Limits) Limits {
 	l.Reserve = min(l.Reserve, 1)
 	return l
 }
+
+// begunWait is how long a question waits that has begun: a little longer than a new one,
+// and for the next two turns in any case if they are near, so that what was spent on it is
+// not lost.
+func (l Limits) begunWait() time.Duration {
+	longer := l.Wait / 4
+	if l.Rate > 0 {
+		longer = max(longer, min(prompt, time.Duration(2*float64(time.Second)/l.Rate)))
+	}
+	return l.Wait + longer
+}

@@ -394,3 +394,23 @@ func TestHowLongAQuestionWaits(t *testing.T) {
 		}
 	})
 }
+
+// Where nobody is to wait, who is told to come again has all that his question takes then.
+func TestWhoDoesNotWaitIsToldOnce(t *testing.T) {
+	for _, rate := range []float64{1, 2, 20} {
+		onBothClocks(t, func(t *testing.T, create func(Limits) *Limiter) {
+			t.Helper()
+			f := newFleet(t, create, Limits{Rate: rate, Burst: 2, Wait: time.Nanosecond}, 1)
+			for i := range 10 { // one after the other
+				f.ask(0, asked{client: fmt.Sprint(i), token: i%2 == 0})
+				f.wg.Wait()
+			}
+			for _, a := range f.asked {
+				if len(a.told) > 1 {
+					t.Errorf("%s is told %v", a.what, a.told)
+				}
+			}
+			f.wantRate()
+		})
+	}
+}

@@ -24,7 +24,7 @@ type turns struct {
 }
 
 func newTurns(limits Limits, now func() time.Time) *turns {
-	t := &turns{rate: limits.Rate, patience: begunWait(limits.Wait)}
+	t := &turns{rate: limits.Rate, patience: limits.begunWait()}
 	t.bucket = bucket{every: time.Duration(float64(time.Second) / limits.Rate), burst: limits.Burst}
 	t.promises = promises{every: t.every, slack: limits.Wait / 5, stands: max(prompt, limits.Wait*7/10), settle: limits.Wait / 2}
 	t.gate = &gate{take: t.take, now: now}
