@@ -105,6 +105,13 @@ type clientKey struct {
 	network netip.Addr
 }
 
+func (k clientKey) String() string {
+	if k.network.IsValid() {
+		return k.network.String()
+	}
+	return k.name
+}
+
 func keyOf(name string) clientKey {
 	if strings.IndexByte(name, ':') < 0 {
 		return clientKey{name: name}

@@ -147,7 +147,7 @@ func (l *Limiter) Begin(ctx context.Context, call Call, more int) error {
 	if turns == nil {
 		return nil
 	}
-	return p.tooMany(turns, turns.begin(ctx, call, more, deadline))
+	return p.tooMany(turns, turns.begin(ctx, p.call, more, deadline))
 }
 
 // deadline is that of a client's question, however many requests it takes.
@@ -178,6 +178,7 @@ func (l *Limiter) enter(call Call) (*Pass, error) {
 		h.turns = newTurns(l.limits, l.now)
 	}
 	h.users++
+	call.Client = keyOf(call.Client).String() // a host has one share, however many addresses
 	p := &Pass{limiter: l, host: h, call: call}
 	if b := l.budgets[call.Account]; b != nil {
 		p.left = b.quota.Left

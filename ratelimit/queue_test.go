@@ -97,6 +97,28 @@ func TestNoClientStarvesAnother(t *testing.T) {
 	}
 }
 
+// A host of IPv6 has one share, whatever addresses of its network it asks from.
+func TestAHostOfManyAddressesIsOneClient(t *testing.T) {
+	for name, limits := range map[string]Limits{
+		"request rate": {Rate: 1, Burst: 1, Requests: 2000, Wait: 30 * time.Second},
+		"connections":  {Rate: -1, Requests: 1, Wait: 30 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCrowd(t, limits, time.Second)
+				for i := range 20 {
+					c.send(1, Call{Client: fmt.Sprintf("2001:db8::%x", i+1)})
+				}
+				c.send(1, Call{Client: "192.0.2.1"})
+				c.wg.Wait()
+				if got := c.served["192.0.2.1"]; len(got) != 1 || got[0] > 3*time.Second {
+					t.Errorf("another host was served after %v", got)
+				}
+			})
+		})
+	}
+}
+
 // Who must be refused is told so at once, with the wait that the fair order
 // means for that client.
 func TestTheTrueWaitIsTheClientsOwn(t *testing.T) {
