@@ -330,15 +330,20 @@ func (p *Pass) look(now time.Time, claim bool) *obstacle {
 	if o := p.pauseLocked(now); o != nil {
 		return o
 	}
-	if p.budget == nil || !p.budget.costs(p.call, now) {
-		return nil
+	costs := p.budget != nil && p.budget.costs(p.call, now)
+	if costs {
+		if o := p.budget.obstacle(p.call, l.limits.Reserve, now, claim); o != nil {
+			return o
+		}
 	}
-	o := p.budget.obstacle(p.call, l.limits.Reserve, now, claim)
-	if o == nil && claim {
+	if o := p.tryLocked(claim); o != nil {
+		return o
+	}
+	if costs && claim {
 		p.budget.running++
 		p.claimed = true
 	}
-	return o
+	return nil
 }
 
 // Release gives the place back. A request that was never answered no longer
@@ -360,6 +365,7 @@ func (p *Pass) leave() {
 	p.limiter.mu.Lock()
 	defer p.limiter.mu.Unlock()
 	p.host.users--
+	p.triedLocked(false)
 	p.settleLocked()
 	if p.budget != nil {
 		p.budget.users--

@@ -413,6 +413,80 @@ func TestPausesDoubleWithoutATime(t *testing.T) {
 	}
 }
 
+// After a pause whose length nobody told one request goes alone, whatever becomes of it,
+// and the others once it is answered.
+func TestAfterAPauseOfOurOwnOneIsTried(t *testing.T) {
+	const clients = 20
+	refused, lost := http.StatusTooManyRequests, 0
+	for _, tt := range []struct {
+		name  string
+		tries []int // how those are answered that go alone, each after 300 ms
+	}{
+		{"well again", []int{200}},
+		{"still refused", []int{refused, refused, 200}},
+		{"no answer", []int{lost, lost, 200}},
+		{"another failure", []int{500}},
+		{"refused, then no answer", []int{refused, lost, 404}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := New(Limits{Rate: 20, Burst: 60, Wait: 20 * time.Second})
+				call := Call{Host: "registry", Class: Token}
+				var mu sync.Mutex
+				sent, out := 0, 0
+				ask := func(alone bool) {
+					p, err := l.Acquire(t.Context(), call)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer p.Release()
+					mu.Lock()
+					n := sent
+					sent, out = sent+1, out+1
+					if alone && n < len(tt.tries) && out > 1 {
+						t.Errorf("%d are on their way when the %dth is tried", out, n)
+					}
+					mu.Unlock()
+					time.Sleep(300 * time.Millisecond)
+					status := 200
+					if !alone {
+						status = refused
+					} else if n < len(tt.tries) {
+						status = tt.tries[n]
+					}
+					mu.Lock()
+					out--
+					mu.Unlock()
+					if status != lost {
+						p.Answered(status, nil, nil)
+					}
+				}
+				var wg sync.WaitGroup
+				for range clients {
+					wg.Go(func() { ask(false) })
+				}
+				wg.Wait()
+				sent = 0
+				for range clients {
+					wg.Go(func() { ask(true) })
+				}
+				leaves, cancel := context.WithTimeout(t.Context(), 1400*time.Millisecond)
+				defer cancel()
+				for range clients {
+					wg.Go(func() {
+						if p, err := l.Acquire(leaves, call); err == nil {
+							p.Release()
+						}
+					})
+				}
+				wg.Wait()
+				must(t, l, call)()
+			})
+		})
+	}
+}
+
 // All of us must not come back in the same moment.
 func TestPausesDiffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

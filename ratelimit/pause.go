@@ -23,7 +23,17 @@ type pause struct {
 	until   time.Time
 	code    oci.Code
 	backoff time.Duration // the last one that we chose ourselves; 0 after a success
+	trial   *trial        // after one that we chose ourselves; nil: none is needed
 }
+
+// trial is the one request that goes after a pause whose length we chose ourselves:
+// the others wait for what it is answered, or all would hit the same wall.
+type trial struct {
+	by   *Pass         // nil: nobody yet
+	over chan struct{} // closed when it is
+}
+
+func newTrial() *trial { return &trial{over: make(chan struct{})} }
 
 func (p *pause) left(now time.Time) time.Duration { return max(0, p.until.Sub(now)) }
 
@@ -59,6 +69,36 @@ func (p *Pass) pauseLocked(now time.Time) *obstacle {
 	}
 }
 
+// tryLocked makes a request that is about to be sent, with claim, the trial of its class
+// if one is needed, or is the obstacle that another one is.
+func (p *Pass) tryLocked(claim bool) *obstacle {
+	trial := p.host.classes[p.call.Class].trial
+	switch {
+	case trial == nil:
+	case trial.by != nil:
+		return &obstacle{
+			unsure: true, changed: trial.over, code: oci.TooManyRequests, retry: busyRetry,
+			detail: p.call.Host + " refused us for a while: whether it still does is being found out",
+		}
+	case claim:
+		trial.by = p
+	}
+	return nil
+}
+
+// triedLocked ends the trial that a request is: if it was not answered another one is.
+func (p *Pass) triedLocked(answered bool) {
+	class := &p.host.classes[p.call.Class]
+	if class.trial == nil || class.trial.by != p {
+		return
+	}
+	close(class.trial.over)
+	class.trial = nil
+	if !answered {
+		class.trial = newTrial()
+	}
+}
+
 // answeredLocked notes what an answer says about the requests to come.
 //
 // What a refusal pauses depends on its form. Docker Hub's 429 for a spent quota
@@ -71,6 +111,7 @@ func (p *Pass) pauseLocked(now time.Time) *obstacle {
 // A probe pauses no others like it, which are for another outage, and its host for
 // maxBackoff at most: it goes out without credentials, and who has some may be let in.
 func (p *Pass) answeredLocked(status int, header http.Header, body []byte, now time.Time) time.Duration {
+	p.triedLocked(true)
 	quota, told := ReadQuota(header, now)
 	p.noteQuotaLocked(status, quota, told, now)
 	class := &p.host.classes[p.call.Class]
@@ -99,6 +140,9 @@ func (p *Pass) answeredLocked(status int, header http.Header, body []byte, now t
 		class.extend(now.Add(wait), refusal.Code)
 	default:
 		class.back(now, maxBackoff, refusal.Code)
+		if class.trial == nil {
+			class.trial = newTrial()
+		}
 	}
 	return max(p.host.all.left(now), class.left(now))
 }
