@@ -84,3 +84,24 @@ func TestRefreshKeepsPauses(t *testing.T) {
 		t.Errorf("%d requests while it asked us to wait: %v", n, hub.Requests())
 	}
 }
+
+// What a tag has moved to is tried again, and where it cannot be had yet, a check says
+// what clients get instead.
+func TestRefreshTellsOfWhatCannotBeHad(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+	old, next := ocitest.RandomImage(1, 1000), ocitest.RandomImage(2, 1000)
+	hub.Push("library/alpine", "latest", old)
+	p := startProgram(t, hub, "ENTREPOT_TAG_TTL=0s", "ENTREPOT_PREFETCH=off")
+	client, server := newClient(t), operatorOf(t, p)
+	p.pull(t, client, "alpine", "latest", old)
+	hub.Push("library/alpine", "latest", next)
+	lost := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Answer(404)})
+	get(t, client, p.registry+"/v2/alpine/manifests/latest")
+	get(t, client, p.registry+"/v2/alpine/blobs/"+next.Blobs[0].Digest.String())
+	p.pull(t, client, "alpine", "latest", old)
+	server.refused(1, []string{"refresh docker.io/library/alpine:latest: unconfirmed: it has moved to " + next.Digest.String(), "clients get it as it was"}, "refresh", "alpine")
+	p.pull(t, client, "alpine", "latest", old)
+	lost.Remove()
+	wantLines(t, server.must("refresh", "--table", "alpine"), "docker.io/library/alpine:latest unchanged, .*")
+	p.pull(t, client, "alpine", "latest", next)
+}

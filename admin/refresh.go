@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"time"
 
 	"entrepot/cache"
 	"entrepot/oci"
@@ -18,7 +19,7 @@ type Refreshed struct {
 	Outcome    string     `json:"outcome"`         // unchanged, moved, new, gone, unconfirmed
 	Before     oci.Digest `json:"before,omitzero"` // what was held
 	After      oci.Digest `json:"after,omitzero"`  // what clients get now
-	Why        string     `json:"why,omitempty"`   // of gone and unconfirmed
+	Why        string     `json:"why,omitempty"`   // of gone and unconfirmed; the latter, too, where it has moved and clients do not get that
 }
 
 // The outcomes of a forced check.
@@ -63,8 +64,20 @@ func (x *exchange) refresh() error {
 	if x.r.Context().Err() != nil {
 		return context.Cause(x.r.Context())
 	}
-	return x.result(newRefreshed(t, before, res, out, err))
+	r := newRefreshed(t, before, res, out, err)
+	if err == nil {
+		waiting, cancel := context.WithTimeout(x.r.Context(), retryWait)
+		defer cancel()
+		if instead, missing := held.Retry(waiting, repo, t.Reference); missing != nil {
+			r.Outcome, r.After, r.Why = Unconfirmed, instead, "it has moved to "+res.Digest.String()+", of which not all can be had, so that clients get it as it was: "+oci.Reason(missing)
+		}
+	}
+	return x.result(r)
 }
+
+// retryWait is how long a forced check waits for what a tag has moved to and could not
+// be had.
+const retryWait = 10 * time.Second
 
 // newRefreshed compares what was known of a tag with what a check brought.
 func newRefreshed(t Target, before *cache.Record, res oci.Resolved, out oci.Outcome, err error) Refreshed {

@@ -27,9 +27,9 @@ type doubts struct {
 // doubt is why something could not be had.
 type doubt struct {
 	err      error
-	manifest bool // it is one
-	tries    int  // in vain, so far
-	again    time.Time
+	manifest bool          // it is one
+	pause    time.Duration // between the last two tries
+	again    time.Time     // when it is tried next
 }
 
 // lost is a digest that is in doubt.
@@ -54,22 +54,14 @@ func (ds *doubts) add(key membership, manifest, waited bool, pause time.Duration
 		if ds.of == nil || len(ds.of) >= maxDoubts {
 			ds.of = map[membership]*doubt{} // forgetting costs a pull that fails
 		}
-		d = &doubt{manifest: manifest}
+		d = &doubt{manifest: manifest, pause: pause}
 		ds.of[key] = d
 	}
 	d.err = err
-	d.restLocked(pause)
-	ds.count.Store(int32(len(ds.of))) //nolint:gosec // maxDoubts at most
-}
-
-// restLocked has it left alone for a pause, or longer after each try.
-func (d *doubt) restLocked(pause time.Duration) {
-	d.tries++
-	rest := pause
-	for range d.tries - 1 {
-		rest = min(2*rest, max(pause, hopelessFor))
+	if again := time.Now().Add(pause); again.After(d.again) {
+		d.again = again
 	}
-	d.again = time.Now().Add(rest)
+	ds.count.Store(int32(len(ds.of))) //nolint:gosec // maxDoubts at most
 }
 
 // settle notes that something could be had, or that it is not upstream that keeps it.
@@ -95,14 +87,20 @@ func (ds *doubts) get(key membership) (err error, manifest bool) { //nolint:revi
 }
 
 // take reports whether it is time to try something again, once to each who is told so.
-func (ds *doubts) take(key membership, pause time.Duration) bool {
+func (ds *doubts) take(key membership) bool {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	d := ds.of[key]
-	if d == nil || time.Now().Before(d.again) {
+	now := time.Now()
+	if d == nil || now.Before(d.again) {
 		return false
 	}
-	d.restLocked(pause)
+	most := troubleFor
+	if said := wordOf(d.err); said.isFinal() || said == Astray {
+		most = hopelessFor
+	}
+	d.pause = min(2*d.pause, most)
+	d.again = now.Add(d.pause)
 	return true
 }
 
@@ -113,7 +111,7 @@ func (ds *doubts) hasten(repo *oci.Repository) {
 	defer ds.mu.Unlock()
 	for key, d := range ds.of {
 		if repo == nil || key.repo == *repo {
-			d.again, d.tries = time.Time{}, 0
+			d.again = time.Time{}
 		}
 	}
 }
@@ -139,14 +137,14 @@ func isOurs(err error) bool {
 }
 
 // missing is what cannot be had of the image that a tag names now, where the one before
-// is whole.
+// is whole, and the new one is not as good.
 func (c *Cache) missing(ctx context.Context, repo oci.Repository, rec *store.Tag) (all []lost) {
-	if rec.Former == nil || c.doubts.none() || !c.disk.IsWhole(ctx, rec.Former.Digest) {
+	if rec.Former == nil || c.doubts.none() || !c.isWhole(ctx, repo, rec.Former.Digest) {
 		return nil
 	}
-	isWhole := c.disk.IsWhole(ctx, rec.Digest)
+	replaces, has := c.replaces(ctx, repo, rec.Digest, rec.Former.Digest), c.hasOf(repo)
 	c.disk.EachPart(ctx, rec.Digest, func(dg oci.Digest, elsewhere bool) {
-		if isWhole && !elsewhere || c.has(dg) {
+		if replaces && !elsewhere || has(dg) {
 			return
 		}
 		if err, manifest := c.doubts.get(membership{repo, dg}); err != nil {
@@ -156,13 +154,45 @@ func (c *Cache) missing(ctx context.Context, repo oci.Repository, rec *store.Tag
 	return all
 }
 
-// retryMissing tries again what is missing, if it is time to.
-func (c *Cache) retryMissing(repo oci.Repository, all []lost) {
+// retryMissing tries again what is missing, if it is time to. What it returns waits
+// for that.
+func (c *Cache) retryMissing(repo oci.Repository, all []lost) *sync.WaitGroup {
+	var tries sync.WaitGroup
 	for _, l := range all {
-		if c.doubts.take(membership{repo, l.digest}, c.cfg.RetryAfter) {
-			c.spawn(func() { c.retry(repo, l) })
+		if !c.doubts.take(membership{repo, l.digest}) {
+			continue
+		}
+		tries.Add(1)
+		if !c.spawn(func() { defer tries.Done(); c.retry(repo, l) }) {
+			tries.Done()
 		}
 	}
+	return &tries
+}
+
+// Retry tries again what cannot be had of the image that a tag has moved to, and waits
+// for that as long as ctx lives. It returns what clients are served instead, and why,
+// where not all has come; zero and nil if they are served what the tag names.
+func (c *Cache) Retry(ctx context.Context, repo oci.Repository, tag string) (instead oci.Digest, why error) {
+	rec, err := c.record(repo, tag)
+	if err != nil { // there is nothing to serve
+		return oci.Digest{}, nil //nolint:nilerr // which was told before
+	}
+	c.doubts.hasten(&repo)
+	tries := c.retryMissing(repo, c.missing(ctx, repo, &rec))
+	done := make(chan struct{})
+	if !c.spawn(func() { tries.Wait(); close(done) }) {
+		return oci.Digest{}, nil
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	q := tagQuestion{repo: repo, tag: tag, rec: &rec, missing: c.missing(c.ctx, repo, &rec)}
+	if len(q.missing) == 0 {
+		return oci.Digest{}, nil
+	}
+	return c.image(c.ctx, &q, nil).Digest, q.missing[0].err
 }
 
 // retry asks for something that could not be had. What comes of it is noted where it

@@ -20,6 +20,9 @@ const (
 	// hopelessFor is how long a tag is not asked for that has moved to what is no
 	// manifest: it will not become one, and each try costs a pull.
 	hopelessFor = 15 * time.Minute
+	// troubleFor is the longest that something is left alone that upstream could not give
+	// for the moment.
+	troubleFor = 2 * time.Minute
 	// maxDoubts bounds the digests that could not be had and are remembered.
 	maxDoubts = 4096
 )
@@ -31,7 +34,7 @@ var errUnfetched = errors.New("it has moved, and what it names now cannot be had
 // why: as it is where that is no trouble of upstream's, or it has no other.
 func (c *Cache) image(ctx context.Context, q *tagQuestion, why error) *store.Tag {
 	rec, old := q.rec, q.rec.Former
-	if old == nil || len(q.missing) == 0 && (errors.Is(why, oci.ErrCrowded) || c.disk.IsWhole(ctx, rec.Digest)) || !c.disk.IsWhole(ctx, old.Digest) {
+	if old == nil || len(q.missing) == 0 && (errors.Is(why, oci.ErrCrowded) || c.replaces(ctx, q.repo, rec.Digest, old.Digest)) || !c.isWhole(ctx, q.repo, old.Digest) {
 		return rec
 	}
 	return &store.Tag{Digest: old.Digest, MediaType: old.MediaType, Size: old.Size, Checked: old.Checked}
@@ -44,26 +47,47 @@ func (c *Cache) former(ctx context.Context, q *tagQuestion, next oci.Digest) *st
 	if rec == nil || rec.Digest == next && rec.Former == nil {
 		return nil
 	}
-	if c.disk.IsWhole(ctx, next) && (rec.Digest != next || q.missing == nil) {
-		return nil
-	}
 	last, old := store.Former{Digest: rec.Digest, MediaType: rec.MediaType, Size: rec.Size, Checked: rec.Checked}, rec.Former
 	switch {
-	case rec.Digest != next && c.disk.IsWhole(ctx, rec.Digest):
-		return &last
-	case old != nil && c.disk.IsWhole(ctx, old.Digest):
-		return old
+	case rec.Digest != next && c.isWhole(ctx, q.repo, rec.Digest):
+		old = &last
+	case old != nil && c.isWhole(ctx, q.repo, old.Digest):
 	case rec.Digest != next && c.has(rec.Digest):
-		return &last
+		old = &last
+	default:
+		return nil
 	}
-	return nil
+	if c.replaces(ctx, q.repo, next, old.Digest) && (rec.Digest != next || len(q.missing) == 0) {
+		return nil
+	}
+	return old
+}
+
+// isWhole reports whether an image can be pulled from what is held, by who may have what
+// is repo's.
+func (c *Cache) isWhole(ctx context.Context, repo oci.Repository, image oci.Digest) bool {
+	return c.disk.IsWhole(ctx, image, c.hasOf(repo))
+}
+
+// replaces reports whether that can be done with one image for whatever it can be with
+// another.
+func (c *Cache) replaces(ctx context.Context, repo oci.Repository, image, other oci.Digest) bool {
+	return c.disk.Replaces(ctx, image, other, c.hasOf(repo))
+}
+
+// hasOf tells what is here, and may be served under repo.
+func (c *Cache) hasOf(repo oci.Repository) store.Has {
+	if !c.cfg.Private {
+		return c.has
+	}
+	return func(d oci.Digest) bool { return c.has(d) && c.isMember(repo, d) }
 }
 
 // wantsPulls reports that there is an image to serve instead of what a tag names now,
 // of which more is to be pulled: it is an index, and no platform's manifest is here.
 func (c *Cache) wantsPulls(ctx context.Context, q *tagQuestion, now oci.Digest) bool {
 	old := c.former(ctx, q, now)
-	if old == nil || !c.disk.IsWhole(ctx, old.Digest) {
+	if old == nil || !c.isWhole(ctx, q.repo, old.Digest) {
 		return false
 	}
 	children := c.disk.Links(ctx, now).Manifests

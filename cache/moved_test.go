@@ -302,7 +302,7 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 						n++
 					}
 				}
-				if n < 6 || n > 9 {
+				if n != 7 { // after 30 s, 1 min, 2, 4 and 8, then each quarter of an hour
 					m.t.Errorf("it was tried %d times in an hour", n)
 				}
 			}},
@@ -509,6 +509,100 @@ func TestAMoveThatTheDiskDoesNotTake(t *testing.T) {
 		synctest.Wait()
 		if _, err := os.Stat(blobFile(m.dir, m.next.Digest)); err != nil {
 			m.t.Errorf("the disk is well, and not tried again: %v", err)
+		}
+	})
+}
+
+// TestAMoveThatOnePlatformHasKeepsTheImageOfTheOthers, whoever pulls first.
+func TestAMoveThatOnePlatformHasKeepsTheImageOfTheOthers(t *testing.T) {
+	for _, first := range []string{"amd64", "arm64"} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSource()
+			platforms := map[string]oci.Manifest{}
+			push := func(n int) oci.Manifest {
+				children := []string{}
+				for i, platform := range []string{"amd64", "arm64"} {
+					m := s.pushImage(alpine, platform, pattern(n+i, 10))
+					platforms[platform] = m
+					children = append(children, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d,"platform":{"os":"linux","architecture":%q}}`, m.MediaType, m.Digest, m.Size, platform))
+				}
+				return s.pushManifest(alpine, "latest", fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[%s]}`, ociIndex, strings.Join(children, ",")), ociIndex)
+			}
+			c := newCache(t, s, Config{TTL: time.Minute, Prefetch: -1})
+			defer closeCache(t, c)
+			is := func(want oci.Manifest) {
+				t.Helper()
+				res, out, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{})
+				if err != nil || res.Digest != want.Digest {
+					t.Errorf("it is %s as %s, %v, want %s", res.Digest, out.Cache, err, want.Digest)
+				}
+			}
+			old := push(1)
+			is(old)
+			if err := pullImage(t.Context(), c, old.Digest); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+			next, lost := push(11), oci.Sum(pattern(11, 10))
+			delete(s.blobs, alpine.String()+"@"+lost.String())
+			is(next)
+			_, _, _ = c.Manifest(t.Context(), alpine, next.Digest, oci.Ask{})
+			second := map[string]string{"amd64": "arm64", "arm64": "amd64"}[first]
+			for _, platform := range []string{first, second} {
+				if err := pullImage(t.Context(), c, platforms[platform].Digest); (err == nil) != (platform == "arm64") {
+					t.Errorf("%s: %v", platform, err)
+				}
+				time.Sleep(10 * time.Second)
+			}
+			for range 5 {
+				is(old)
+				time.Sleep(time.Hour)
+			}
+			s.set(func() { s.pushBlob(alpine, pattern(11, 10)) })
+			is(old)
+			synctest.Wait()
+			is(next)
+		})
+	}
+}
+
+// TestAMoveToWhatIsAnothersKeepsTheImage, where not all is for everybody: that its layers
+// are here for another repository does not make the new one whole.
+func TestAMoveToWhatIsAnothersKeepsTheImage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		c := newCache(t, s, Config{TTL: time.Minute, Prefetch: -1, Private: true})
+		defer closeCache(t, c)
+		pullTag := func(repo oci.Repository) error {
+			_, err := pull(t.Context(), c, repo, "latest")
+			return err
+		}
+		old := s.pushImage(alpine, "latest", pattern(1, 10))
+		other := oci.Repository{Host: "docker.io", Path: "library/other"}
+		s.pushImage(other, "latest", pattern(2, 10))
+		if err := errors.Join(pullTag(alpine), pullTag(other)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		next := s.pushImage(alpine, "latest", pattern(2, 10))
+		delete(s.blobs, alpine.String()+"@"+oci.Sum(pattern(2, 10)).String())
+		if err := pullTag(alpine); err == nil {
+			t.Error("it is given what is another's")
+		}
+		for range 5 {
+			if err := pullTag(alpine); err != nil {
+				t.Error(err)
+			}
+			if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != old.Digest {
+				t.Errorf("it is %s, %v, want the old one", res.Digest, err)
+			}
+			time.Sleep(time.Hour)
+		}
+		s.set(func() { s.pushBlob(alpine, pattern(2, 10)) })
+		_ = pullTag(alpine)
+		synctest.Wait()
+		if res, _, err := c.Resolve(t.Context(), alpine, "latest", oci.Ask{}); err != nil || res.Digest != next.Digest {
+			t.Errorf("it is %s, %v, want the new one", res.Digest, err)
 		}
 	})
 }

@@ -18,26 +18,46 @@ const (
 // Descriptor"): clients know it without asking.
 const emptyConfig = "application/vnd.oci.empty.v1+json"
 
+// Has tells of a digest whether it is held, by whom that is asked for.
+type Has func(oci.Digest) bool
+
 // IsWhole reports whether all that a manifest leads to is held: of an index, for one
 // of its platforms at least. Layers that lie elsewhere are not looked for. It leaves
 // no trace of a use.
-func (d *Disk) IsWhole(ctx context.Context, manifest oci.Digest) bool {
-	return d.isWhole(ctx, manifest, maxNesting)
+func (d *Disk) IsWhole(ctx context.Context, manifest oci.Digest, has Has) bool {
+	return d.isWhole(ctx, manifest, has, maxNesting)
 }
 
-func (d *Disk) isWhole(ctx context.Context, manifest oci.Digest, depth int) bool {
-	if !d.has(manifest) || depth == 0 || ctx.Err() != nil {
+func (d *Disk) isWhole(ctx context.Context, manifest oci.Digest, has Has, depth int) bool {
+	if !has(manifest) || depth == 0 || ctx.Err() != nil {
 		return false
 	}
 	links := d.links(ctx, manifest)
 	if len(links.Manifests) > 0 {
-		return slices.ContainsFunc(pulled(links), func(child oci.Child) bool { return d.isWhole(ctx, child.Digest, depth-1) })
+		return slices.ContainsFunc(pulled(links), func(child oci.Child) bool { return d.isWhole(ctx, child.Digest, has, depth-1) })
 	}
-	if c := links.Config; c != nil && c.MediaType != emptyConfig && !d.has(c.Digest) {
+	if c := links.Config; c != nil && c.MediaType != emptyConfig && !has(c.Digest) {
 		return false
 	}
 	return len(links.Layers) <= maxParts && !slices.ContainsFunc(links.Layers, func(layer oci.Layer) bool {
-		return len(layer.URLs) == 0 && !d.has(layer.Digest)
+		return len(layer.URLs) == 0 && !has(layer.Digest)
+	})
+}
+
+// Replaces reports whether one image is as good as another, as far as they are held: it is
+// whole for each platform that the other one is whole for, unless it is not for that.
+func (d *Disk) Replaces(ctx context.Context, image, other oci.Digest, has Has) bool {
+	if !d.IsWhole(ctx, image, has) {
+		return false
+	}
+	platforms := map[string]bool{} // of image, and whether it is whole for them
+	for _, child := range pulled(d.links(ctx, image)) {
+		name := child.Platform.String()
+		platforms[name] = platforms[name] || d.isWhole(ctx, child.Digest, has, maxNesting-1)
+	}
+	return !slices.ContainsFunc(pulled(d.links(ctx, other)), func(child oci.Child) bool {
+		isWhole, known := platforms[child.Platform.String()]
+		return known && !isWhole && d.isWhole(ctx, child.Digest, has, maxNesting-1)
 	})
 }
 
