@@ -220,7 +220,8 @@ func (h *host) isIdle(now time.Time) bool {
 }
 
 // takePlace waits until the host's request rate admits another, and for one of its
-// connections: nobody holds one of those while he waits with others for his turn.
+// connections: nobody holds one of those while he waits with others for his turn. A
+// probe, which tells whether it is worth waiting, does not wait for those itself.
 func (p *Pass) takePlace(ctx context.Context, deadline time.Time) error {
 	turns, r := p.turns(), rankOf(p.call)
 	if turns != nil {
@@ -228,6 +229,9 @@ func (p *Pass) takePlace(ctx context.Context, deadline time.Time) error {
 		if r, err = turns.enter(ctx, p.call, deadline); err != nil {
 			return p.tooMany(turns, err)
 		}
+	}
+	if p.call.Class == Probe {
+		return nil
 	}
 	slots, free := p.host.requests, p.host.freeRequest
 	if p.call.Transfer {

@@ -45,6 +45,9 @@ const (
 	maxTrial    = 30 * time.Second
 	// doubtWait is how long a question waits for what comes of a doubt, from when it arose.
 	doubtWait = time.Second
+	// maxPartProbes bounds the probes of a host's parts that are on their way: each may
+	// hang for as long as headers may take.
+	maxPartProbes = 4
 	// maxWishes bounds the URLs that a breaker's probes take in turn.
 	maxWishes = 8
 )
@@ -273,13 +276,23 @@ func (b *breakers) beginProbe(br *breaker) (t target, ok bool) {
 		b.probeInLocked(br, maxPartWait)
 		return target{}, false
 	}
-	if t, ok = b.nextLocked(br); !ok {
+	if t, ok = b.nextLocked(br); !ok || !br.scope.isHost() && b.partProbesLocked(br.scope.host) >= maxPartProbes {
 		b.probeSoonLocked(br)
 		return target{}, false
 	}
 	br.probing, br.next = true, now
 	b.probes.Add(1)
 	return t, true
+}
+
+// partProbesLocked counts the probes of parts of a host that are on their way.
+func (b *breakers) partProbesLocked(host string) (n int) {
+	for p, br := range b.known {
+		if br.probing && p.host == host && !p.isHost() {
+			n++
+		}
+	}
+	return n
 }
 
 // hear sends one request for all who want to know if a host answers, unless that is

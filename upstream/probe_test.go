@@ -15,6 +15,7 @@ import (
 
 	"entrepot/internal/ocitest"
 	"entrepot/oci"
+	"entrepot/ratelimit"
 )
 
 // Probes cost no quota, and wait longer each time up to a bound.
@@ -959,6 +960,73 @@ func TestCloseEndsAProbe(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		if took, _ := timed(func() error { c.Close(); return nil }); took != 0 {
 			t.Errorf("Close took %v", took)
+		}
+	})
+}
+
+// A crowd waits for connections that a repository which hangs has taken. When that is
+// given up a probe tells that the host is well, whoever waits for a connection, and the
+// crowd is served; and the probes of what hangs, which has many parts, keep nobody from it.
+func TestADoubtBehindACrowdIsResolved(t *testing.T) {
+	const connections = 8
+	for _, crowd := range []int{3, 40} {
+		simulate(t, ocitest.Config{}, func(w *world) {
+			t, hub := w.t, w.hub
+			slow := oci.Repository{Host: "docker.io", Path: "library/slow"}
+			for i := range crowd {
+				hub.Push(fmt.Sprint("library/a", i), "latest", ocitest.RandomImage(1, 100))
+			}
+			hub.Set(func(h *ocitest.Habits) { h.Auth = ocitest.NoAuth })
+			c := w.connect(func(cfg *Config) { cfg.Limits = ratelimit.Limits{Rate: -1, Requests: connections} })
+			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Repo: slow.Path}, Effect: ocitest.Hang()})
+			var asking sync.WaitGroup
+			hang := func(round int) {
+				for i := range connections {
+					asking.Go(func() { _, _, _ = c.Resolve(t.Context(), slow, fmt.Sprint(round, "-", i), oci.Ask{}) })
+				}
+			}
+			hang(0)
+			time.Sleep(3 * time.Second)
+			for i := range crowd {
+				asking.Go(func() {
+					took, err := timed(func() error { return resolveAt(t, c, fmt.Sprint("library/a", i)) })
+					if err != nil || took > c.cfg.Timeouts.ResponseHeader-2*time.Second {
+						t.Errorf("one of %d: %v after %v", crowd, err, took)
+					}
+				})
+			}
+			asking.Wait()
+			for range 60 {
+				time.Sleep(time.Second)
+				if took, err := timed(func() error { return resolveAt(t, c, "library/a0") }); err != nil || took > 0 {
+					t.Errorf("later: %v after %v", err, took)
+				}
+			}
+		})
+	}
+}
+
+// Of the parts of a host that hang only a few are probed at a time, however many there
+// are: each probe may hang as well.
+func TestFewPartsAreProbedAtATime(t *testing.T) {
+	simulate(t, ocitest.Config{}, func(w *world) {
+		t, hub := w.t, w.hub
+		slow := ocitest.Match{Repo: "library/slow"}
+		hub.Set(func(h *ocitest.Habits) { h.Auth = ocitest.NoAuth })
+		c := w.connect()
+		mustResolve(t, c)
+		hub.Inject(&ocitest.Fault{Match: slow, Effect: ocitest.Hang()})
+		var asking sync.WaitGroup
+		for i := range 30 {
+			asking.Go(func() {
+				_, _, _ = c.Resolve(t.Context(), oci.Repository{Host: "docker.io", Path: slow.Repo}, fmt.Sprint(i), oci.Ask{})
+			})
+		}
+		asking.Wait()
+		hub.Reset()
+		time.Sleep(c.cfg.Timeouts.ResponseHeader - time.Second)
+		if n := hub.Count(slow); n == 0 || n > maxPartProbes {
+			t.Errorf("%d probes hang at once, want %d at most", n, maxPartProbes)
 		}
 	})
 }
