@@ -35,18 +35,41 @@ func keep(disk *store.Disk, watcher *observer, a advice) (stop func()) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		watcher.log.Warn().Err(err).Msg(a.lost)
 	}
-	save := func() {
-		if state, changed := a.save(); changed {
-			if err := disk.SaveState(a.name, state); err != nil {
-				watcher.diskWarning(a.unkept, err)
-			}
-		}
-	}
-	ended := repeat(saveEvery, save)
+	k := &keeper{advice: a, disk: disk, watcher: watcher}
+	ended := repeat(saveEvery, k.save)
 	return func() {
 		ended()
-		save()
+		k.save()
 	}
+}
+
+// keeper writes advice that has changed, or that could not be written before.
+type keeper struct {
+	advice
+	disk    *store.Disk
+	watcher *observer
+	unsaved []byte // what could not be written last; nil: nothing
+}
+
+// save warns once of a disk that takes nothing, until that has taken something.
+func (k *keeper) save() {
+	state, changed := k.advice.save()
+	if !changed {
+		state = k.unsaved
+	}
+	if state == nil {
+		return
+	}
+	err := k.disk.SaveState(k.name, state)
+	switch {
+	case err == nil:
+		state = nil
+	case k.unsaved == nil:
+		k.watcher.diskWarning(k.unkept, err)
+	default:
+		k.watcher.metrics.notKept(err)
+	}
+	k.unsaved = state
 }
 
 // repeat does something now and then until stop is called, which waits for it.
