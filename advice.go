@@ -98,6 +98,6 @@ func repeat(every time.Duration, do func()) (stop func()) {
 func keepQuotas(upstreams *upstream.Set, disk *store.Disk, watcher *observer) (stop func()) {
 	return keep(disk, watcher, advice{
 		name: "quotas", most: upstream.MaxState, load: upstreams.Load, save: upstreams.Save,
-		lost: "what upstreams said of their limits is forgotten: it cannot be read", unkept: "what upstreams say of their limits could not be kept",
+		lost: "what upstreams said of their limits is forgotten where it cannot be read", unkept: "what upstreams say of their limits could not be kept",
 	})
 }

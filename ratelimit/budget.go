@@ -171,9 +171,9 @@ func (b *budget) of() string {
 // more is asked for.
 func (b *budget) refuse(retry time.Duration, now time.Time) time.Duration {
 	if !b.known {
-		b.quota = Quota{Account: b.quota.Account, Limit: -1, Seen: now}
+		b.quota = Quota{Account: b.quota.Account, Limit: -1}
 	}
-	b.known, b.dry, b.quota.Left = true, true, 0
+	b.known, b.dry, b.quota.Left, b.quota.Seen = true, true, 0, now
 	switch {
 	case retry > 0:
 		b.quota.Resets, b.quota.Exact = now.Add(retry), true
@@ -227,10 +227,11 @@ func (b *budget) noteNone(call Call, now time.Time) {
 func (b *budget) note(q Quota, before int, now time.Time) {
 	was := b.quota
 	q.Account = was.Account
-	if b.current(now) && was.Left >= 0 && q.Left >= 0 && q.Left <= max(before, was.Left) {
-		// The same window. Answers overtake each other: the least is the latest.
+	isSame := b.current(now) && was.Left >= 0 && q.Left >= 0 && q.Left <= max(before, was.Left)
+	if isSame { // answers overtake each other: the least is the latest
 		q.Left = min(q.Left, was.Left)
-	} else {
+	}
+	if !isSame || b.began.After(now) { // that is of a clock which was set back
 		b.began = now
 	}
 	if q.Limit < 0 {

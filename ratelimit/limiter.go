@@ -388,9 +388,9 @@ func (p *Pass) settleLocked() {
 // Answered tells how the request was answered; body is the start of a failure's
 // body. It returns how long requests like it are paused now.
 func (p *Pass) Answered(status int, header http.Header, body []byte) time.Duration {
-	now := p.limiter.now()
 	p.limiter.mu.Lock()
 	defer p.limiter.mu.Unlock()
+	now := p.limiter.now() // with the lock: no answer is older than the one before
 	wait := p.answeredLocked(status, header, body, now)
 	p.settleLocked()
 	return wait

@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -56,9 +55,9 @@ var keptClasses = [numClasses]string{Pull: "pull", Check: "check", Blob: "blob",
 
 // State is what holds now.
 func (l *Limiter) State() State {
-	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := l.now() // with the lock, or what is answered meanwhile is of the future
 	var s State
 	for _, b := range l.budgets {
 		if k := b.keep(); b.known && k.holds(now) {
@@ -72,16 +71,33 @@ func (l *Limiter) State() State {
 	slices.SortFunc(s.Pauses, func(a, b KeptPause) int {
 		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Class, b.Class))
 	})
-	s.Pauses = s.Pauses[:min(len(s.Pauses), maxPauses)]
+	s.bound()
 	return s
 }
 
+// bound cuts off what there is no room for.
+func (s *State) bound() {
+	s.Quotas = s.Quotas[:min(len(s.Quotas), maxAccounts)]
+	s.Pauses = s.Pauses[:min(len(s.Pauses), maxPauses)]
+}
+
 func (b *budget) keep() KeptQuota {
-	return KeptQuota{
+	k := KeptQuota{
 		Account: b.quota.Account, Limit: b.quota.Limit, Left: b.quota.Left, Window: seconds(b.quota.Window),
 		Began: b.began, Resets: b.quota.Resets, Exact: b.quota.Exact, Source: b.quota.Source, Seen: b.quota.Seen,
 		Dry: b.dry, Heads: b.meter.heads, Until: b.pause.until, Backoff: seconds(b.pause.backoff),
 	}
+	k.Began, k.Resets = earlier(k.Began, k.Seen), earlier(k.Resets, k.latest())
+	return k
+}
+
+// earlier compares as what is kept is compared, by the wall's clock, though that was set
+// back in between.
+func earlier(a, b time.Time) time.Time {
+	if a.Round(0).After(b.Round(0)) {
+		return b
+	}
+	return a
 }
 
 func (h *host) keep(name string, now time.Time) (all []KeptPause) {
@@ -120,31 +136,57 @@ func (k *KeptPause) holds(now time.Time) bool {
 	return k.Until.After(now) && !k.Until.After(now.Add(oci.MaxRetryAfter))
 }
 
-// Check refuses a State that no Limiter can have had.
-func (s *State) Check() error {
+// Sift leaves out of a State what no Limiter can have had. The error, of the first that
+// it left out, says why.
+func (s *State) Sift() (err error) {
 	if len(s.Quotas) > maxAccounts || len(s.Pauses) > maxPauses {
-		return fmt.Errorf("it has %d quotas and %d pauses, and room for %d and %d", len(s.Quotas), len(s.Pauses), maxAccounts, maxPauses)
+		err = fmt.Errorf("it has %d quotas and %d pauses, and room for %d and %d", len(s.Quotas), len(s.Pauses), maxAccounts, maxPauses)
+		s.bound()
 	}
-	for _, k := range s.Quotas {
-		if k.Limit < -1 || k.Left < -1 || k.Window < 0 || k.Window > maxCount || k.Backoff < 0 || k.Backoff > seconds(maxQuotaBackoff) {
-			return fmt.Errorf("the quota of %.40q is impossible", k.Account)
+	s.Quotas = slices.DeleteFunc(s.Quotas, func(k KeptQuota) bool {
+		if !k.isPossible() {
+			err = cmp.Or(err, fmt.Errorf("the quota of %.40q is impossible", k.Account))
+			return true
 		}
-		if k.Began.After(k.Seen) || len(k.Account) > maxKeptName {
-			return fmt.Errorf("the quota of %.40q is impossible", k.Account)
+		return false
+	})
+	s.Pauses = slices.DeleteFunc(s.Pauses, func(k KeptPause) bool {
+		if !k.isPossible() {
+			err = cmp.Or(err, fmt.Errorf("the pause of %.40q is impossible", k.Host))
+			return true
 		}
-	}
-	for _, k := range s.Pauses {
-		switch {
-		case k.Host == "" || len(k.Host) > maxKeptName:
-			return errors.New("a pause is of no host")
-		case k.Class != "" && !slices.Contains(keptClasses[:], k.Class), k.Backoff < 0, k.Backoff > seconds(maxBackoff):
-			return fmt.Errorf("the pause of %.40q is impossible", k.Host)
-		}
-	}
-	return nil
+		return false
+	})
+	return err
 }
 
-// Restore takes over what is still true of a State that has passed Check, into a
+// latest is when a quota resets at the latest, by what upstreams can tell of that: the
+// moment, or a window.
+func (k *KeptQuota) latest() time.Time {
+	longest := int64(maxReset)
+	if !k.Exact {
+		longest = max(longest, k.Window)
+	}
+	return k.Seen.Add(time.Duration(longest) * time.Second)
+}
+
+func (k *KeptQuota) isPossible() bool {
+	switch {
+	case k.Limit < -1 || k.Left < -1 || k.Window < 0 || k.Window > maxCount || k.Backoff < 0 || k.Backoff > seconds(maxQuotaBackoff):
+		return false
+	case k.Began.After(k.Seen) || k.Resets.After(k.latest()):
+		return false
+	}
+	return len(k.Account) <= maxKeptName
+}
+
+func (k *KeptPause) isPossible() bool {
+	isOfHost := k.Host != "" && len(k.Host) <= maxKeptName
+	isOfClass := k.Class == "" || slices.Contains(keptClasses[:], k.Class)
+	return isOfHost && isOfClass && k.Backoff >= 0 && k.Backoff <= seconds(maxBackoff)
+}
+
+// Restore takes over what is still true of a State that has passed Sift, into a
 // Limiter that was not asked yet.
 func (l *Limiter) Restore(s State) {
 	now := l.now()

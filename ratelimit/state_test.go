@@ -2,6 +2,9 @@ package ratelimit
 
 import (
 	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -24,7 +27,7 @@ func restarted(t *testing.T, l *Limiter, after time.Duration) *Limiter {
 	if err := json.Unmarshal(b, &s); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Check(); err != nil {
+	if err := s.Sift(); err != nil {
 		t.Fatal(err)
 	}
 	next := New(l.limits)
@@ -71,6 +74,12 @@ func TestWhatUpstreamSaidOutlivesARestart(t *testing.T) {
 		"spent, of a limit that nobody told": func(t *testing.T, l *Limiter) {
 			t.Helper()
 			answered(t, l, pull, 429, nil, quotaRefusal)
+		},
+		"spent, until then, after long": func(t *testing.T, l *Limiter) {
+			t.Helper()
+			answered(t, l, pull, 200, told(42), "")
+			time.Sleep(8 * 24 * time.Hour)
+			answered(t, l, pull, 429, map[string][]string{"Retry-After": {"7200"}}, quotaRefusal)
 		},
 		"abuse": func(t *testing.T, l *Limiter) {
 			t.Helper()
@@ -161,25 +170,112 @@ func TestWhatWasSaidInTheFutureIsNotBelieved(t *testing.T) {
 	})
 }
 
+// Of a State only what cannot be is left out.
 func TestStatesThatCannotBe(t *testing.T) {
 	now := time.Now()
-	for name, s := range map[string]State{
-		"too many quotas":      {Quotas: make([]KeptQuota, maxAccounts+1)},
-		"too many pauses":      {Pauses: make([]KeptPause, maxPauses+1)},
-		"a limit":              {Quotas: []KeptQuota{{Limit: -2}}},
-		"less than none left":  {Quotas: []KeptQuota{{Left: -2}}},
-		"a window":             {Quotas: []KeptQuota{{Window: maxCount + 1}}},
-		"before its window":    {Quotas: []KeptQuota{{Seen: now, Began: now.Add(1)}}},
-		"a back-off":           {Quotas: []KeptQuota{{Backoff: 301}}},
-		"a name":               {Quotas: []KeptQuota{{Account: strings.Repeat("x", maxKeptName+1)}}},
-		"of no host":           {Pauses: []KeptPause{{Until: now}}},
-		"of an unknown class":  {Pauses: []KeptPause{{Host: "registry", Class: "push"}}},
-		"a host's back-off":    {Pauses: []KeptPause{{Host: "registry", Backoff: -1}}},
-		"a host's long name":   {Pauses: []KeptPause{{Host: strings.Repeat("x", maxKeptName+1)}}},
-		"a back-off of a host": {Pauses: []KeptPause{{Host: "registry", Class: "pull", Backoff: 61}}},
+	week := now.Add(7 * 24 * time.Hour)
+	good := State{
+		Quotas: []KeptQuota{
+			{Account: "all that can be", Limit: -1, Left: -1, Window: maxCount, Backoff: 300, Seen: now, Began: now, Resets: now.Add(maxCount * time.Second)},
+			{Account: "told", Exact: true, Seen: now, Resets: week},
+		},
+		Pauses: []KeptPause{{Host: "other", Class: "check", Until: now, Backoff: 60}},
+	}
+	quota := func(k KeptQuota) State { return State{Quotas: []KeptQuota{k}} }
+	pause := func(k KeptPause) State { return State{Pauses: []KeptPause{k}} }
+	for name, bad := range map[string]State{
+		"a limit":              quota(KeptQuota{Limit: -2}),
+		"less than none left":  quota(KeptQuota{Left: -2}),
+		"a window":             quota(KeptQuota{Window: maxCount + 1}),
+		"before its window":    quota(KeptQuota{Seen: now, Began: now.Add(1)}),
+		"a back-off":           quota(KeptQuota{Backoff: 301}),
+		"a name":               quota(KeptQuota{Account: strings.Repeat("x", maxKeptName+1)}),
+		"what nobody can tell": quota(KeptQuota{Exact: true, Window: maxCount, Seen: now, Resets: week.Add(1)}),
+		"after its window":     quota(KeptQuota{Window: 8 * 24 * 3600, Seen: now, Resets: week.Add(24*time.Hour + 1)}),
+		"without a window":     quota(KeptQuota{Seen: now, Resets: week.Add(1)}),
+		"of no host":           pause(KeptPause{Until: now}),
+		"of an unknown class":  pause(KeptPause{Host: "registry", Class: "push"}),
+		"a host's back-off":    pause(KeptPause{Host: "registry", Backoff: -1}),
+		"a host's long name":   pause(KeptPause{Host: strings.Repeat("x", maxKeptName+1)}),
+		"a back-off of a host": pause(KeptPause{Host: "registry", Class: "pull", Backoff: 61}),
 	} {
-		if s.Check() == nil {
-			t.Errorf("%s: %+v is believed", name, s)
+		s := State{Quotas: slices.Concat(bad.Quotas, good.Quotas), Pauses: slices.Concat(bad.Pauses, good.Pauses)}
+		if s.Sift() == nil {
+			t.Errorf("%s: nothing is said of %+v", name, bad)
 		}
+		if diff := cmp.Diff(good, s); diff != "" {
+			t.Errorf("%s: what is left (-want +got):\n%s", name, diff)
+		}
+	}
+	s := State{Quotas: make([]KeptQuota, maxAccounts+1), Pauses: slices.Repeat(good.Pauses, maxPauses+1)}
+	if s.Sift() == nil || len(s.Quotas) != maxAccounts || len(s.Pauses) != maxPauses {
+		t.Errorf("of too many %d and %d are left", len(s.Quotas), len(s.Pauses))
+	}
+}
+
+// What is kept is possible, though its clock was set back, or answers overtook each other.
+func TestWhatIsKeptIsPossible(t *testing.T) {
+	spent := with(told(0), "Ratelimit-Reset", "604800")
+	for name, row := range map[string]struct {
+		before, after http.Header
+		status        int
+		body          string
+	}{
+		"in one window":     {before: told(42), after: told(41), status: 200},
+		"in the next":       {before: told(42), after: told(99), status: 200},
+		"spent":             {before: told(42), status: 429, body: quotaRefusal},
+		"spent, until then": {before: spent, after: told(0), status: 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, back := range []time.Duration{time.Millisecond, 30 * 24 * time.Hour} {
+				l := New(impatient)
+				answered(t, l, check, 200, row.before, "")
+				then := time.Now().Add(-back)
+				l.now = func() time.Time { return then }
+				answered(t, l, pull, row.status, row.after, row.body)
+				s := l.State()
+				if err := s.Sift(); err != nil || len(s.Quotas) != 1 || !s.Quotas[0].Seen.Equal(then) {
+					t.Fatalf("set back by %v: %v, and %+v is left", back, err, s)
+				}
+				if k := s.Quotas[0]; row.status == 200 && !k.Exact && !k.Resets.Equal(then.Add(6*time.Hour)) {
+					t.Errorf("set back by %v: a window of 6h seen at %v ends at %v", back, then, k.Resets)
+				}
+			}
+		})
+	}
+}
+
+// A clock that is read before the lock is had may be older than the answer before.
+func TestAnswersAreInTheOrderOfTheirTimes(t *testing.T) {
+	l := New(impatient)
+	p, err := l.Acquire(t.Context(), check)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Release()
+	l.now = func() time.Time {
+		if l.mu.TryLock() {
+			l.mu.Unlock()
+			t.Error("it was")
+		}
+		return time.Now()
+	}
+	p.Answered(200, told(42), nil)
+	l.State()
+}
+
+func TestOfTooManyAccountsAsManyAreKeptAsThereIsRoomFor(t *testing.T) {
+	l := New(impatient)
+	for i := range maxAccounts + 1 { // in use, or the Limiter would forget some
+		p, err := l.enter(Call{Host: "registry", Class: Pull, Account: strconv.Itoa(i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Release()
+		p.Answered(200, told(42), nil)
+	}
+	s := l.State()
+	if err := s.Sift(); err != nil || len(s.Quotas) != maxAccounts {
+		t.Errorf("%d are kept: %v", len(s.Quotas), err)
 	}
 }

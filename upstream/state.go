@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -52,7 +53,8 @@ func (s *Set) Save() (state []byte, changed bool) {
 }
 
 // Load takes over what another Set saved, as far as that is still true, into one that
-// was not asked yet. With an error nothing is taken over.
+// was not asked yet. Of a damaged entry nothing is taken over, and the error tells of the
+// first; where the whole cannot be read there is nothing else.
 func (s *Set) Load(state []byte) error {
 	var all setState
 	if err := json.Unmarshal(state, &all); err != nil {
@@ -61,23 +63,19 @@ func (s *Set) Load(state []byte) error {
 	if all.Version != stateVersion {
 		return fmt.Errorf("it is of version %d, and not %d", all.Version, stateVersion)
 	}
-	for i := range all.Sites {
-		if err := all.Sites[i].Check(); err != nil {
-			return fmt.Errorf("%.80q: %w", all.Sites[i].URL, err)
-		}
-	}
 	s.mu.Lock()
 	s.saved = state
 	s.mu.Unlock()
+	var damage error
 	for _, c := range s.clients {
 		for _, at := range c.sites {
 			i := slices.IndexFunc(all.Sites, func(one siteState) bool { return one.Upstream == c.Name() && one.URL == at.endpoint.String() })
 			if i >= 0 {
-				at.restore(all.Sites[i])
+				damage = cmp.Or(damage, at.restore(all.Sites[i]))
 			}
 		}
 	}
-	return nil
+	return damage
 }
 
 // state leaves out tokens without a name: another one has a quota of its own, and could
@@ -89,13 +87,19 @@ func (s *site) state() siteState {
 }
 
 // restore leaves out the quotas of accounts that are no longer signed in to, and where
-// others are, the pauses too: who signs in may be let in by who asked others to wait.
-func (s *site) restore(one siteState) {
+// others are, the pauses too: who signs in may be let in by who asked others to wait. Its
+// error tells of what is damaged, and left out too.
+func (s *site) restore(one siteState) error {
 	one.Quotas = slices.DeleteFunc(one.Quotas, func(q ratelimit.KeptQuota) bool {
 		return q.Account != "" && !slices.Contains(s.cfg.Accounts, q.Account)
 	})
 	if !slices.Equal(one.Accounts, s.cfg.Accounts) {
 		one.Pauses = nil
 	}
+	err := one.Sift()
 	s.limiter.Restore(one.State)
+	if err != nil {
+		return fmt.Errorf("%s at %s: %w", s.cfg.Name, s.endpoint, err)
+	}
+	return nil
 }

@@ -121,7 +121,6 @@ func TestStatesThatAreNotBelieved(t *testing.T) {
 		"empty":            "",
 		"half of it":       state[:len(state)/2],
 		"another version":  strings.Replace(state, `"version":1`, `"version":2`, 1),
-		"an impossible":    strings.Replace(state, `"left":42`, `"left":-42`, 1),
 		"not even a state": "[]",
 	} {
 		s := NewSet(connectAt(t, "https://registry.test/path", time.Now, func(cfg *Config) { cfg.Accounts = []string{"me"} }))
@@ -131,6 +130,50 @@ func TestStatesThatAreNotBelieved(t *testing.T) {
 		if q := s.Quotas(); len(q) > 0 {
 			t.Errorf("%s: of it %+v is taken over", name, q)
 		}
+	}
+}
+
+// What is damaged costs nothing but itself, and what is of no upstream any more not even
+// a warning.
+func TestOneDamagedEntryIsLeftOut(t *testing.T) {
+	state := string(mustSave(t, told(t, "me")))
+	site := func(upstream, url string) string {
+		return `{"upstream":"` + upstream + `","url":"` + url + `","quotas":[{"account":"","limit":-5}]}`
+	}
+	for name, row := range map[string]struct {
+		state string
+		warns bool
+		want  []string // the quotas that are left
+	}{
+		"a quota": {strings.Replace(state, `"left":42`, `"left":-42`, 1), true, []string{"me"}},
+		"another upstream that is no more": {
+			strings.Replace(state, `"sites":[`, `"sites":[`+site("gone.test", "https://gone.test")+`,`, 1), false, []string{"", "me"},
+		},
+		"another upstream": {
+			strings.Replace(state, `"sites":[`, `"sites":[`+site("quay.io", "https://quay.test")+`,`, 1), true, []string{"", "me"},
+		},
+		"an account that is no more": {
+			strings.Replace(state, `"quotas":[`, `"quotas":[{"account":"you","limit":-5},`, 1), false, []string{"", "me"},
+		},
+		"a pause": {strings.Replace(state, `"pauses":[`, `"pauses":[{"host":""},`, 1), true, []string{"", "me"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := connectAt(t, "https://registry.test/path", time.Now, func(cfg *Config) { cfg.Accounts = []string{"me"} })
+			s := NewSet(c, connectAt(t, "https://quay.test", time.Now, func(cfg *Config) { cfg.Name = "quay.io" }))
+			if err := s.Load([]byte(row.state)); (err != nil) != row.warns {
+				t.Errorf("it says %v", err)
+			}
+			var got []string
+			for _, q := range s.Quotas() {
+				got = append(got, q.Account)
+			}
+			if diff := cmp.Diff(row.want, got); diff != "" {
+				t.Errorf("quotas (-want +got):\n%s", diff)
+			}
+			if c.Breakers()[0].Paused.IsZero() {
+				t.Error("what is not damaged is forgotten")
+			}
+		})
 	}
 }
 
@@ -153,12 +196,13 @@ func FuzzLoad(f *testing.F) {
 		}
 		s := NewSet(c)
 		defer s.Close()
-		if s.Load(state) != nil {
-			return
-		}
+		_ = s.Load(state) // what is not damaged is believed, whatever it says
 		for _, q := range s.Quotas() {
 			if q.Account != "" || q.Limit < -1 || q.Left < -1 || q.Window < 0 {
 				t.Errorf("it believes %+v", q)
+			}
+			if q.Exact && time.Until(q.Resets) > 7*24*time.Hour {
+				t.Errorf("it waits until %v", q.Resets)
 			}
 		}
 		if wait := c.Withheld(t.Context(), alpine); wait < 0 {
