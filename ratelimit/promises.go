@@ -10,10 +10,12 @@ const (
 	// maxPromises bounds those that are remembered: who is refused beyond them is
 	// told a time behind all others, which is nobody else's as long as those come.
 	maxPromises = 1024
-	// firmTime is for how long turns are firm, of all clients together: each has its
-	// share of them, and one question at least. What is promised beyond them may have to
-	// make way for others.
-	firmTime = 30 * time.Second
+	// firmTime is for how long turns are firm, of all clients together. What is promised
+	// beyond it may have to make way for others; so may what one client is promised beyond
+	// its first clientTurns, which are ten questions, or beyond what clientTime has of them.
+	firmTime    = 90 * time.Second
+	clientTurns = 20
+	clientTime  = 2 * time.Second
 	// One part in so many of the time is left for what may still come before what is not
 	// firm.
 	roomShare = 32
@@ -180,22 +182,21 @@ func before(t, next time.Time) time.Time {
 // room is what is left before a place for what may still come before it.
 func (ps *promises) room(p *promise) time.Duration { return ps.length(p.cost) / roomShare }
 
-// isFirm reports whether there is room for a firm place of a client: for one question
-// of each in any case, and for more within its share.
+// isFirm reports whether there is room for a firm place of a client: for one question of
+// each in any case, and for its first few as long as all have not too many.
 func (ps *promises) isFirm(p *promise) bool {
-	all, own, clients := p.cost, p.cost, map[string]bool{p.client: true}
+	all, own := p.cost, p.cost
 	for _, other := range ps.due {
 		if !other.firm || other.missed {
 			continue
 		}
-		clients[other.client] = true
 		all += other.cost
 		if other.client == p.client {
 			own += other.cost
 		}
 	}
-	share := firmTime / time.Duration(len(clients))
-	return own == p.cost || ps.length(all) <= firmTime && ps.length(own) <= share
+	few := own <= clientTurns || ps.length(own) <= clientTime
+	return own == p.cost || few && ps.length(all) <= firmTime
 }
 
 // length is how long turns take.

@@ -298,7 +298,8 @@ func TestAPromiseIsKeptWhateverOthersDo(t *testing.T) {
 }
 
 // Clients that ask for more than can be firm are nevertheless served when they were told,
-// and who is new beside them waits for the line, and then for one question of each.
+// and who is new beside them waits for the line, and then for what is firm: the first few
+// questions of each, or where these are many one of each and firmTime.
 func TestWhoIsNewWaitsForHisShare(t *testing.T) {
 	for _, tt := range []struct {
 		clients, images int
@@ -331,13 +332,55 @@ func TestWhoIsNewWaitsForHisShare(t *testing.T) {
 				if most := all + all/roomShare + 10*time.Second; last > most {
 					t.Errorf("the last has its answer after %v, want %v at most", last, most)
 				}
-				most := turns(2*tt.clients) + tt.limits.Wait + 10*time.Second
+				most := turns(2*tt.clients) + min(firmTime, turns(clientTurns*tt.clients)) + tt.limits.Wait
 				for i, a := range f.asked[tt.clients*tt.images:] {
 					if took := a.answered - came(i); took > most {
 						t.Errorf("who came at %v has its answer after %v, want %v at most", came(i), took, most)
 					}
 				}
 			})
+		})
+	}
+}
+
+// Clients that come one after the other, each with a few questions, are seldom put off for
+// those who come later: where they ask for no more than can be firm, hardly anybody is.
+func TestTheFewQuestionsOfEachAreFirm(t *testing.T) {
+	for _, tt := range []struct {
+		clients, images int
+		limits          Limits
+		most            float64 // of the refused, who are told another time
+	}{
+		{10, 8, Limits{Rate: 1, Burst: 2, Wait: 10 * time.Second}, 0.05},
+		{30, 3, Limits{Rate: 1, Burst: 2, Wait: 10 * time.Second}, 0.15},
+		{30, 5, Limits{Rate: 1, Burst: 2, Wait: 10 * time.Second}, 0.4}, // for five minutes
+		{50, 10, Limits{Rate: 5, Burst: 10, Wait: 10 * time.Second}, 0.05},
+		{100, 5, Limits{Rate: 5, Burst: 10, Wait: 10 * time.Second}, 0.05},
+		{50, 20, Limits{Rate: 20, Burst: 60, Wait: 10 * time.Second}, 0},
+	} {
+		t.Run(fmt.Sprint(tt.clients, tt.images), func(t *testing.T) {
+			refused, twice := 0, 0
+			for seed := range uint64(2) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFleet(t, New, tt.limits, seed)
+					for client := range tt.clients {
+						comes := f.upTo(time.Minute)
+						for range tt.images {
+							f.ask(comes+f.upTo(time.Second), asked{client: fmt.Sprint(client), late: time.Second})
+						}
+					}
+					f.wg.Wait()
+					f.wantKept(false)
+					f.wantRate()
+					for _, a := range f.asked {
+						refused += min(len(a.told), 1)
+						twice += min(max(0, len(a.told)-1), 1)
+					}
+				})
+			}
+			if float64(twice) > tt.most*float64(refused) {
+				t.Errorf("%d of %d refused are told another time, want %v of them at most", twice, refused, tt.most)
+			}
 		})
 	}
 }
@@ -630,10 +673,10 @@ func TestNothingIsKeptForWhoWillNotCome(t *testing.T) {
 func TestWhoHasWaitedComesFirst(t *testing.T) {
 	ps := promises{every: time.Second, slack: 3 * time.Second, stands: 7 * time.Second}
 	now := time.Now()
-	for i := range 10 {
+	for i := range 9 {
 		ps.make(Call{Client: "a", What: fmt.Sprint(i)}, 2, now, now, false)
 	}
-	for i, want := range []time.Duration{21 * time.Second, time.Second} {
+	for i, want := range []time.Duration{19 * time.Second, time.Second} {
 		p := ps.make(Call{Client: "a", What: fmt.Sprint("another", i)}, 2, now, now, want == time.Second)
 		if got := p.start.Sub(now).Round(time.Millisecond); got != want {
 			t.Errorf("it has the place at %v, want %v", got, want)
