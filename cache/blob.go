@@ -156,6 +156,7 @@ func (b *blob) confirm(ctx context.Context) (spent int, err error) {
 			return resolution{}, err
 		}
 		desc, out, err := up.Stat(ctx)
+		b.c.spoke(b.place().Host, out, err)
 		if err != nil {
 			b.noteFailure(HeadKind, err)
 			return resolution{spent: out.Spent}, err

@@ -80,6 +80,7 @@ func (c *Cache) Tags(ctx context.Context, repo oci.Repository, page oci.Page, as
 		repo: repo, key: repo.String() + " tags " + page.Last, facts: facts,
 		ask: ask, work: func(ctx context.Context) (tagPage, error) {
 			list, out, err := c.upstream.Tags(ctx, repo, oci.Page{N: -1, Last: page.Last}, ask)
+			c.spoke(repo.Host, out, err)
 			return tagPage{list, out.Spent}, err
 		},
 	})
@@ -159,6 +160,7 @@ func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Dig
 		repo: repo, key: key, facts: facts,
 		ask: ask, work: func(ctx context.Context) (referrerPage, error) {
 			list, out, err := c.upstream.Referrers(ctx, repo, d, artifactType, ask)
+			c.spoke(repo.Host, out, err)
 			switch {
 			case err == nil:
 				c.kept.put(key, list)

@@ -252,29 +252,50 @@ func (c *Cache) dropTag(repo oci.Repository, tag string) {
 	}
 }
 
-// longLimit is for how long an upstream has to give nothing out, by its own word, to
-// count as away.
-const longLimit = 5 * time.Minute
+const (
+	// longLimit is for how long an upstream has to give nothing out, by its own word, to
+	// count as away.
+	longLimit = 5 * time.Minute
+	// silenceLasts is how long one that gave no answer counts as away, if nobody asks it
+	// anything more.
+	silenceLasts = 24 * time.Hour
+)
 
 // heard notes what an answer tells of whether manifests are to be had of an upstream:
 // what cannot be fetched again is not evicted for its age. gives says that they are. An
 // answer may tell neither, by HEAD to a quota that is spent, say, or a limit that soon
 // ends.
 func (c *Cache) heard(host string, out oci.Outcome, err error, gives bool) {
+	c.spoke(host, out, err)
+	var told time.Duration
+	switch {
+	case err == nil && !out.Reserved:
+		told = out.Withheld
+	case err != nil && saidBy(err) == Limited && !isOurLimit(err):
+		told = oci.RetryAfter(err)
+	}
 	switch {
 	case c.ctx.Err() != nil: // it is we who went away
-	case err != nil && isAway(err), out.Withheld > longLimit && !out.Reserved:
-		c.disk.SetUnreachable(host, true)
+	case err != nil && saidBy(err).isSilence():
+		c.disk.SetAway(host, store.Silent, time.Now().Add(silenceLasts))
+	case told > longLimit:
+		c.disk.SetAway(host, store.Spent, time.Now().Add(told))
 	case gives:
-		c.disk.SetUnreachable(host, false)
+		c.disk.SetAway(host, store.Spent, time.Time{})
 	}
 }
 
-// isAway reports an error of an upstream that says nothing, or to come back much later.
-func isAway(err error) bool {
-	said := saidBy(err)
-	isOurs := errors.Is(err, oci.ErrCrowded) || errors.Is(err, oci.ErrReserved)
-	return said.isSilence() || said == Limited && oci.RetryAfter(err) > longLimit && !isOurs
+// spoke notes that an upstream is not silent, if what came of asking it anything says
+// so: what we say for it, asking nobody, does not.
+func (c *Cache) spoke(host string, out oci.Outcome, err error) {
+	if err == nil || out.Spent > 0 && !saidBy(err).isSilence() && !isOurLimit(err) {
+		c.disk.SetAway(host, store.Silent, time.Time{})
+	}
+}
+
+// isOurLimit reports a limit that is not upstream's.
+func isOurLimit(err error) bool {
+	return errors.Is(err, oci.ErrCrowded) || errors.Is(err, oci.ErrReserved)
 }
 
 // has reports whether content is here, whomever it belongs to.

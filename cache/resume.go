@@ -68,6 +68,7 @@ func (r *resumer) open() (err error) {
 		return err
 	}
 	r.spent += src.Outcome().Spent
+	r.blob.c.spoke(r.blob.place().Host, src.Outcome(), nil)
 	if err := r.align(src); err != nil {
 		return errors.Join(err, src.Close())
 	}

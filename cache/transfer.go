@@ -444,6 +444,7 @@ func (t *transfer) copyStream(ctx context.Context, s *stream) error {
 	}
 	defer src.Close()
 	t.spent.Add(int64(src.Outcome().Spent))
+	t.c.spoke(t.origin.Host, src.Outcome(), nil)
 	if n := src.Size(); n >= 0 {
 		if err := cannotKeep(t.file.SetSize(n)); err != nil {
 			return err

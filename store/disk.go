@@ -43,7 +43,7 @@ type Config struct {
 	// an upstream that holds more than its share merely loses content first.
 	Shares map[string]float64
 	// Upstreams are those that can be asked: of others it is not remembered that they
-	// are away, which would protect what they gave for ever. nil: any.
+	// are away. nil: any.
 	Upstreams []string
 
 	// Unlocked goes on where the file system has no usable lock. Two processes
@@ -182,7 +182,7 @@ func (d *Disk) open(ctx context.Context, cfg Config) error {
 	}
 	d.saveHeld(false) // what it said may have been exact
 	d.loadRelief()
-	d.loadAway(cfg.Upstreams)
+	d.loadAway(&cfg)
 	if err := d.unlessBroken(d.sweepFills()); err != nil {
 		return err
 	}

@@ -317,22 +317,22 @@ func TestContentOfUnreachableUpstreamsStays(t *testing.T) {
 	<-d.counted
 	away := put(t, d, 1, 500_000, "docker.io", 1000*time.Hour)
 	near := put(t, d, 2, 500_000, "ghcr.io", time.Hour)
-	d.SetUnreachable("docker.io", true)
+	d.SetAway("docker.io", Silent, time.Now().Add(time.Hour))
 	force(t, d, 1<<30)
 	if !isHeld(d, away) || isHeld(d, near) {
 		t.Errorf("unreachable held %v, reachable held %v", isHeld(d, away), isHeld(d, near))
 	}
-	d.SetUnreachable("docker.io", false)
+	d.SetAway("docker.io", Silent, time.Time{})
 	found, err := d.candidates(t.Context(), d.account.aims(1<<30), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.SetUnreachable("docker.io", true) // in the middle of a sweep
+	d.SetAway("docker.io", Silent, time.Now().Add(time.Hour)) // in the middle of a sweep
 	d.evictAll(t.Context(), found, 1<<30, math.MaxInt64)
 	if !isHeld(d, away) {
 		t.Error("evicted by a sweep that had begun before its upstream was lost")
 	}
-	d.SetUnreachable("docker.io", false)
+	d.SetAway("docker.io", Silent, time.Time{})
 	force(t, d, 1<<30)
 	if isHeld(d, away) {
 		t.Error("still there after its upstream came back")

@@ -167,9 +167,9 @@ func FuzzState(f *testing.F) {
 	f.Add([]byte(`{"began":"2026-01-02T03:04:05Z","after":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`))
 	f.Add([]byte(`{"held":123}`))
 	f.Add([]byte(`{"floor":123,"short":"2026-01-02T03:04:05Z"}`))
-	f.Add([]byte(`{"version":1,"upstreams":["docker.io"]}`))
+	f.Add([]byte(`{"version":2,"upstreams":[{"name":"docker.io","silent":"2026-01-02T03:04:00Z","spent":"2026-01-02T03:04:05+01:00"}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if s, err := parseAwayState(b); err == nil && slices.Contains(s.Upstreams, "") {
+		if s, err := parseAwayState(b); err == nil && slices.ContainsFunc(s.Upstreams, func(u awayUpstream) bool { return u.Name == "" }) {
 			t.Errorf("%q: nobody is away", b)
 		}
 		if s, err := parseHeldState(b); err == nil && s.Held < 0 {
