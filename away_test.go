@@ -8,6 +8,7 @@ import (
 
 	"entrepot/cache"
 	"entrepot/internal/ocitest"
+	"entrepot/oci"
 )
 
 // What is held of an upstream that gives nothing out makes no room for what comes from
@@ -91,6 +92,55 @@ func TestNothingHeldMakesRoomWhileItsUpstreamIsAway(t *testing.T) {
 			hub.Set(func(h *ocitest.Habits) { h.PullLimit = 0 })
 			ask(s)
 			crowd(s, false)
+		})
+	}
+}
+
+// Nor does what is held of one that the settings keep offline, as nobody can fetch it
+// again.
+func TestNothingOfAnOfflineUpstreamMakesRoom(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		offline string
+		stays   bool
+	}{
+		{"one", "ENTREPOT_UPSTREAM_0_OFFLINE=true", true},
+		{"all", "ENTREPOT_OFFLINE=true", true},
+		{"another", "ENTREPOT_UPSTREAM_1_OFFLINE=true", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			cfg := mustLoad(t, "ENTREPOT_DATA="+t.TempDir(), "ENTREPOT_CACHE_SIZE=4MiB", "ENTREPOT_UPSTREAM_0_NAME=docker.io",
+				"ENTREPOT_UPSTREAM_1_NAME=ghcr.io", row.offline)
+			disk, err := openDisk(t.Context(), cfg, new(observer))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := uint64(0)
+			keep := func(from string) oci.Digest {
+				n++
+				layer := ocitest.RandomImage(n, 500_000).Blobs[1]
+				_ = disk.PutFrom(layer.Digest, layer.Bytes(), from) // there may be no room for it
+				return layer.Digest
+			}
+			var held []oci.Digest
+			for range 3 {
+				held = append(held, keep("docker.io"))
+			}
+			for range 12 {
+				keep("other.example")
+			}
+			gone := 0
+			for _, dg := range held {
+				if _, err := disk.Size(dg); err != nil {
+					gone++
+				}
+			}
+			if (gone == 0) != row.stays || disk.Stats().Evicted == 0 {
+				t.Errorf("%d of %d are evicted, want that they stay: %v; %d blobs in all", gone, len(held), row.stays, disk.Stats().Evicted)
+			}
+			if err := disk.Close(); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }

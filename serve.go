@@ -393,7 +393,8 @@ func openDisk(ctx context.Context, cfg *Config, watcher *observer) (*store.Disk,
 	defer notice.Stop()
 	disk, err := store.Open(ctx, store.Config{
 		Dir: string(cfg.Data), Memory: int64(cfg.Memory), Budget: int64(cfg.CacheSize), MinFree: cfg.MinFree.store(),
-		Shares: cfg.shares(), Upstreams: cfg.upstreamNames(), ScrubRate: int64(cfg.ScrubRate), Warn: watcher.diskWarning,
+		Shares: cfg.shares(), Upstreams: cfg.upstreamNames(), Offline: cfg.offline(),
+		ScrubRate: int64(cfg.ScrubRate), Warn: watcher.diskWarning,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ENTREPOT_DATA=%s: %w", cfg.Data, err)

@@ -96,6 +96,7 @@ func parseAwayState(b []byte) (awayState, error) {
 // away are the upstreams whose content must stay.
 type away struct {
 	upstreams map[string]bool         // that may be away; nil: any. Not changed
+	offline   []string                // whose content always must stay. Not changed
 	now       atomic.Pointer[awaySet] // replaced as a whole
 
 	mu    sync.Mutex     // held to replace now, and while the state is written
@@ -106,15 +107,18 @@ type away struct {
 // awaySet is who is away. Whose time is over leaves it when the keeper looks next.
 type awaySet struct {
 	names  map[string]absences
-	owners map[owner]bool // of these
+	owners map[owner]bool // of these, and of what is offline
 }
 
 // owns reports that content of an owner must stay.
 func (a *away) owns(o owner) bool { return a.now.Load().owners[o] }
 
 func (a *away) put(names map[string]absences) {
-	owners := make(map[owner]bool, len(names))
+	owners := make(map[owner]bool, len(names)+len(a.offline))
 	for name := range names {
+		owners[ownerOf(name)] = true
+	}
+	for _, name := range a.offline {
 		owners[ownerOf(name)] = true
 	}
 	a.now.Store(&awaySet{names, owners})
@@ -156,6 +160,7 @@ func (d *Disk) loadAway(cfg *Config) {
 			a.upstreams[name] = true
 		}
 	}
+	a.offline = cfg.Offline
 	names := make(map[string]absences)
 	a.saved = d.readAway()
 	for _, u := range a.saved {

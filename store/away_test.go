@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"os"
 	"path"
 	"strings"
@@ -133,6 +134,28 @@ func TestNobodyIsAwayForEver(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// TestWhatIsOfflineStays: as long as the settings say so, which is not remembered.
+func TestWhatIsOfflineStays(t *testing.T) {
+	dir := t.TempDir()
+	offline := func(names ...string) func(*Config) { return func(cfg *Config) { cfg.Offline = names } }
+	d := openBudget(t, dir, 0, offline("docker.io"))
+	<-d.counted
+	hub, ghcr := put(t, d, 1, 500_000, "docker.io", time.Hour), put(t, d, 2, 500_000, "ghcr.io", time.Hour)
+	force(t, d, 1<<30)
+	if !isHeld(d, hub) || isHeld(d, ghcr) {
+		t.Errorf("of what is offline is held %v, of the rest %v", isHeld(d, hub), isHeld(d, ghcr))
+	}
+	closeDisk(t, d)
+	if _, err := os.Stat(path.Join(dir, stateDir, stateAway)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is remembered: %v", err)
+	}
+	d = openBudget(t, dir, 0, offline())
+	<-d.counted
+	if force(t, d, 1<<30); isHeld(d, hub) {
+		t.Error("still protected")
 	}
 }
 

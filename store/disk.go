@@ -45,6 +45,9 @@ type Config struct {
 	// Upstreams are those that can be asked: of others it is not remembered that they
 	// are away. nil: any.
 	Upstreams []string
+	// Offline are those that are not asked, by the settings: nothing that they gave is
+	// evicted.
+	Offline []string
 
 	// Unlocked goes on where the file system has no usable lock. Two processes
 	// on one directory then corrupt each other's fills.
