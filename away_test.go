@@ -64,7 +64,7 @@ func TestNothingHeldMakesRoomWhileItsUpstreamIsAway(t *testing.T) {
 			n := uint64(100)
 			crowd := func(s *stack, stays bool) {
 				t.Helper()
-				for range 12 {
+				for range 8 {
 					n++
 					image := ocitest.RandomImage(n, 500_000)
 					other.Push("x/y", fmt.Sprint(n), image)
