@@ -13,6 +13,14 @@ import (
 	"entrepot/store"
 )
 
+const (
+	// troubleFor is the longest that something is left alone that upstream could not give
+	// for the moment.
+	troubleFor = 2 * time.Minute
+	// maxDoubts bounds the digests that could not be had and are remembered.
+	maxDoubts = 4096
+)
+
 // doubts are what upstream did not give to a client who waited for it, though a
 // manifest of its repository names it: an image that leads there cannot be pulled, for
 // all we know, and a tag that has moved to it is served as it was. Each is tried again
@@ -75,15 +83,16 @@ func (ds *doubts) settle(key membership) {
 	ds.count.Store(int32(len(ds.of))) //nolint:gosec // maxDoubts at most
 }
 
-// get returns why something cannot be had, and whether it is a manifest; nil if it can,
-// for all we know.
-func (ds *doubts) get(key membership) (err error, manifest bool) { //nolint:revive // the error is what is asked for
+// get returns what is known of something that cannot be had; ok is false if it can, for
+// all we know.
+func (ds *doubts) get(key membership) (l lost, ok bool) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	if d := ds.of[key]; d != nil {
-		return d.err, d.manifest
+	d, ok := ds.of[key]
+	if !ok {
+		return lost{}, false
 	}
-	return nil, false
+	return lost{key.digest, d.manifest, d.err}, true
 }
 
 // take reports whether it is time to try something again, once to each who is told so.
@@ -118,8 +127,8 @@ func (ds *doubts) hasten(repo *oci.Repository) {
 
 // doubt notes what came of asking upstream for content of repo that is named there, for
 // a client or, again, behind him. What is our own doing, or the client's, tells nothing.
-func (c *Cache) doubt(repo oci.Repository, lost lost, ask oci.Ask) {
-	key, err := membership{repo, lost.digest}, lost.err
+func (c *Cache) doubt(repo oci.Repository, l lost, ask oci.Ask) {
+	key, err := membership{repo, l.digest}, l.err
 	switch {
 	case errors.Is(err, errCannotKeep), errors.Is(err, store.ErrDisk):
 		c.doubts.settle(key) // upstream gives it
@@ -128,7 +137,7 @@ func (c *Cache) doubt(repo oci.Repository, lost lost, ask oci.Ask) {
 		return
 	}
 	pause := min(max(c.cfg.RetryAfter, oci.RetryAfter(err)), mostPause)
-	c.doubts.add(key, lost.manifest, !ask.Background, pause, fmt.Errorf("%w: %w", errUnfetched, err))
+	c.doubts.add(key, l.manifest, !ask.Background, pause, fmt.Errorf("%w: %w", errUnfetched, err))
 }
 
 // isOurs reports an end that upstream has no part in.
@@ -147,8 +156,8 @@ func (c *Cache) missing(ctx context.Context, repo oci.Repository, rec *store.Tag
 		if replaces && !elsewhere || has(dg) {
 			return
 		}
-		if err, manifest := c.doubts.get(membership{repo, dg}); err != nil {
-			all = append(all, lost{dg, manifest, err})
+		if l, ok := c.doubts.get(membership{repo, dg}); ok {
+			all = append(all, l)
 		}
 	})
 	return all

@@ -16,16 +16,10 @@ import (
 // named before, too, as long as that is whole and its successor is not: that is what
 // is left when upstream goes away before anybody has pulled the new one.
 
-const (
-	// hopelessFor is how long a tag is not asked for that has moved to what is no
-	// manifest: it will not become one, and each try costs a pull.
-	hopelessFor = 15 * time.Minute
-	// troubleFor is the longest that something is left alone that upstream could not give
-	// for the moment.
-	troubleFor = 2 * time.Minute
-	// maxDoubts bounds the digests that could not be had and are remembered.
-	maxDoubts = 4096
-)
+// hopelessFor is how long a tag is not asked for that has moved to what is no
+// manifest: it will not become one, and each try costs a pull. It is the longest, too,
+// that content is left alone that is not there, or is wrong.
+const hopelessFor = 15 * time.Minute
 
 // errUnfetched is in the chain of why a tag is served as it was.
 var errUnfetched = errors.New("it has moved, and what it names now cannot be had")
