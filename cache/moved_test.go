@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -346,6 +348,31 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 				if res, out, err := m.c.Resolve(m.t.Context(), alpine, "latest", oci.Ask{Background: true}); err != nil || res.Digest != m.next.Digest || out.Cache != oci.Hit {
 					m.t.Errorf("%s as %s, %v, want the new one, or nobody will fetch it", res.Digest, out.Cache, err)
 				}
+			}},
+			{"a manifest is missing, and the disk does not take it once it comes", func(m *movingTag) {
+				var full atomic.Bool
+				m.reopen(store.Config{Dir: m.dir, Faults: func(op store.Op, _ string) error {
+					if full.Load() && op == store.OpWrite {
+						return syscall.ENOSPC
+					}
+					return nil
+				}})
+				m.is(m.next, oci.Miss)
+				links, _ := oci.ParseLinks(m.next.Content)
+				if len(links.Manifests) == 0 {
+					return
+				}
+				m.s.set(func() { m.s.down = errDown })
+				if err := pullImage(m.t.Context(), m.c, m.next.Digest); err == nil {
+					m.t.Error("it is here")
+				}
+				m.is(m.old, oci.Stale)
+				m.s.set(func() { m.s.down = nil })
+				full.Store(true)
+				time.Sleep(40 * time.Second)
+				m.is(m.old, oci.Stale)
+				synctest.Wait()
+				m.is(m.next, oci.Hit)
 			}},
 			{"what is missing comes past the disk", func(m *movingTag) {
 				m.reopen(store.Config{Dir: m.dir, Budget: 4 * mib})
