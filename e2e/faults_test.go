@@ -126,7 +126,9 @@ const (
 	faultHeaders = 3 * time.Second  // that a client waits for, at most
 	faultSlack   = 5 * time.Second  // for a busy machine
 	faultPull    = 60 * time.Second // until a client counts as one that hangs
-	faultMended  = 20 * time.Second // until a pull works again, at most
+	// Until a pull works again, at most: the next probe of what failed for twenty seconds may be as
+	// far away, and a docker that came just before it tries its layer again up to ten seconds later.
+	faultMended  = 45 * time.Second
 	faultsAtOnce = 12
 )
 
