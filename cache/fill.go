@@ -393,6 +393,7 @@ func (f *fill) end(err error) {
 	switch {
 	case err == nil:
 		f.blob.markProven(f.file.Size())
+		f.c.doubts.settle(membership{f.blob.repo, f.digest})
 	case isWrong(err):
 		err = oci.Errorf(oci.BadUpstream, "what came is not what %s names: %w", f.digest, err)
 	}

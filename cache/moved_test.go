@@ -308,6 +308,23 @@ func TestAMovedTagKeepsItsImage(t *testing.T) {
 					m.t.Errorf("it was tried %d times in an hour", n)
 				}
 			}},
+			{"what was missing has come, and the disk takes its time", func(m *movingTag) {
+				m.reopen(store.Config{Dir: m.dir, Faults: func(_ store.Op, name string) error {
+					if filepath.Dir(name) == "fills/sha256" {
+						time.Sleep(10 * time.Millisecond)
+					}
+					return nil
+				}})
+				m.is(m.next, oci.Miss)
+				layer := m.loses(m.next)
+				m.is(m.old, oci.Stale)
+				m.s.set(func() { m.s.pushBlob(alpine, layer) })
+				m.c.ForgetOf(alpine)
+				if instead, why := m.c.Retry(m.t.Context(), alpine, "latest"); why != nil || !m.c.doubts.none() {
+					m.t.Errorf("clients get %s, since %v; a doubt is left: %v", instead, why, !m.c.doubts.none())
+				}
+				m.is(m.next, oci.Hit)
+			}},
 			{"a part of the new one is missing, and it moves on", func(m *movingTag) {
 				m.is(m.next, oci.Miss)
 				m.loses(m.next)

@@ -181,7 +181,7 @@ func try(ctx context.Context, timeout time.Duration, env []string, command ...st
 }
 
 // tempDir is a directory with a name short enough for sockets, cleared of
-// mounts and removed at the end.
+// mounts and removed at the end, when what clients leave running there has ended.
 func tempDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "e2e") //nolint:usetesting // t.TempDir is too long a name and cannot unmount
@@ -189,7 +189,12 @@ func tempDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(unmountBelow(dir), os.RemoveAll(dir)); err != nil {
+		err := errors.Join(unmountBelow(dir), os.RemoveAll(dir))
+		for tries := 0; err != nil && tries < 50; tries++ { // podman leaves a process that tidies up after it
+			time.Sleep(100 * time.Millisecond)
+			err = errors.Join(unmountBelow(dir), os.RemoveAll(dir))
+		}
+		if err != nil {
 			t.Errorf("clean up: %v", err)
 		}
 	})
