@@ -345,7 +345,17 @@ func (c *Config) offline() (names []string) {
 
 // Names decides which repository a client means.
 func (c *Config) Names() *oci.Names {
-	return &oci.Names{Default: string(c.DefaultUpstream), Upstreams: c.upstreamNames(), Own: c.OwnNames, Rules: c.nameRules()}
+	return &oci.Names{Default: string(c.DefaultUpstream), Upstreams: c.upstreamNames(), Own: c.OwnNames, OwnPorts: c.ownPorts(), Rules: c.nameRules()}
+}
+
+// ownPorts are those that clients ask the registry at.
+func (c *Config) ownPorts() (ports []string) {
+	for _, a := range []Address{c.Listen, c.PlainListen} {
+		if _, port := a.split(); port != "" && port != "0" {
+			ports = append(ports, port)
+		}
+	}
+	return ports
 }
 
 // dataPath is the data directory, absolute where that can be found out.

@@ -90,26 +90,16 @@ func (c *Config) meaning(asked, ns string) (m admin.Meaning, err error) {
 		m.Reference = digest.String()
 	}
 	names := c.Names()
-	name, m.Note = c.cutAddress(names, name)
+	name, guessed := names.CutOwn(name)
+	if guessed != "" {
+		m.Note = guessed + " is no upstream and has the port of this cache, so it is taken for its address; as a registry's name it would be answered with 404"
+	}
 	m.Repository, _, err = names.Repository(name, ns, "")
 	if r := names.Rule(name, ns, ""); r != nil {
 		described := c.describeRule(*r)
 		m.Rule = &described
 	}
 	return m, err
-}
-
-// cutAddress takes this cache's address off a name. The Host that clients send
-// is not configured anywhere, so what is no upstream is taken for it.
-func (c *Config) cutAddress(names *oci.Names, name string) (rest, note string) {
-	first, rest, _ := strings.Cut(name, "/")
-	switch {
-	case slices.Contains(c.OwnNames, strings.ToLower(first)):
-		return rest, ""
-	case rest == "" || !oci.IsRegistry(first) || slices.Contains(names.Upstreams, oci.FoldHost(first)) || names.Rule(name, "", "") != nil:
-		return name, ""
-	}
-	return rest, first + " is no upstream, so it is taken for this cache's address; as a registry's name it would be answered with 404"
 }
 
 // accountFor is the account that an upstream is asked with for a repository, as

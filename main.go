@@ -123,7 +123,7 @@ func findCommand(name string) (command, bool) {
 func unknownCommandText(name string) string {
 	text := "unknown command " + words.Quote(name)
 	for _, c := range commands() {
-		if len(name) <= 80 && distance(name, c.name) <= 2 {
+		if len(name) <= 80 && words.Distance(name, c.name) <= 2 {
 			return text + ": did you mean " + c.name + "?"
 		}
 	}

@@ -151,6 +151,54 @@ func TestOperatorsSeeTheSameOfAServerAndAtRest(t *testing.T) {
 	wantLines(t, rest.must("df"), `\{"held":\d+,"budget":1073741824,.*"upstreams":\[\{"upstream":"docker.io","share":0.8,.*`)
 }
 
+// A name that leads to no upstream is refused by every command, as a client's is; that
+// of an upstream that is no more shows what is left of it.
+func TestNamesOfNoUpstream(t *testing.T) {
+	p, _, server, rest := heldWorld(t)
+	refused := []string{"ghcr.io is not an upstream of this server, nor this cache's own address (ENTREPOT_OWN_NAMES); its upstreams are docker.io"}
+	typo := []string{"doker.io is not an upstream of this server, nor this cache's own address (ENTREPOT_OWN_NAMES); did you mean docker.io?"}
+	everywhere := func(o operator, commands ...[]string) {
+		t.Helper()
+		for _, command := range commands {
+			o.refused(1, refused, append(command, "ghcr.io/x/y:1")...)
+			o.refused(1, typo, append(command, "doker.io/x:1")...)
+		}
+	}
+	atRest := [][]string{{"explain"}, {"pin"}, {"ls"}, {"rm"}, {"rm", "--dry-run"}}
+	everywhere(server, append(atRest, []string{"warm"}, []string{"refresh"})...)
+	server.refused(1, refused, "rm", "--all", "ghcr.io/x/y")
+	if pins := server.must("pin"); pins != "" {
+		t.Errorf("pinned: %s", pins)
+	}
+	server.refused(1, []string{`explain "localhost:1/team/app": localhost:1 is not an upstream of this server`}, "explain", "localhost:1/team/app")
+	stopProgram(t, p)
+	everywhere(rest, atRest...)
+
+	// The cache's own address is no registry, for no command.
+	const note = `note +cache.lan:5000 is no upstream and has the port of this cache, so it is taken for its address; as a registry's name it would be answered with 404`
+	for _, own := range []string{"localhost:5000", "127.0.0.1:5000", "[::1]:5000", "cache.lan:5000"} {
+		out := rest.must("explain", "--table", own+"/team/app:1")
+		wantLines(t, out, `repository +docker.io/team/app`, `held +true`)
+		if want := own == "cache.lan:5000"; strings.Contains(out, "\nnote ") != want {
+			t.Errorf("explained as %s", out)
+		} else if want {
+			wantLines(t, out, note)
+		}
+		wantLines(t, rest.must("ls", "--table", own+"/team/app:1"), `docker.io/team/app +1 .*`)
+		wantLines(t, rest.must("ls", "--table", own+"/team/*"), `docker.io/team/app .*`)
+		wantLines(t, rest.must("pin", "--table", own+"/team/app:1"), `pinned docker.io/team/app:1`)
+	}
+
+	// What is held of an upstream that was taken out.
+	gone := operator{t, append(rest.environ, "ENTREPOT_UPSTREAMS=quay.io", "ENTREPOT_UPSTREAM_0_NAME=quay.io", "ENTREPOT_DEFAULT_UPSTREAM=quay.io")}
+	const left = `docker.io is not an upstream any more: what is held of it stays as long as there is room, and clients do not get it`
+	wantLines(t, gone.must("ls", "--table", "docker.io/team/app"), `docker.io/team/app +1 .*`, left)
+	wantLines(t, gone.must("pin", "--table", "docker.io/team/app:1"), `pinned docker.io/team/app:1`, left)
+	gone.must("unpin", "docker.io/team/app:1")
+	gone.must("rm", "docker.io/team/app:1")
+	gone.refused(1, []string{"docker.io is not an upstream of this server"}, "rm", "docker.io/team/app:1")
+}
+
 func TestRemovingIsRefusedForWhatIsPinned(t *testing.T) {
 	_, _, server, _ := heldWorld(t)
 	wantLines(t, server.must("pin", "--table", "alpine:3.20"), `pinned docker.io/library/alpine:3.20, of which not all is held yet: 1 digest`)

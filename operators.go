@@ -75,7 +75,7 @@ func newAdminAPI(disk *store.Disk, live *admin.Live, cfg *Config, version string
 	explained := explainer{cfg, disk}
 	return admin.New(admin.Config{
 		Disk: disk, Live: live, Version: version, Data: cfg.dataPath(), Budget: int64(cfg.CacheSize), Memory: int64(cfg.Memory),
-		Rules: cfg.describeRules(), Meaning: explained.meaning, Explain: explained.held(live),
+		Rules: cfg.describeRules(), Upstreams: cfg.upstreamNames(), Meaning: explained.meaning, Explain: explained.held(live),
 	})
 }
 

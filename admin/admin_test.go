@@ -43,7 +43,7 @@ func newTestAPI(t *testing.T) *API {
 			t.Error(err)
 		}
 	})
-	return New(Config{Disk: disk, Version: "v1", Data: dir})
+	return New(Config{Disk: disk, Version: "v1", Data: dir, Upstreams: []string{"docker.io"}})
 }
 
 var times = regexp.MustCompile(`"since":"[^"]+"`)

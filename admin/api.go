@@ -52,6 +52,8 @@ type Config struct {
 	Memory  int64  // likewise, of the memory tier
 	Rules   []Rule // in the order in which they are tried
 
+	Upstreams []string // their names, one at least
+
 	// Meaning says what a client means by a name, which has sent ns beside it.
 	Meaning func(ctx context.Context, name, ns string) (Meaning, error)
 	// Explain says what is held of it, and what a pull would cost; muted, where upstream

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"errors"
 	"strconv"
 	"time"
 
@@ -38,11 +39,14 @@ func (x *exchange) repositories() error {
 func (x *exchange) images() error {
 	repo, err := oci.ParseRepository(x.r.URL.Query().Get("repository"))
 	if err != nil {
-		return badRequest("repository: %v", err)
+		return badRequest("repository: %s", oci.Reason(err))
 	}
 	images, err := x.api.cfg.Disk.Images(x.r.Context(), repo)
 	if err != nil {
 		return err
+	}
+	if len(images) == 0 && !x.api.hasUpstream(repo) {
+		return x.api.noUpstream(repo.Host)
 	}
 	for _, im := range images {
 		if err := x.item(newImage(im)); err != nil {
@@ -101,6 +105,9 @@ func (x *exchange) pin() error {
 	if err != nil {
 		return err
 	}
+	if !x.api.hasUpstream(repo) && errors.Is(x.api.cfg.Disk.CanRemoveRepository(x.r.Context(), repo), store.ErrNotHeld) {
+		return x.api.noUpstream(repo.Host)
+	}
 	if err := x.api.cfg.Disk.Pin(x.r.Context(), repo, t.Reference); err != nil {
 		return err
 	}
@@ -136,7 +143,11 @@ func (x *exchange) remove() error {
 	if err != nil {
 		return err
 	}
-	if err := x.forget(repo, ask); err != nil {
+	err = x.forget(repo, ask)
+	switch {
+	case errors.Is(err, store.ErrNotHeld) && !x.api.hasUpstream(repo):
+		return x.api.noUpstream(repo.Host)
+	case err != nil:
 		return err
 	}
 	if live := x.api.cfg.Live; live != nil && !ask.DryRun {

@@ -80,8 +80,11 @@ func (x *exchange) explain() error {
 	query := x.r.URL.Query()
 	asked := query.Get("name")
 	m, err := x.api.cfg.Meaning(x.r.Context(), asked, query.Get("ns"))
+	if unknown, ok := errors.AsType[oci.UnknownUpstream](err); ok {
+		return x.api.noUpstream(string(unknown))
+	}
 	if err != nil {
-		return badRequest("%v", err)
+		return badRequest("%s", oci.Reason(err))
 	}
 	found, outlook, err := x.foresee(m)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 
 	"entrepot/cache"
 	"entrepot/oci"
-	"entrepot/words"
 )
 
 // Checking tags at once, whatever is remembered of their upstream.
@@ -38,8 +37,8 @@ func (x *exchange) upstreamTarget(t Target) (oci.Repository, error) {
 	case err != nil:
 	case t.All:
 		err = badRequest("want a tag or a digest, and not all of %s", repo)
-	case x.api.cfg.Live.Upstreams.Client(repo.Host) == nil:
-		err = badRequest("%s is not an upstream of this server", words.Quote(repo.Host))
+	case !x.api.hasUpstream(repo):
+		err = x.api.noUpstream(repo.Host)
 	}
 	return repo, err
 }

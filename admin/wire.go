@@ -2,6 +2,7 @@ package admin
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -224,7 +225,7 @@ type Files struct {
 func (t Target) parse() (oci.Repository, error) {
 	repo, err := oci.ParseRepository(t.Repository)
 	if err != nil {
-		return oci.Repository{}, badRequest("%v", err)
+		return oci.Repository{}, badRequest("%s", oci.Reason(err))
 	}
 	if t.All != (t.Reference == "") {
 		return oci.Repository{}, badRequest("want either a reference or all of %s", repo)
@@ -233,6 +234,20 @@ func (t Target) parse() (oci.Repository, error) {
 		return oci.Repository{}, badRequest("%s is neither a tag nor a digest", words.Quote(t.Reference))
 	}
 	return repo, nil
+}
+
+func (api *API) hasUpstream(repo oci.Repository) bool {
+	return slices.Contains(api.cfg.Upstreams, repo.Host)
+}
+
+// noUpstream says that a name leads nowhere, and perhaps where it was to lead.
+func (api *API) noUpstream(host string) *Error {
+	text := words.Printable(host) + " is not an upstream of this server, nor this cache's own address (ENTREPOT_OWN_NAMES)"
+	near := slices.MinFunc(api.cfg.Upstreams, func(a, b string) int { return words.Distance(host, a) - words.Distance(host, b) })
+	if words.Distance(host, near) <= 2 {
+		return badRequest("%s; did you mean %s?", text, near)
+	}
+	return badRequest("%s; its upstreams are %s", text, strings.Join(api.cfg.Upstreams, ", "))
 }
 
 func badRequest(format string, args ...any) *Error {

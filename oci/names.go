@@ -1,6 +1,8 @@
 package oci
 
 import (
+	"fmt"
+	"net"
 	"slices"
 	"strings"
 )
@@ -14,6 +16,7 @@ type Names struct {
 	Default   string   // the upstream of names without a registry
 	Upstreams []string // every upstream's name, the default among them
 	Own       []string // host names that are ours beside the request's Host
+	OwnPorts  []string // ports that we take requests at; only CutOwn needs them
 	Rules     *Rules   // names of our own; they come before all others; nil: none
 }
 
@@ -136,9 +139,36 @@ func SplitReference(s string) (name, tag string, d Digest, err error) {
 	return name, tag, d, nil
 }
 
+// CutOwn takes our own address off a name as a person writes it, "localhost:5000/alpine".
+// The Host that clients send is not known here: what is no upstream and has one of our
+// ports is taken for it. guessed is that, unless it is this machine's by its name.
+func (n *Names) CutOwn(name string) (rest, guessed string) {
+	first, rest, _ := strings.Cut(name, "/")
+	if n.isOwn(first, "") {
+		return rest, ""
+	}
+	host, port, _ := net.SplitHostPort(first)
+	switch {
+	case rest == "" || slices.Contains(n.Upstreams, FoldHost(first)) || n.Rule(name, "", "") != nil:
+	case !slices.Contains(n.OwnPorts, port):
+	case host == "localhost" || net.ParseIP(host).IsLoopback():
+		return rest, ""
+	default:
+		return rest, first
+	}
+	return name, ""
+}
+
+// UnknownUpstream is in the chain of the error that a name has which leads to no
+// upstream of ours: the registry that it says.
+type UnknownUpstream string
+
+func (u UnknownUpstream) Error() string { return string(u) }
+
 func (n *Names) repository(upstream, path string) (Repository, error) {
 	if !slices.Contains(n.Upstreams, upstream) {
-		return Repository{}, Errorf(NameUnknown, "%q is not an upstream of this registry: it serves %s", clip(upstream), strings.Join(n.Upstreams, ", "))
+		detail := fmt.Sprintf("%q is not an upstream of this registry: it serves %s", clip(upstream), strings.Join(n.Upstreams, ", "))
+		return Repository{}, &Error{Code: NameUnknown, Detail: detail, Err: UnknownUpstream(upstream)}
 	}
 	if path == "" {
 		return Repository{}, Errorf(NameUnknown, "the name holds a registry, %q, and no repository", clip(upstream))

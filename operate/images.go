@@ -93,7 +93,21 @@ func (o *operation) listImages(ctx context.Context, sel selection) error {
 	if err != nil {
 		return err
 	}
-	return t.end("no image is held" + o.suchAs(sel))
+	if err := t.end("no image is held" + o.suchAs(sel)); err != nil || o.json || t.rows == 0 || o.leftOver(sel.repository) == "" {
+		return err
+	}
+	_, err = fmt.Fprintln(o.in.Stdout, "\n"+o.leftOver(sel.repository))
+	return err
+}
+
+// leftOver says of a repository that its upstream is not configured any more, as far as
+// the command's own settings tell; empty if it is.
+func (o *operation) leftOver(repository string) string {
+	repo, err := oci.ParseRepository(repository)
+	if o.server != "" || err != nil || slices.Contains(o.settings.Names.Upstreams, repo.Host) {
+		return ""
+	}
+	return repo.Host + " is not an upstream any more: what is held of it stays as long as there is room, and clients do not get it"
 }
 
 // suchAs names what was asked for.
@@ -188,6 +202,9 @@ func (o *operation) forEach(ctx context.Context, targets []admin.Target, route, 
 			err = o.writeLine(raw)
 		} else {
 			_, err = fmt.Fprintf(o.in.Stdout, "%s %s%s\n", verb, t, notYet(route, raw))
+		}
+		if gone := o.leftOver(t.Repository); err == nil && route == "pin" && !o.json && gone != "" {
+			_, err = fmt.Fprintln(o.in.Stdout, gone)
 		}
 		if err != nil {
 			return err

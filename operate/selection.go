@@ -3,6 +3,7 @@ package operate
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -57,17 +58,17 @@ func selectionOf(names *oci.Names, s string) (sel selection, err error) {
 // repositoryPattern gives a name its full form. Upstreams that are not configured
 // any more may still have left something.
 func repositoryPattern(names *oci.Names, name string) (string, error) {
+	name, _ = names.CutOwn(name)
 	first, rest, _ := strings.Cut(name, "/")
-	isHost := strings.ContainsAny(first, ".:") || first == "localhost"
+	isHost := oci.IsRegistry(first)
 	if !isPattern(name) {
-		if isHost {
-			repo, err := oci.NewRepository(oci.FoldHost(first), rest)
+		repo, _, err := names.Repository(name, "", "")
+		if _, gone := errors.AsType[oci.UnknownUpstream](err); gone {
+			repo, err = oci.NewRepository(oci.FoldHost(first), rest)
 			if err == nil && repo.Host == oci.DockerHub && !strings.Contains(rest, "/") {
 				repo, err = oci.NewRepository(repo.Host, "library/"+rest)
 			}
-			return repo.String(), err
 		}
-		repo, _, err := names.Repository(name, "", "")
 		return repo.String(), err
 	}
 	switch {
@@ -94,7 +95,7 @@ func repositoryPattern(names *oci.Names, name string) (string, error) {
 func (o *operation) selectArgument(arg string) (selection, error) {
 	sel, err := selectionOf(o.settings.Names, arg)
 	if err != nil {
-		return sel, ExitError{Misuse, fmt.Sprintf("%s %s: %v", o.name, words.Quote(arg), err)}
+		return sel, ExitError{Misuse, fmt.Sprintf("%s %s: %s", o.name, words.Quote(arg), oci.Reason(err))}
 	}
 	return sel, nil
 }
