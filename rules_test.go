@@ -220,6 +220,46 @@ func TestExplainForeseesWhatUpstreamIsNotAskedFor(t *testing.T) {
 	}
 }
 
+// TestExplainForeseesWhatAClientIsTold where upstream is asked in vain, or not at all: by
+// where its blobs are, by what it said last of its quota, by what it refused a moment ago.
+func TestExplainForeseesWhatAClientIsTold(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth, PullLimit: 2}})
+	for i, tag := range []string{"1", "2", "3"} {
+		hub.Push("library/alpine", tag, ocitest.RandomImage(uint64(i), 1000))
+	}
+	p := startProgram(t, hub, "ENTREPOT_PREFETCH=off", "ENTREPOT_QUOTA_RESERVE=0%", "ENTREPOT_TAG_TTL_0_MATCH=docker.io/library/alpine:2", "ENTREPOT_TAG_TTL_0_TTL=1ns")
+	client, o := newClient(t), operatorOf(t, p)
+	wantAnswer := func(path string, want int) {
+		t.Helper()
+		if status, body, _ := get(t, client, p.registry+"/v2/alpine/"+path); status != want {
+			t.Errorf("%s: %d %s, want %d", path, status, body, want)
+		}
+	}
+	wantAnswer("manifests/1", http.StatusOK)
+	wantAnswer("manifests/2", http.StatusOK)
+	hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Reset()})
+	layer := "blobs/" + ocitest.RandomImage(0, 1000).Blobs[0].Digest.String()
+	for range 3 {
+		get(t, client, p.registry+"/v2/alpine/"+layer)
+	}
+	wantLines(t, o.must("explain", "--table", "alpine:1"), `fresh +yes: upstream is not asked .*`, `upstream now +localhost:\d+ down for .*`, `this image +0 +0 +2 +\S+ +but now 503: localhost:\d+: .*; it is tried again in \S+`)
+	wantAnswer(layer, http.StatusServiceUnavailable)
+	wantLines(t, o.must("explain", "--table", "alpine:3"), `quota +0 left of 2, .*`, `this image +1 +1 +0 +0B +but now, unless upstream says otherwise, 429: it said last that none of the pulls of our address is left`)
+	wantAnswer("manifests/3", http.StatusTooManyRequests)
+
+	wantAnswer("manifests/none", http.StatusNotFound)
+	wantLines(t, o.must("explain", "--table", "alpine:none"), `fresh +not held, and upstream refused it a moment ago: that is repeated`, `asked again +in \d+s, after a failure.*`, `this image +0 +0 +0 +0B +but now 404: .*`)
+	hub.Reset()
+	wantAnswer("manifests/none", http.StatusNotFound)
+	wantRequests(t, hub)
+
+	hub.Close()
+	for range 3 {
+		wantAnswer("manifests/2", http.StatusOK) // as it was
+	}
+	wantLines(t, o.must("explain", "--table", "alpine:2"), `asked again +in \d+s, after a failure, and not before, whatever a probe of the host tells until then`, `upstream now +localhost:\d+ down for .*`)
+}
+
 // TestExplainTellsWhoMay, in the words of the access file, of what a rule leads to.
 func TestExplainTellsWhoMay(t *testing.T) {
 	users := writeFile(t, "alice:$2a$04$WQGSb2bUdBNOXgbLVlL2ZeGs0tNRdV0fPJbXwWTmWEXGzJDkHhcJi\n")

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +74,8 @@ type Pull struct {
 	Bytes     int64  `json:"bytes"`
 	AtLeast   bool   `json:"atLeast"` // there is more that only upstream can tell
 
-	Refused string `json:"refused,omitempty"` // what a client is told instead now, since upstream would not be asked for all of it
+	Refused  string `json:"refused,omitempty"`  // what a client is told instead now, since upstream would not be asked for all of it
+	Expected string `json:"expected,omitempty"` // what a client is told once upstream was asked, unless it has changed its mind
 }
 
 func (x *exchange) explain() error {
@@ -121,7 +123,11 @@ func (x *exchange) explain() error {
 		found.Pulls = nil
 	}
 	for _, p := range found.Pulls {
-		out.Pulls = append(out.Pulls, Pull{p.Platform.String(), p.Heads, p.Manifests, p.Blobs, p.Bytes, p.AtLeast, refusedText(found, p, outlook)})
+		one := Pull{p.Platform.String(), p.Heads, p.Manifests, p.Blobs, p.Bytes, p.AtLeast, refusedText(found, p, outlook), ""}
+		if one.Refused == "" {
+			one.Expected = expectedText(p, outlook)
+		}
+		out.Pulls = append(out.Pulls, one)
 	}
 	return x.result(out)
 }
@@ -159,7 +165,7 @@ func freshText(x cache.Explanation, o upstream.Outlook) string {
 	case x.Tag == nil && x.Rung.Serve == cache.Ours:
 		return "a digest is for ever"
 	case x.Missing != nil:
-		return "no: it has moved, and is served as it was, since what it names now cannot be had: " + reason(x.Missing)
+		return "no: it has moved, and is served as it was, since what it names now cannot be had: " + oci.Reason(x.Missing)
 	case x.Rung.Serve == cache.Ours && (x.Offline || x.Rung.Mark == oci.Stale):
 		return "no, but upstream is not asked now: it is served as it is held"
 	case x.Rung.Serve == cache.Ours:
@@ -173,9 +179,9 @@ func freshText(x cache.Explanation, o upstream.Outlook) string {
 	case x.Tag == nil:
 		return "not held: upstream is asked"
 	case o.Check != nil:
-		return "no, but upstream is not asked now: it is served as it is held, since " + reason(o.Check)
+		return "no, but upstream is not asked now: it is served as it is held, since " + oci.Reason(o.Check)
 	case x.Held && o.Moved != nil:
-		return "no: upstream is asked, by HEAD, whether it has moved; if so, it is served as it is held, since " + reason(o.Moved)
+		return "no: upstream is asked, by HEAD, whether it has moved; if so, it is served as it is held, since " + oci.Reason(o.Moved)
 	}
 	return "no: upstream is asked, by HEAD, whether it has moved"
 }
@@ -183,6 +189,9 @@ func freshText(x cache.Explanation, o upstream.Outlook) string {
 // refusedText is what a client is told first of what upstream is not asked for now;
 // empty if it is asked, or need not be.
 func refusedText(x cache.Explanation, p cache.Pull, o upstream.Outlook) string {
+	if x.Rung.Serve == cache.Error {
+		return answerText(cmp.Or(x.Refusal, o.Check))
+	}
 	confirmed := p.Heads // of what is here
 	if x.Rung.Serve == cache.Ask {
 		confirmed--
@@ -196,16 +205,25 @@ func refusedText(x cache.Explanation, p cache.Pull, o upstream.Outlook) string {
 		{p.Blobs > 0, o.Blob},
 	} {
 		if step.taken && step.refusal != nil {
-			return fmt.Sprintf("%d: %s", oci.CodeOf(step.refusal).Row().Status, reason(step.refusal))
+			return answerText(step.refusal)
 		}
 	}
 	return ""
 }
 
-// reason is what a client may read of a refusal.
-func reason(err error) string {
-	if e, ok := errors.AsType[*oci.Error](err); ok {
-		return e.Detail
+// expectedText is what a client is told, as things are, after upstream was asked; empty
+// for an image.
+func expectedText(p cache.Pull, o upstream.Outlook) string {
+	if p.Manifests == 0 || o.Spent == nil {
+		return ""
 	}
-	return err.Error()
+	return answerText(o.Spent)
+}
+
+// answerText is how a client is told of a refusal.
+func answerText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return fmt.Sprintf("%d: %s", oci.CodeOf(err).Row().Status, oci.Reason(err))
 }

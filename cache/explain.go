@@ -18,6 +18,7 @@ type Explanation struct {
 	Retry   time.Time  // when upstream is asked again after a failure; zero: now
 	Digest  oci.Digest // what is pulled; zero if only upstream knows
 	Held    bool       // that manifest, by this repository
+	Refusal error      // upstream's, which is repeated where the rung is Error; nil: it is not asked at all
 	Missing error      // why a tag is served as it was, though it has moved; nil: it is not for want of what it names now
 	Pulls   []Pull     // for each platform that is known; one for all where none is
 }
@@ -43,8 +44,12 @@ func (c *Cache) Explain(ctx context.Context, repo oci.Repository, reference stri
 	} else if err := c.explainTag(ctx, repo, reference, muted, &x); err != nil {
 		return Explanation{}, err
 	}
-	if x.Rung.Serve == Ask {
+	switch x.Rung.Serve {
+	case Ask:
 		cost.Heads++
+	case Error:
+		x.Pulls = []Pull{cost}
+		return x, nil
 	}
 	if x.Digest.IsZero() {
 		cost.Manifests, cost.AtLeast = 1, true
@@ -83,6 +88,9 @@ func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string,
 	facts := c.tagFacts(ctx, &q, &rec, err == nil)
 	rung, why := c.decide(ctx, repo, q.key, facts)
 	x.Rung = rung
+	if rung.Serve == Error {
+		x.Refusal = why
+	}
 	if facts.Doubted {
 		x.Missing = q.missing[0].err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -93,7 +94,7 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 	facts.add("held", strconv.FormatBool(x.Held))
 	facts.add("fresh", x.Fresh+ageText(x))
 	if !x.Retry.IsZero() {
-		facts.add("asked again", "in "+time.Until(x.Retry).Round(time.Second).String()+", after a failure")
+		facts.add("asked again", "in "+time.Until(x.Retry).Round(time.Second).String()+", after a failure"+notBefore(x))
 	}
 	for _, b := range x.Hosts {
 		if !isWell(b, time.Now()) {
@@ -117,8 +118,11 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 		if p.AtLeast {
 			more = "and what only upstream can tell"
 		}
-		if p.Refused != "" {
+		switch {
+		case p.Refused != "":
 			more = "but now " + p.Refused
+		case p.Expected != "":
+			more = "but now, unless upstream says otherwise, " + p.Expected
 		}
 		if p.Platform == "" {
 			p.Platform = "this image"
@@ -128,6 +132,14 @@ func (o *operation) showExplanation(x admin.Explanation) error {
 		}
 	}
 	return t.end("")
+}
+
+// notBefore says which of two times counts.
+func notBefore(x admin.Explanation) string {
+	if slices.ContainsFunc(x.Hosts, func(b admin.Breaker) bool { return b.State != "closed" }) {
+		return ", and not before, whatever a probe of the host tells until then"
+	}
+	return ""
 }
 
 // askedAs names the account that counts, or why it does not.

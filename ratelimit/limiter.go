@@ -414,6 +414,19 @@ func (l *Limiter) Refusal(call Call) error {
 	return nil
 }
 
+// Spent is what upstream is expected to say to a call that Refusal lets through, since it
+// said last that nothing is left; nil if it did not, or does not count the call.
+func (l *Limiter) Spent(call Call) error {
+	now := l.now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.budgets[call.Account]
+	if b == nil || !b.costs(call, now) || !b.current(now) || b.quota.Left != 0 {
+		return nil
+	}
+	return oci.Errorf(oci.TooManyRequests, "it said last that none of the pulls%s is left", b.of())
+}
+
 // foresee is the obstacle that a call would meet; nil if there is none.
 func (l *Limiter) foresee(call Call) *obstacle {
 	now := l.now()

@@ -203,6 +203,24 @@ func (b *breakers) foresee(t target) error {
 	return nil
 }
 
+// foreseeLed is foresee for what is sent wherever a redirect leads, of which nothing is
+// known but where the others led: nil, unless all of those hosts are down.
+func (b *breakers) foreseeLed() (verdict error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	first := ""
+	for p, br := range b.known {
+		switch {
+		case !p.isHost() || br.own:
+		case !br.open || br.outcome == erred: // some of what it has may be had
+			return nil
+		case first == "" || p.host < first:
+			first, verdict = p.host, b.refusalLocked(br, target{url: &url.URL{Host: p.host}, led: true})
+		}
+	}
+	return verdict
+}
+
 // blockingLocked is the breaker that keeps t from being asked; nil if none does.
 func (b *breakers) blockingLocked(t target) *breaker {
 	for _, p := range slices.Backward(t.scopes()) { // the parts of a host that is down want no probe
