@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/base64"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -124,6 +125,48 @@ func TestAMirrorThatLiesIsAskedLast(t *testing.T) {
 	wantLines(t, o.must("status", "--table"), `HOSTS  1 of 2 in trouble`, `  `+host+` +wrong bytes: others are asked before it for 9m\d\ds`)
 	if _, scrape, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_hosts_behind{upstream=\"docker.io\"} 1\n") {
 		t.Error("the metrics know of no address that is asked last")
+	}
+}
+
+// Where bytes that came from two addresses are wrong, as one breaks off and one lies, they
+// are fetched from one alone: a pull more, at most, is lost to find out which.
+func TestABlobThatTwoAddressesSpoilComesFromOne(t *testing.T) {
+	right, wrong := ocitest.RandomImage(3, 60_000), ocitest.Blob(9, 60_000)
+	layer := right.Blobs[1]
+	wrong.Digest = layer.Digest
+	for name, row := range map[string]struct {
+		first bool // the mirror is asked first; who is asked first breaks off
+		want  []int
+		lied  bool // the mirror is known to have
+	}{
+		"the registry breaks off, the mirror lies": {false, []int{200}, false},
+		"the mirror breaks off, and lies":          {true, []int{502, 200}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hub, mirror := ocitest.NewHub(t, ocitest.Config{}), ocitest.NewHub(t, ocitest.Config{})
+			hub.Push("library/app", "1", right)
+			mirror.Push("library/app", "1", right)
+			mirror.PushBlob("library/app", wrong)
+			cuts := hub
+			if row.first {
+				cuts = mirror
+			}
+			cuts.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN, Reference: layer.Digest.String()}, Effect: ocitest.Cut(40_000)})
+			p := startProgram(t, hub, "ENTREPOT_UPSTREAM_0_URL_0="+mirror.URL(), fmt.Sprint("ENTREPOT_UPSTREAM_0_URL_0_FIRST=", row.first), "ENTREPOT_PREFETCH=off")
+			client := newClient(t)
+			get(t, client, p.registry+"/v2/library/app/manifests/1")
+			for n, want := range row.want {
+				status, body, _ := get(t, client, p.registry+"/v2/library/app/blobs/"+layer.Digest.String())
+				if status != want || status == http.StatusOK && body != string(layer.Bytes()) {
+					t.Errorf("pull %d: %d, %d bytes", n, status, len(body))
+				}
+			}
+			host := strings.TrimPrefix(mirror.URL(), "http://")
+			b := operatorOf(t, p).status().Breakers
+			if lied := slices.ContainsFunc(b, func(b admin.Breaker) bool { return b.Host == host && b.Why == "wrong bytes" }); lied != row.lied {
+				t.Errorf("that the mirror lies is known: %v, %+v", lied, b)
+			}
+		})
 	}
 }
 

@@ -63,8 +63,11 @@ func (a *attempt) lose() bool {
 }
 
 // isPrompt reports whether an attempt that ends now is waited for, and took no longer
-// than one is without asking another.
+// than one is without asking another. Of one that had no other nobody knows.
 func (a *attempt) isPrompt(patience time.Duration) bool {
+	if a == nil {
+		return false
+	}
 	_, took := a.silence.lasts()
 	a.all.mu.Lock()
 	defer a.all.mu.Unlock()

@@ -32,6 +32,7 @@ type Client struct {
 	foreign  foreignHosts
 	recent   *recentLists
 	attempts *attempts
+	mixtures mixtures
 }
 
 var _ oci.Source = (*Client)(nil)

@@ -15,7 +15,8 @@ import (
 )
 
 // copies is a handle on a blob that may be had at several addresses. Each Open
-// may lead to another: the bytes are the same.
+// may lead to another: the bytes are the same. Of a blob that was wrong so all come
+// from one, whichever has the first.
 type copies struct {
 	client  *Client
 	blobs   []*blob // in the order in which they are asked while all are well
@@ -26,6 +27,9 @@ type copies struct {
 	fails   map[*blob]int
 	refused map[*blob]bool // those that do not have it, or do not give it
 	gave    map[*blob]bool // those that gave bytes
+	opened  bool
+	mixture *mixture // that earlier handles gave, when the first Open was; nil: each Open may lead elsewhere
+	only    *blob    // where there was one: who has the first bytes
 }
 
 var _ oci.Blob = (*copies)(nil)
@@ -43,7 +47,7 @@ func (c *copies) Descriptor() oci.Descriptor {
 // Stat asks until a place has the blob.
 func (c *copies) Stat(ctx context.Context) (oci.Descriptor, oci.Outcome, error) {
 	q := c.question()
-	l, err := inCopies(ctx, c, q, ratelimit.Check, func(ctx context.Context, q *question, b *blob) (struct{}, error) {
+	l, err := inCopies(ctx, c, q, ratelimit.Check, c.order(q, 0), func(ctx context.Context, q *question, b *blob) (struct{}, error) {
 		if err := b.stat(ctx, q); err != nil {
 			return struct{}{}, err
 		}
@@ -57,20 +61,16 @@ func (c *copies) Stat(ctx context.Context) (oci.Descriptor, oci.Outcome, error) 
 }
 
 // Open reads from the first place that has the blob. If that breaks off, or comes
-// too slowly, the next Open leads elsewhere.
+// too slowly, the next Open leads elsewhere, unless all is to come from one place.
 func (c *copies) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
 	q := c.question()
-	l, err := inCopies(ctx, c, q, ratelimit.Blob, func(ctx context.Context, q *question, b *blob) (*reader, error) {
-		r, err := b.open(ctx, q, offset, length)
-		if err != nil {
-			return nil, err
-		}
-		if err := c.agree(b, r.Size()); err != nil {
-			r.body.Close()
-			return nil, err
-		}
-		return r, nil
-	}, func(r *reader) { r.body.Close() })
+	c.recall()
+	l, err := c.open(ctx, q, offset, length)
+	if err == nil && !c.keepsTo(l.place, offset) { // another Open has the first bytes from elsewhere
+		l.value.body.Close()
+		l.release()
+		l, err = c.open(ctx, q, offset, length)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s@%s from %d: %w", q.repo, c.blobs[0].digest, offset, err)
 	}
@@ -81,15 +81,60 @@ func (c *copies) Open(ctx context.Context, offset, length int64) (oci.Reader, er
 	return opened, nil
 }
 
+func (c *copies) open(ctx context.Context, q *question, offset, length int64) (*leg[*blob, *reader], error) {
+	return inCopies(ctx, c, q, ratelimit.Blob, c.order(q, offset), func(ctx context.Context, q *question, b *blob) (*reader, error) {
+		r, err := b.open(ctx, q, offset, length)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.agree(b, r.Size()); err != nil {
+			r.body.Close()
+			return nil, err
+		}
+		return r, nil
+	}, func(r *reader) { r.body.Close() })
+}
+
+// recall looks up, once, whether all has to come from one place.
+func (c *copies) recall() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.opened && !c.foreign {
+		c.mixture = c.client.mixtures.of(c.blobs[0].digest)
+	}
+	c.opened = true
+}
+
+// keepsTo reports whether the handle may give what a place has from offset on: where all
+// has to come from one, that is the first it is asked of.
+func (c *copies) keepsTo(b *blob, offset int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mixture == nil {
+		return true
+	}
+	if c.only != nil && c.only != b {
+		return false
+	}
+	c.mixture.gives(b.site, c.only == nil && offset == 0)
+	c.only = b
+	return true
+}
+
 // leaveAfter is how long a body may bring nothing where another place may go on.
 func (c *copies) leaveAfter() time.Duration { return c.client.cfg.Timeouts.Stall / 4 }
 
 // Wrong is told that what the handle gave was not what its digest names. It is known
-// of whom that came if all of it came from one place.
+// of whom that came if all of it came from one place. Else the next handles keep to one
+// each, so that what they give is right, or tells.
 func (c *copies) Wrong() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.gave) != 1 || c.foreign {
+	switch {
+	case c.foreign:
+		return
+	case len(c.gave) > 1:
+		c.client.mixtures.add(c.blobs[0].digest)
 		return
 	}
 	for b := range c.gave {
@@ -101,11 +146,11 @@ func (c *copies) question() *question { return &question{repo: c.blobs[0].repo, 
 
 // inCopies asks one place after the other, as inOrder does for any question. What
 // won is the caller's to release.
-func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimit.Class, ask func(context.Context, *question, *blob) (T, error), drop func(T)) (*leg[*blob, T], error) {
+func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimit.Class, places []*blob, ask func(context.Context, *question, *blob) (T, error), drop func(T)) (*leg[*blob, T], error) {
 	var verdict error
 	var refused []*blob
 	r := race[*blob, T]{
-		client: c.client, q: q, places: c.order(q), patience: c.client.patience(class), drop: drop,
+		client: c.client, q: q, places: places, patience: c.client.patience(class), drop: drop,
 		ask: func(ctx context.Context, q *question, b *blob) (T, error) {
 			v, err := ask(ctx, q, b)
 			if !c.foreign {
@@ -115,8 +160,11 @@ func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimi
 		},
 		failed: func(b *blob, err error) bool {
 			own := !c.foreign && b.site == c.client.primary
-			if own || c.foreign && weight(err) > weight(verdict) {
+			switch {
+			case own, c.foreign && weight(err) > weight(verdict):
 				verdict = err
+			case !c.foreign && len(places) == 1:
+				verdict = notFinal(b, err)
 			}
 			c.failed(b, err)
 			if isLack(err) {
@@ -147,6 +195,15 @@ func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimi
 	return won, nil
 }
 
+// notFinal is what the failure of a mirror means that was the only one to be asked: it
+// cannot say that there is no such blob.
+func notFinal(b *blob, err error) error {
+	if !isLack(err) {
+		return err
+	}
+	return oci.Errorf(oci.BadUpstream, "%s, which had begun to give blob %s, does not go on: %w", b.home.Host, b.digest, err)
+}
+
 // weight is how much the failure of one foreign place tells of all of them: trouble
 // may pass, and what is refused may be allowed; only else there is no such blob.
 func weight(err error) int {
@@ -161,13 +218,20 @@ func weight(err error) int {
 	return 1
 }
 
-// order is by health, and then by how the places did for this blob.
-func (c *copies) order(q *question) []*blob {
+// order is by health, and then by how the places did for this blob, of which what
+// begins at offset is wanted. Where all has to come from one place, it is that one.
+func (c *copies) order(q *question, offset int64) []*blob {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.only != nil {
+		return []*blob{c.only}
+	}
 	ranks := map[*blob]rank{}
 	for _, b := range c.blobs {
 		r := rank{fails: c.fails[b]}
+		if c.mixture != nil {
+			r.tries = c.mixture.rank(b.site, offset)
+		}
 		if q.ask.Refresh {
 			b.site.standing.forgetLacks(q.repo.Path)
 		}
@@ -191,6 +255,9 @@ func (c *copies) failed(b *blob, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.fails[b]++
+	if c.mixture != nil {
+		c.mixture.failed(b.site)
+	}
 	if err != nil && !oci.IsRetryable(err) {
 		c.refused[b] = true
 	}
@@ -203,7 +270,7 @@ func (c *copies) failed(b *blob, err error) {
 func (c *copies) isFaster(than *blob, rate int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.ContainsFunc(c.blobs, func(b *blob) bool {
+	return c.only == nil && slices.ContainsFunc(c.blobs, func(b *blob) bool {
 		h, known := b.health()
 		return b != than && !c.refused[b] && (h == well || h == slow && known > 0 && known >= 2*rate)
 	})

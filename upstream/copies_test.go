@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -285,22 +286,136 @@ func TestWhoGaveWrongBytesIsAskedLast(t *testing.T) {
 	}
 }
 
-// Of bytes that came from several addresses nobody knows who had the wrong ones.
-func TestNobodyIsAccusedOfMixedBytes(t *testing.T) {
+// Of bytes that came from several addresses nobody knows who had the wrong ones: each of
+// the next handles gives those of one address, until they are right, or one has lied.
+func TestMixedBytesAreFetchedFromOneAddress(t *testing.T) {
+	right, wrong := ocitest.Blob(7, 100_000), ocitest.Blob(8, 100_000)
+	wrong.Digest = right.Digest
+	bodies := ocitest.Match{Role: ocitest.CDN}
+	for name, row := range map[string]struct {
+		first, second ocitest.Content // that the addresses have; the first cuts each body
+		fails         bool            // the first, when it is to go on by itself
+		want          []string        // where the bytes of each handle come from
+	}{
+		"the second lies":                      {right, wrong, false, []string{"both, wrong", "first, right"}},
+		"the first lies":                       {wrong, right, false, []string{"both, wrong", "first, wrong", "second, right"}},
+		"both lie":                             {wrong, wrong, false, []string{"both, wrong", "first, wrong", "second, wrong", "first, wrong"}},
+		"the second lies, and the first fails": {right, wrong, true, []string{"both, wrong", "first, part", "second, wrong"}},
+		"the first lies, and fails":            {wrong, right, true, []string{"both, wrong", "first, part", "second, right"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, second := w.t, w.hub
+				first, c := mirrored(w, row.first)
+				second.PushBlob("library/alpine", row.second)
+				first.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Cut(30_000)})
+				var lied []string
+				for n, want := range row.want {
+					if n == 1 && row.fails {
+						first.ClearFaults()
+						first.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Answer(404), Skip: 1})
+						first.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Cut(30_000)})
+					}
+					first.Reset()
+					second.Reset()
+					b := openBlob(t, c, alpine, right.Digest)
+					body, _ := pull(t.Context(), b)
+					got := whose(first.Count(bodies) > 0, second.Count(bodies) > 0) + ", " + judge(body, right)
+					if got != want {
+						t.Errorf("handle %d: %s, want %s", n, got, want)
+					}
+					if !strings.HasSuffix(got, "wrong") {
+						continue
+					}
+					if b.(oci.Doubtful).Wrong(); !strings.HasPrefix(got, "both") {
+						lied = append(lied, got)
+					}
+					for name, h := range map[string]*ocitest.Hub{"first": first, "second": second} {
+						if b := stateOf(t, c, h.URL()); (b.Why == WrongBytes) != slices.Contains(lied, name+", wrong") {
+							t.Errorf("after handle %d, %s: %+v", n, name, b)
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
+func whose(first, second bool) string {
+	switch {
+	case first && second:
+		return "both"
+	case first:
+		return "first"
+	}
+	return "second"
+}
+
+func judge(got []byte, want ocitest.Content) string {
+	switch {
+	case bytes.Equal(got, want.Bytes()):
+		return "right"
+	case len(got) < len(want.Bytes()):
+		return "part"
+	}
+	return "wrong"
+}
+
+// What was kept of a try at one address goes on there, unless it has failed: then the
+// next that begins anew is at another.
+func TestATryAtOneAddressGoesOnThere(t *testing.T) {
 	blob := ocitest.Blob(7, 100_000)
+	bodies := ocitest.Match{Role: ocitest.CDN}
 	simulate(t, open, func(w *world) {
-		t := w.t
-		mirror, c := mirrored(w, blob)
-		mirror.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Cut(1000)})
-		b := openBlob(t, c, alpine, blob.Digest)
-		pull(t.Context(), b)
-		b.(oci.Doubtful).Wrong()
-		for _, h := range []*ocitest.Hub{w.hub, mirror} {
-			if b := stateOf(t, c, h.URL()); b.Why != "" {
-				t.Errorf("%+v", b)
+		t, second := w.t, w.hub
+		first, c := mirrored(w, blob)
+		cut := first.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Cut(30_000)})
+		mixed := openBlob(t, c, alpine, blob.Digest)
+		pull(t.Context(), mixed)
+		mixed.(oci.Doubtful).Wrong()
+		cut.Remove()
+		for n, step := range []struct {
+			offset, length int64
+			fails          bool // the first, before that
+			from           *ocitest.Hub
+		}{
+			{0, 20_000, false, first},
+			{20_000, 20_000, false, first},
+			{0, 20_000, false, second}, // which is another try
+			{20_000, 20_000, false, second},
+			{0, 20_000, false, first},
+			{20_000, 20_000, true, second},
+		} {
+			if step.fails {
+				first.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Answer(404)})
 			}
+			r, err := openBlob(t, c, alpine, blob.Digest).Open(t.Context(), step.offset, step.length)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if from := "http://" + r.Outcome().From; from != step.from.URL() {
+				t.Errorf("step %d: it comes from %s, want %s", n, from, step.from.URL())
+			}
+			if _, err := io.Copy(io.Discard, r); err != nil {
+				t.Error(err)
+			}
+			r.Close()
+		}
+		time.Sleep(mixedFor + time.Second)
+		first.ClearFaults()
+		first.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Cut(30_000)})
+		second.Reset()
+		if pull(t.Context(), openBlob(t, c, alpine, blob.Digest)); second.Count(bodies) == 0 {
+			t.Error("after an hour what is cut does not go on elsewhere")
 		}
 	})
+	var m mixtures
+	for i := range 3 * maxMixed {
+		m.add(ocitest.Blob(uint64(i), 8).Digest)
+	}
+	if n := len(m.byDigest); n > maxMixed {
+		t.Errorf("%d blobs are remembered, want at most %d", n, maxMixed)
+	}
 }
 
 // Of a repository that a mirror does not have, and another address has, the others are

@@ -76,11 +76,14 @@ func (r *race[P, T]) isOpen() bool {
 // askOne is run where there is nothing to choose.
 func (r *race[P, T]) askOne(ctx context.Context) *leg[P, T] {
 	l := &leg[P, T]{place: r.places[0], q: r.q}
-	if l.value, l.err = r.ask(ctx, r.q, l.place); l.err != nil {
+	l.value, l.err = r.ask(ctx, r.q, l.place)
+	switch {
+	case l.err == nil:
+		return l
+	case ctx.Err() == nil:
 		r.failed(l.place, l.err)
-		return nil
 	}
-	return l
+	return nil
 }
 
 // start asks the next place.

@@ -163,11 +163,15 @@ func (st *standing) setBack() (until time.Time, why Trouble) {
 
 // rank is a place in the order of addresses.
 type rank struct {
+	tries  int // of a mixture
 	health health
 	rate   int64
 	fails  int
 }
 
 func (r rank) compare(o rank) int {
-	return cmp.Or(cmp.Compare(r.health, o.health), cmp.Compare(o.rate, r.rate), cmp.Compare(r.fails, o.fails))
+	if (r.health == lying) != (o.health == lying) {
+		return cmp.Compare(r.health, o.health)
+	}
+	return cmp.Or(cmp.Compare(r.tries, o.tries), cmp.Compare(r.health, o.health), cmp.Compare(o.rate, r.rate), cmp.Compare(r.fails, o.fails))
 }
