@@ -231,3 +231,25 @@ func TestWarmingAsksThePolicy(t *testing.T) {
 	}
 	o.must("warm", "alpine")
 }
+
+// Where credentials are in play, what one image has shown to be its own is not yet
+// another's: that reads it once.
+func TestImagesThatShareAForeignLayerAreWarmed(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{})
+	hub.AddUser("robot", "hunter2")
+	place := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+	layer := ocitest.Blob(9, 50_000).As("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+	place.PushBlob("windows/servercore", layer)
+	at := place.URL() + "/v2/windows/servercore/blobs/" + layer.Digest.String()
+	for i, repo := range []string{"team/one", "team/other"} {
+		hub.Push(repo, "1", ocitest.ImageSpec{Docker: true, Layers: []ocitest.Content{layer, ocitest.Blob(uint64(i), 100)}, URLs: map[oci.Digest][]string{layer.Digest: {at}}}.Build())
+		hub.DeleteDigest(repo, layer.Digest)
+	}
+	dir := t.TempDir()
+	p := startProgram(t, hub, "ENTREPOT_DATA="+dir, "ENTREPOT_FOREIGN_HOSTS="+place.URL()+","+place.CDNURL(), "ENTREPOT_UPSTREAM_0_USERNAME=robot", "ENTREPOT_UPSTREAM_0_PASSWORD=hunter2")
+	o := operator{t, environ("ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_DATA="+dir, "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))}
+	for _, name := range []string{"team/one:1", "team/other:1"} {
+		wantLines(t, o.must("warm", "--table", name), "docker.io/"+name+" fetched .*")
+		wantLines(t, o.must("warm", "--table", name), "docker.io/"+name+" is held already: .*")
+	}
+}

@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"testing"
 	"testing/synctest"
@@ -210,4 +211,82 @@ func TestRecordTellsWithoutAsking(t *testing.T) {
 		}
 		wantAsked(t, s, "HEAD library/alpine latest")
 	})
+}
+
+// What is on its way for others, and may not be read along with, crosses the line once:
+// the background waits for it, and takes it from disk.
+func TestTheBackgroundWaitsForFillsOfOthers(t *testing.T) {
+	layer := pattern(61, 8*mib)
+	d := oci.Sum(layer)
+	other := oci.Repository{Host: "ghcr.io", Path: "library/alpine"}
+	for _, tc := range []struct {
+		name  string
+		repo  oci.Repository
+		push  func(s *abroad)
+		asked int // when it is here: confirmed by HEAD, or read to its end
+		then  oci.CacheStatus
+	}{
+		{"another upstream's", other, func(s *abroad) { s.pushImage(alpine, "1", layer); s.pushImage(other, "1", layer) }, 0, oci.Hit},
+		{"another repository's, from elsewhere", mallory, func(s *abroad) {
+			s.place(layerURL, d, layer)
+			s.pushForeign(alpine, "1", d, len(layer))
+			s.pushForeign(mallory, "1", d, len(layer))
+		}, 1, oci.Bypass},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &abroad{source: newSource()}
+				tc.push(s)
+				c := newCache(t, s, Config{TTL: time.Hour, Private: true, Prefetch: -1})
+				defer closeCache(t, c)
+				for _, repo := range []oci.Repository{alpine, tc.repo} {
+					res, _, err := c.Resolve(t.Context(), repo, "1", oci.Ask{})
+					if err == nil {
+						_, _, err = c.Manifest(t.Context(), repo, res.Digest, oci.Ask{})
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				open := make(chan int64, 1)
+				open <- mib
+				s.set(func() {
+					s.body = func(_ int, c []byte, off int64) io.Reader { return &gated{r: bytes.NewReader(c[off:]), open: open} }
+				})
+				first := mustOpen(t, c, alpine, d, 0)
+				defer first.Close()
+				synctest.Wait()
+				moved := s.bytesMoved()
+				began := time.Now()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				_, _, err := readAs(ctx, c, tc.repo, d, background, 0, -1)
+				if took := time.Since(began); !errors.Is(err, oci.ErrFilling) || !oci.IsRetryable(err) || took > time.Minute {
+					t.Errorf("while it is on its way: %v after %v", err, took)
+				}
+				if n := s.bytesMoved() - moved; n > 0 {
+					t.Errorf("%d bytes came meanwhile", n)
+				}
+				got := make(chan oci.Outcome, 1)
+				go func() {
+					content, out, err := readAs(t.Context(), c, tc.repo, d, background, 0, -1)
+					if err != nil || !bytes.Equal(content, layer) {
+						t.Errorf("%d bytes, %v", len(content), err)
+					}
+					got <- out
+				}()
+				synctest.Wait()
+				close(open)
+				if out := <-got; out.Cache != tc.then || out.Proves != (tc.then == oci.Bypass) {
+					t.Errorf("once it is here: %+v, want a %s", out, tc.then)
+				}
+				if out := mustRead(t, c, tc.repo, d, layer); out.Cache != oci.Hit {
+					t.Errorf("after that it is a %s", out.Cache)
+				}
+				if n, want := s.bytesMoved(), int64(len(layer)*(1+tc.asked)); n != want {
+					t.Errorf("%d bytes came, want %d", n, want)
+				}
+			})
+		})
+	}
 }

@@ -238,7 +238,7 @@ func (b *blob) openHeld(ctx context.Context, offset, length int64) (oci.Reader, 
 		if err := content.Close(); err != nil {
 			return nil, err
 		}
-		return b.openBypass(ctx, offset, length, "held for another repository", nil)
+		return b.openProof(ctx, offset, length)
 	case rung.Serve == Confirm:
 		out.Why = "held, confirmed by upstream"
 		out.Spent, err = b.confirm(ctx)
@@ -367,8 +367,11 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 		out = oci.Outcome{Cache: oci.Joined, Checked: time.Now(), Why: "a fill is running"}
 	}
 	if f.origin.Host != b.place().Host {
-		if f.isOver() {
+		switch {
+		case f.isOver():
 			return nil, f.awaitEnd(ctx)
+		case b.ask.Background:
+			return nil, b.awaitOther(ctx, f, "another upstream is filling it")
 		}
 		return b.openBypass(ctx, offset, length, "another upstream is filling it", nil)
 	}
@@ -378,6 +381,9 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	if !b.isMemberNow() && f.holdsOthers(b.place()) {
 		if b.isElsewhere() {
 			f.abandon()
+			if b.ask.Background && !started {
+				return nil, b.awaitOther(ctx, f, "another repository is filling it")
+			}
 			return b.openBypass(ctx, offset, length, "another repository is filling it", nil)
 		}
 		spent, err := b.confirm(ctx)
@@ -408,6 +414,18 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	out.Had = f.had
 	r.outcome = out
 	return r, nil
+}
+
+// othersWait is how long the background waits for a fill of others, before it is told
+// to come again: whoever asks has a place that he keeps from others.
+const othersWait = 10 * time.Second
+
+// awaitOther waits, where nobody does, for a fill that may not be read along with: what
+// it brings is here then, and need not come twice.
+func (b *blob) awaitOther(ctx context.Context, f *fill, why string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, othersWait, &oci.Error{Code: oci.Unavailable, Detail: why, Err: oci.ErrFilling})
+	defer cancel()
+	return f.awaitEnd(ctx)
 }
 
 func (b *blob) key() string { return b.place().String() + "@" + b.dg.String() }

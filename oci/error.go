@@ -152,6 +152,10 @@ var ErrAstray = errors.New("it leads where nothing is fetched from")
 // place, among all that ask: upstream was not asked, and has not said so.
 var ErrCrowded = errors.New("too much is asked at once")
 
+// ErrFilling is in the chain of an Unavailable that comes in the background of what is on
+// its way for others: it can be had once that is here.
+var ErrFilling = errors.New("it is on its way for others")
+
 // ErrReserved is in the chain of a TooManyRequests by which we keep the last of a
 // quota for others: upstream would give it.
 var ErrReserved = errors.New("kept for clients who ask for what is not held")

@@ -23,9 +23,9 @@ alone. What is limited or down is tried again at the time that upstream names. W
 has come stays: an image that was interrupted goes on where it stopped. Interrupting
 the command ends the work, but for blobs that are on their way. Without an image: the
 list that the server keeps warm (ENTREPOT_WARM), and how each is: missing if upstream
-does not have it, or not for us; waiting for a quota or another limit; failed if it
-could not be had; deferred until ENTREPOT_WARM_WINDOW; stale if it is here, and may be
-old.
+does not have it, or not for us; waiting for a quota or another limit, or for what is on
+its way for others; failed if it could not be had; deferred until
+ENTREPOT_WARM_WINDOW; stale if it is here, and may be old.
 
   --platform LIST    such as linux/amd64,linux/arm64; native: Linux on the server's
                      architecture; all. The default is ENTREPOT_WARM_PLATFORMS of the

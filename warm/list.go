@@ -3,6 +3,7 @@ package warm
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -76,7 +77,7 @@ const (
 	Deferred Status = "deferred" // it will be fetched when the window opens
 	Stale    Status = "stale"    // it is all here, and may be old: upstream did not confirm it
 	Missing  Status = "missing"  // it is not all here: upstream has no such image, or not for us
-	Waiting  Status = "waiting"  // it is not all here: a quota, or another limit, keeps it back
+	Waiting  Status = "waiting"  // it is not all here: a quota, or another limit, keeps it back, or it is on its way for others
 	Failed   Status = "failed"   // it is not all here: it could not be had, since an upstream is down, say
 )
 
@@ -85,7 +86,7 @@ func without(err error) Status {
 	switch code := oci.CodeOf(err); {
 	case oci.IsUnknown(err), code == oci.Denied:
 		return Missing
-	case code == oci.TooManyRequests:
+	case code == oci.TooManyRequests, errors.Is(err, oci.ErrFilling):
 		return Waiting
 	}
 	return Failed

@@ -179,11 +179,11 @@ func (r *run) attempt(ctx context.Context, b blob, c *counter) error {
 		return err
 	}
 	defer src.Close()
-	switch out := src.Outcome(); out.Cache {
-	case oci.Hit:
+	switch out := src.Outcome(); {
+	case out.Cache == oci.Hit:
 		c.end(src.Size())
 		return nil
-	case oci.Bypass:
+	case out.Cache == oci.Bypass && !out.Proves:
 		return fmt.Errorf("%w: %s", errNotKept, out.Why)
 	default:
 		c.begin(src.Size(), out.Had)

@@ -50,27 +50,81 @@ func (b *between) Blob(ctx context.Context, repo oci.Repository, d oci.Digest, a
 }
 
 // bypassed is a blob that is passed on, and not kept.
-type bypassed struct{ oci.Blob }
+type bypassed struct {
+	oci.Blob
+	proves bool // unless it is read to its end
+}
 
 func (b bypassed) Open(ctx context.Context, offset, length int64) (oci.Reader, error) {
 	r, err := b.Blob.Open(ctx, offset, length)
-	return bypassedReader{r}, err
+	return bypassedReader{r, b.proves}, err
 }
 
-type bypassedReader struct{ oci.Reader }
+type bypassedReader struct {
+	oci.Reader
+	proves bool
+}
 
-func (bypassedReader) Outcome() oci.Outcome { return oci.Outcome{Cache: oci.Bypass, Why: "no room"} }
+func (r bypassedReader) Outcome() oci.Outcome {
+	return oci.Outcome{Cache: oci.Bypass, Why: "no room", Proves: r.proves}
+}
 
 // What was passed on and not kept is not here.
 func TestWhatIsNotKeptIsNotWarm(t *testing.T) {
 	simulate(t, ocitest.Habits{}, func(w *world) {
 		w.hub.Push("library/alpine", "1", on("amd64", 1, 1000))
-		puller := warm.NewPuller(&between{Source: w.cache, blob: func(b oci.Blob) oci.Blob { return bypassed{b} }}, 1)
-		_, err := puller.Pull(w.t.Context(), hubImage("library/alpine", "1"), platforms(w.t, "all"), 0, new(warm.Progress))
-		if err == nil || !strings.Contains(err.Error(), "no room") {
+		pull := func(proves bool) (warm.Result, error) {
+			puller := warm.NewPuller(&between{Source: w.cache, blob: func(b oci.Blob) oci.Blob { return bypassed{b, proves} }}, 1)
+			return puller.Pull(w.t.Context(), hubImage("library/alpine", "1"), platforms(w.t, "all"), 0, new(warm.Progress))
+		}
+		if _, err := pull(false); err == nil || !strings.Contains(err.Error(), "no room") {
 			w.t.Errorf("it is taken for warm: %v", err)
 		}
+		// What is held for another, and has to be read for that, is.
+		if res, err := pull(true); err != nil || res.Fetched < 1000 {
+			w.t.Errorf("what is proven by being read: %+v, %v", res, err)
+		}
 	})
+}
+
+// What is on its way for others is waited for, by a list from turn to turn.
+func TestWhatIsOnItsWayForOthersIsWaitedFor(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		im := hubImage("library/alpine", "1")
+		w.hub.Push("library/alpine", "1", on("amd64", 1, 1000))
+		var there atomic.Bool
+		src := &between{Source: w.cache, blob: func(b oci.Blob) oci.Blob {
+			if there.Load() {
+				return b
+			}
+			return onItsWay{b}
+		}}
+		w.puller = warm.NewPuller(src, 4)
+		l, stop := w.list(warm.Config{}, im)
+		defer stop()
+		synctest.Wait()
+		wantEntry(w.t, l, im, warm.Waiting)
+		pulled := make(chan error, 1)
+		go func() {
+			_, err := w.puller.Pull(w.t.Context(), im, warm.Platforms{}, time.Hour, new(warm.Progress))
+			pulled <- err
+		}()
+		time.Sleep(10 * time.Minute)
+		there.Store(true)
+		if err := <-pulled; err != nil {
+			w.t.Error(err)
+		}
+		time.Sleep(15 * time.Minute)
+		synctest.Wait()
+		wantEntry(w.t, l, im, warm.Warm)
+	})
+}
+
+// onItsWay is a blob that others are filling.
+type onItsWay struct{ oci.Blob }
+
+func (onItsWay) Open(context.Context, int64, int64) (oci.Reader, error) {
+	return nil, &oci.Error{Code: oci.Unavailable, Detail: "another upstream is filling it", Err: oci.ErrFilling}
 }
 
 // An image that upstream asks to come back for later is asked for no earlier.
