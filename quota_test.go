@@ -130,3 +130,29 @@ func TestWhatUpstreamsSaidOutlivesARestart(t *testing.T) {
 		t.Errorf("from a foreign file: %+v\n%s", q, p.log)
 	}
 }
+
+// A manifest that comes in pieces, or is another, is a pull to the registry all the same:
+// who wants it is told what came of it, and nobody's quota goes there.
+func TestABrokenManifestIsNotPaidForAgainAndAgain(t *testing.T) {
+	for _, effect := range []ocitest.Effect{ocitest.Corrupt(100), ocitest.Cut(100), ocitest.Short(100), ocitest.Surplus(100)} {
+		t.Run(effect.Do, func(t *testing.T) {
+			hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth, PullLimit: 10}})
+			hub.Push("library/broken", "latest", ocitest.RandomImage(1, 1000))
+			hub.Push("library/well", "latest", ocitest.RandomImage(2, 1000))
+			gets := ocitest.Match{Repo: "library/broken", Kind: ocitest.Manifest, Method: http.MethodGet}
+			hub.Inject(&ocitest.Fault{Match: gets, Effect: effect})
+			p, client := startProgram(t, hub), newClient(t)
+			for range 20 {
+				if status, body, _ := get(t, client, p.registry+"/v2/broken/manifests/latest"); status != http.StatusBadGateway {
+					t.Errorf("got %d %s, want 502", status, body)
+				}
+			}
+			if n := hub.Count(gets); n > 5 { // after 1, 2, 4 and 8 s
+				t.Errorf("it was asked for %d times", n)
+			}
+			if status, body, _ := get(t, client, p.registry+"/v2/well/manifests/latest"); status != http.StatusOK {
+				t.Errorf("another image: %d %s", status, body)
+			}
+		})
+	}
+}

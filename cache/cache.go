@@ -233,7 +233,10 @@ func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string
 		if facts.Said.isOfLogin() {
 			login = c.cfg.Login(ctx, repo)
 		}
-		c.failures.put(key, time.Now().Add(r.Again), login, err)
+		if r.Grows {
+			r.Again = c.failures.grow(key, r.Again, hopelessFor)
+		}
+		c.failures.put(key, r.Again, login, err)
 	}
 	return r
 }

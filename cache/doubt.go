@@ -105,7 +105,7 @@ func (ds *doubts) take(key membership) bool {
 		return false
 	}
 	most := troubleFor
-	if said := wordOf(d.err); said.isFinal() || said == Astray {
+	if said := wordOf(d.err); said.isFinal() || said == Astray || said == Spoilt {
 		most = hopelessFor
 	}
 	d.pause = min(2*d.pause, most)

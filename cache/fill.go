@@ -372,7 +372,7 @@ const unkeptFor = time.Minute
 // found out: what was fetched ahead may fit when a client comes for it.
 func (c *Cache) passBy(dg oci.Digest, ask oci.Ask, why error) {
 	if !ask.Background {
-		c.unkept.put(dg.String(), time.Now().Add(unkeptFor), "", why)
+		c.unkept.put(dg.String(), unkeptFor, "", why)
 	}
 }
 

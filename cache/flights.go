@@ -119,19 +119,31 @@ type failures struct {
 
 type failure struct {
 	at    time.Time
-	login string // that was refused
+	pause time.Duration // that ends then
+	login string        // that was refused
 	err   error
 }
 
 const maxFailures = 4096
 
-func (fs *failures) put(key string, until time.Time, login string, err error) {
+func (fs *failures) put(key string, pause time.Duration, login string, err error) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.until == nil || len(fs.until) >= maxFailures {
 		fs.until = make(map[string]failure) // forgetting costs one more question each
 	}
-	fs.until[key] = failure{until, login, err}
+	fs.until[key] = failure{time.Now().Add(pause), pause, login, err}
+}
+
+// grow is the pause after one more failure in a row: twice the last, which ended no
+// longer ago than the longest lasts, or the least.
+func (fs *failures) grow(key string, least, most time.Duration) time.Duration {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if last, ok := fs.until[key]; ok && time.Since(last.at) < most {
+		least = max(least, 2*last.pause)
+	}
+	return min(least, most)
 }
 
 // get returns when the question may be asked again, and why not before, to which
@@ -140,8 +152,7 @@ func (fs *failures) get(key string, now time.Time) (retry time.Time, login strin
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f, ok := fs.until[key]
-	if !ok || !now.Before(f.at) {
-		delete(fs.until, key)
+	if !ok || !now.Before(f.at) { // how long it was is of use to grow
 		return time.Time{}, "", nil
 	}
 	return f.at, f.login, f.err

@@ -51,6 +51,7 @@ const (
 	Limited               // 429
 	NoAPI                 // upstream does not do that: it has no list of referrers, say
 	Astray                // what is there is not what its digest names, or lies where nothing is fetched from
+	Spoilt                // a manifest was given, perhaps at the price of a pull, and is of no use: it stalled, was cut, is wrong
 	Trouble               // 5xx, refused, reset, a black hole, nonsense, another digest than it named
 	Slow                  // no answer within the time that a client waits; the question goes on
 	numSaid
@@ -66,6 +67,9 @@ func saidBy(err error) Said {
 
 // wordOf is what upstream said in an error, whatever that was about.
 func wordOf(err error) Said {
+	if errors.Is(err, oci.ErrSpoilt) {
+		return Spoilt
+	}
 	if isWrong(err) && !errors.Is(err, store.ErrAltered) || errors.Is(err, oci.ErrAstray) {
 		return Astray
 	}
@@ -99,7 +103,7 @@ func (s Said) isOfLogin() bool {
 func (s Said) isDeletion() bool { return s == Gone || s == Hidden }
 
 // isSilence reports that nothing was said, by upstream or for it.
-func (s Said) isSilence() bool { return s == Trouble || s == Astray || s == NoAPI }
+func (s Said) isSilence() bool { return s == Trouble || s == Spoilt || s == Astray || s == NoAPI }
 
 // Ladder decides what a client gets, and what becomes of it: what we hold where
 // that will do, upstream's word where it has to be asked and can say, what we hold
@@ -154,6 +158,7 @@ type Rung struct {
 	Behind bool            // the question goes on behind the answer
 	Record Change
 	Again  time.Duration // how long not to ask again; 0 leaves it to the TTL
+	Grows  bool          // for twice as long each time in a row, up to hopelessFor
 }
 
 // Serve is what a client gets.
@@ -190,6 +195,9 @@ const WhyHidden = "upstream has deleted it, or does not give it to us any more"
 const (
 	// mostPause bounds what a Retry-After can make us do.
 	mostPause = time.Hour
+	// spoiltFor is how long a manifest that came to nothing is not asked for again at
+	// first: each try may cost a pull.
+	spoiltFor = time.Second
 	// noAPIFor is how long a repository without a referrers API is not asked again
 	// whether it has one. (Not the upstream: what it says of one repository, which
 	// may not exist, must not change the answers about others.)
@@ -256,12 +264,12 @@ func (l Ladder) meanwhile(c Case) Rung {
 	if r.Serve == Error && !c.Said.isFinal() && !l.shuns(c.Said) {
 		return l.ask(c) // it was not said to who asks now
 	}
-	r.Again, r.Record, r.Behind = 0, Leave, false
+	r.Again, r.Grows, r.Record, r.Behind = 0, false, Leave, false
 	return r
 }
 
-// shuns reports what is repeated for longer than a moment.
-func (l Ladder) shuns(s Said) bool { return s == Astray && l.Astray > 0 }
+// shuns reports what is repeated, though it is not upstream's word about the thing.
+func (l Ladder) shuns(s Said) bool { return s == Spoilt || s == Astray && l.Astray > 0 }
 
 // after decides once upstream was asked.
 func (l Ladder) after(c Case) Rung {
@@ -281,6 +289,8 @@ func (l Ladder) after(c Case) Rung {
 		return Rung{Serve: Fallback, Again: noAPIFor}
 	case c.Said.isFinal():
 		r.Again = max(0, l.Remember)
+	case c.Said == Spoilt:
+		r.Again, r.Grows = spoiltFor, true
 	case l.shuns(c.Said):
 		r.Again = l.Astray
 	}

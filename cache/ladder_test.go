@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -26,7 +27,7 @@ var (
 	kindNames    = [numKinds]string{"tag", "digest", "head", "tags", "referrers"}
 	holdingNames = [numHoldings]string{"nothing", "known", "unproven", "whole"}
 	saidNames    = [numSaid]string{
-		"not asked yet", "offline", "the same", "moved or new", "moved, not here", "moved, not to be had", "404", "401 to a good login", "401, 403", "429", "no such API", "astray", "trouble", "slow",
+		"not asked yet", "offline", "the same", "moved or new", "moved, not here", "moved, not to be had", "404", "401 to a good login", "401, 403", "429", "no such API", "astray", "of no use", "trouble", "slow",
 	}
 )
 
@@ -66,6 +67,9 @@ func (r Rung) String() string {
 	}
 	if r.Again > 0 {
 		text += ", again in " + r.Again.String()
+	}
+	if r.Grows {
+		text += ", then later and later"
 	}
 	return text + [...]string{"", ", put", ", drop"}[r.Record]
 }
@@ -181,7 +185,7 @@ func TestLadderKeepsItsPromises(t *testing.T) {
 			"no time is longer than an hour":                   r.Again <= time.Hour,
 			"a time that is told is kept to, for what is held": c.Remembered || c.Said == Slow || c.Background || r.Mark != oci.Stale || c.Said <= Confirmed || r.Again == min(max(30*time.Second, c.Retry), time.Hour),
 			"a pause is not made longer by who meets it":       !c.Remembered || r.Again == 0 || r.Serve == Fallback,
-			"trouble is not remembered for who has nothing":    c.Held == Whole || r.Again == 0 || r.Serve == Fallback || c.Said.isFinal() || c.Said == Astray,
+			"trouble is not remembered for who has nothing":    c.Held == Whole || r.Again == 0 || r.Serve == Fallback || c.Said.isFinal() || c.Said == Astray || c.Said == Spoilt,
 			"the background's limits are its own":              !c.Background || c.Said != Limited && c.Said != Unfetched || r.Again == 0,
 			"who wants upstream's word waits for it":           !asks || !c.Forced || r.Wait < 0,
 			"who holds nothing waits for it":                   !asks || c.Held == Whole || r.Wait < 0,
@@ -214,6 +218,7 @@ func TestEveryErrorHasAPlaceOnTheLadder(t *testing.T) {
 		{fmt.Errorf("fill: %w", store.ErrMismatch), Astray},
 		{fmt.Errorf("%w: %w", store.ErrMismatch, store.ErrAltered), Trouble},
 		{&oci.Error{Code: oci.Denied, Err: oci.ErrAstray}, Astray},
+		{fmt.Errorf("%w: %w", oci.ErrSpoilt, io.ErrUnexpectedEOF), Spoilt},
 		{oci.ErrUnavailable, Trouble},
 		{&oci.Error{Code: oci.BadUpstream}, Trouble},
 		{&oci.Error{Code: oci.Timeout}, Trouble},

@@ -167,7 +167,7 @@ func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Dig
 			case saidBy(err) == NoAPI:
 				none := facts
 				none.Said = NoAPI
-				c.noAPI.put(repo.String(), time.Now().Add(c.ladder(repo.Host).Climb(none).Again), "", err)
+				c.noAPI.put(repo.String(), c.ladder(repo.Host).Climb(none).Again, "", err)
 			}
 			return referrerPage{list, out.Spent}, err
 		},

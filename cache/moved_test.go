@@ -757,3 +757,36 @@ func TestAManifestThatIsTooLargeCostsNoPull(t *testing.T) {
 		}, "HEAD library/alpine other")
 	})
 }
+
+// A manifest that is given and is of no use may cost a pull each time: it is asked for
+// more and more rarely, whoever wants it, until it is forced or comes.
+func TestWhatIsOfNoUseIsAskedForMoreAndMoreRarely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		image := s.pushImage(alpine, "latest", pattern(1, 10))
+		c := newCache(t, s, Config{Prefetch: -1})
+		defer closeCache(t, c)
+		s.spent = fmt.Errorf("%w: %w", oci.ErrSpoilt, oci.Errorf(oci.BadUpstream, "it is another"))
+		ask := func() error {
+			_, _, err := c.Manifest(t.Context(), alpine, image.Digest, oci.Ask{})
+			return err
+		}
+		for range 60 * 60 {
+			if err := ask(); oci.CodeOf(err) != oci.BadUpstream {
+				t.Fatalf("got %v, want what came of it", err)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := len(s.questions()); n != 13 { // after 1, 2, 4 … 512 s, then each quarter of an hour
+			t.Errorf("it was asked for %d times in an hour", n)
+		}
+		s.set(func() { s.spent = nil })
+		if err := ask(); err == nil {
+			t.Error("it was asked for at once")
+		}
+		c.ForgetOf(alpine)
+		if err := ask(); err != nil {
+			t.Error(err)
+		}
+	})
+}

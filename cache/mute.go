@@ -104,7 +104,8 @@ func (m *mutes) heard(host string, began time.Time, ask oci.Ask, err error) {
 // isAnswer reports that upstream said something, for all we know: a question in the
 // background may have failed to get its turn.
 func isAnswer(err error, ask oci.Ask) bool {
-	return err == nil || !ask.Background && wordOf(err) != Trouble && !errors.Is(err, oci.ErrCrowded)
+	said := wordOf(err)
+	return err == nil || !ask.Background && said != Trouble && said != Spoilt && !errors.Is(err, oci.ErrCrowded)
 }
 
 // ended notes that a question is on its way no more. One that was overdue stays so

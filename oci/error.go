@@ -148,6 +148,11 @@ var ErrHidden = errors.New("missing, or hidden")
 // led us. Who asks again is led there again.
 var ErrAstray = errors.New("it leads where nothing is fetched from")
 
+// ErrSpoilt is in the chain of an error about a manifest that was given to us, which a
+// registry may count as a pull, and that is of no use: its body stalled, was cut, or is
+// not what was asked for.
+var ErrSpoilt = errors.New("what came is of no use")
+
 // ErrCrowded is in the chain of an error by which we turn away who has no turn, or no
 // place, among all that ask: upstream was not asked, and has not said so.
 var ErrCrowded = errors.New("too much is asked at once")

@@ -62,7 +62,7 @@ type Timeouts struct {
 	Token          time.Duration // a new token, from the look-up of credentials to its last byte; 15 s
 	FirstByte      time.Duration // from an answer's headers to the first byte of its body; 10 s
 	Stall          time.Duration // between two bytes of a body; 20 s; a quarter of it where another address may go on with a blob
-	Body           time.Duration // from an answer's headers to its last byte, of what is no blob; 30 s
+	Body           time.Duration // from an answer's headers to its last byte, of what is no blob; 30 s; of a token half of Token at most
 
 	// Answer is the time that a client has for the headers of an answer; 15 s. Of
 	// less than that the other defaults, but Stall and Body, take their share.
@@ -103,6 +103,15 @@ func (t Timeouts) withDefaults() Timeouts {
 
 // headers bounds one exchange as a whole, up to the answer's headers.
 func (t Timeouts) headers() time.Duration { return t.Dial + t.TLS + t.ResponseHeader }
+
+// body bounds what comes behind the headers of what is no blob; of a token so that its
+// end is noted before that of the time for all of it.
+func (t Timeouts) body(k Kind) time.Duration {
+	if k == TokenKind {
+		return min(t.Body, t.Token/2)
+	}
+	return t.Body
+}
 
 // Kind is what a request is for.
 type Kind string

@@ -137,6 +137,15 @@ func (s *site) getManifest(ctx context.Context, q *question, ref oci.Request) (o
 	if a.status != http.StatusOK {
 		return oci.Manifest{}, s.refusal(a, oci.ManifestUnknown)
 	}
+	m, err := s.readManifest(a, ref)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", oci.ErrSpoilt, err)
+	}
+	return m, err
+}
+
+// readManifest reads the one that an answer gives.
+func (s *site) readManifest(a *answer, ref oci.Request) (oci.Manifest, error) {
 	if err := checkDigest(a, ref.Digest); err != nil {
 		return oci.Manifest{}, err
 	}

@@ -100,7 +100,7 @@ type answer struct {
 	header  http.Header
 	url     *url.URL // that answered
 	length  int64    // Content-Length; -1 if it was not sent
-	body    io.ReadCloser
+	body    *body
 	start   []byte
 	paused  time.Duration // how long requests like this one are to wait
 	without bool          // it is to nobody's request, since a login that is set was refused
@@ -109,7 +109,7 @@ type answer struct {
 
 func (a *answer) close() {
 	if a.body != nil {
-		a.body.Close()
+		_ = a.body.Close()
 	}
 }
 
@@ -142,9 +142,21 @@ func (s *site) send(ctx context.Context, q *question, r request, l login) (*answ
 	if a.paused = pass.Answered(a.status, a.header, a.start); a.paused > 0 && a.status == http.StatusTooManyRequests {
 		s.warnOfLimit(q, r, a.paused)
 	}
-	s.breakers.note(at, began, a.outcome(), a.paused, a.trouble())
-	if a.body == nil {
+	noted := func(err error) {
+		if o := bodyOutcome(ctx, err); o != answered {
+			s.breakers.note(at, began, o, 0, err)
+			return
+		}
+		s.breakers.note(at, began, a.outcome(), a.paused, a.trouble())
+	}
+	switch {
+	case a.body == nil:
+		noted(nil)
 		q.attempt.asks(false)
+	case r.transfer:
+		noted(nil) // a body may take hours, and is looked after by who reads it
+	default: // small as it is, it is the answer
+		a.body.ended = noted
 	}
 	return a, s.checkEncoding(a)
 }
@@ -217,8 +229,8 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, re
 	_, span := oci.BeginSpan(ctx, "upstream request", "entrepot.upstream", call.Upstream, "server.address", call.Host,
 		"http.request.method", call.Method, "entrepot.kind", string(call.Kind), "entrepot.repository", call.Repository)
 	start := time.Now()
-	var connected atomic.Bool
-	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	var connected, reused atomic.Bool
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { connected.Store(true); reused.Store(c.Reused) }})
 	resp, err := s.transports.Load().roundTrip(s.newRequest(traced, r, l.header), r.transfer) //nolint:bodyclose // newBody takes it over
 	overdue.Stop()
 	call.Duration = time.Since(start)
@@ -226,6 +238,9 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, re
 		err = failure(caller, r.url.Host, err, context.Cause(ctx))
 		if connected.Load() && oci.CodeOf(err) == oci.Timeout {
 			err = &hungError{err}
+			if reused.Load() {
+				s.transports.Load().closeIdle()
+			}
 		}
 		call.Err = err
 		oci.EndSpan(span, err)
@@ -242,11 +257,15 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, re
 	s.cfg.Observe(call)
 	a := &answer{status: resp.StatusCode, header: resp.Header, url: r.url, length: resp.ContentLength}
 	b := newBody(resp.Body, s.cfg.Timeouts, cancel, release, func(err error) error {
-		return bodyFailure(caller, r.url.Host, err, context.Cause(ctx))
+		cause := context.Cause(ctx)
+		if errors.Is(cause, errStalled) {
+			s.transports.Load().closeIdle()
+		}
+		return bodyFailure(caller, r.url.Host, err, cause)
 	})
 	a.body = b
 	if r.kind != BlobKind {
-		b.endIn(s.cfg.Timeouts.Body, cancel)
+		b.endIn(s.cfg.Timeouts.body(r.kind), cancel)
 	}
 	if a.status < 300 && (r.kind == ManifestKind || r.kind == BlobKind) {
 		b.received = func(n int64) { s.cfg.Received(call, n) }
@@ -255,7 +274,7 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, re
 		drain := time.AfterFunc(drainTime, func() { cancel(errStalled) })
 		a.start = readStart(a.body)
 		drain.Stop()
-		a.body.Close()
+		_ = a.body.Close()
 		a.body = nil
 	}
 	return a, nil
@@ -276,6 +295,20 @@ func (a *answer) trouble() error {
 		return nil
 	}
 	return oci.Errorf(oci.Unavailable, "%s answers %d", a.url.Host, a.status)
+}
+
+// bodyOutcome is what a body that is the answer tells of its host: one that stalls is as
+// good as none. What else becomes of it is no matter of the host's.
+func bodyOutcome(ctx context.Context, err error) outcome {
+	switch {
+	case err == nil:
+		return answered
+	case ctx.Err() != nil:
+		return unsaid
+	case oci.CodeOf(err) == oci.Timeout:
+		return hung
+	}
+	return answered
 }
 
 // failureOutcome is what a request that got no answer tells of its host. Who
@@ -387,7 +420,8 @@ type body struct {
 	timer   *time.Timer
 	whole   *time.Timer // of all of it; nil: it may take as long as it comes
 	failure func(error) error
-	free    func() // called once: gives the place back, ends the timer's use
+	free    func()      // called once: gives the place back, ends the timer's use
+	ended   func(error) // is told once what became of it, with nil of its end, or of who left it; nil: nobody is
 
 	received func(int64) // is told what came, now and then; nil: nobody is
 	untold   int64
@@ -424,10 +458,21 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.untold += int64(n); b.untold >= tellEvery || err != nil {
 		b.tell()
 	}
-	if err != nil && !errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, io.EOF):
+		b.end(nil)
+	case err != nil:
 		err = b.failure(err)
+		b.end(err)
 	}
 	return n, err
+}
+
+func (b *body) end(err error) {
+	if ended := b.ended; ended != nil {
+		b.ended = nil
+		ended(err)
+	}
 }
 
 func (b *body) tell() {
@@ -440,6 +485,7 @@ func (b *body) tell() {
 func (b *body) Close() error {
 	b.tell()
 	err := b.ReadCloser.Close()
+	b.end(nil)
 	b.free()
 	return err
 }

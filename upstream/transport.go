@@ -119,6 +119,8 @@ func (t *transports) mustProxy(req *http.Request) (*url.URL, error) {
 	return proxy, nil
 }
 
+// closeIdle has what is asked next dial anew: where one connection of the pool is dead,
+// since what lies between has lost its state, the others are, too.
 func (t *transports) closeIdle() {
 	for _, tr := range []*http.Transport{t.api, t.blobs, t.proxiedAPI, t.proxiedBlobs} {
 		if tr != nil {
