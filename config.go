@@ -77,7 +77,7 @@ type Config struct {
 	Streams           Count            `env:"ENTREPOT_STREAMS" envDefault:"4" doc:"Transfers at once for one big blob, each over a connection of its own, 1 to 64"`
 	StreamThreshold   Size             `env:"ENTREPOT_STREAM_THRESHOLD" envDefault:"32MiB" doc:"The size from which a blob is big"`
 	Prefetch          Switch           `env:"ENTREPOT_PREFETCH" envDefault:"true" doc:"Once a client takes a layer, fetch the others of its image too"`
-	CheckWait         Duration         `env:"ENTREPOT_CHECK_WAIT" envDefault:"2s" doc:"How long a held tag waits for its upstream to confirm it until it is served as stale, at most half of ENTREPOT_HEADER_TIMEOUT"`
+	CheckWait         Duration         `env:"ENTREPOT_CHECK_WAIT" envDefault:"2s" doc:"How long a held tag waits for its upstream to confirm it until it is served as stale; half of ENTREPOT_HEADER_TIMEOUT at most"`
 	HeaderTimeout     Duration         `env:"ENTREPOT_HEADER_TIMEOUT" envDefault:"15s" doc:"How long a client waits for the headers of an answer until it is told 504, at least 1s"`
 	ClientRate        Rate             `env:"ENTREPOT_CLIENT_RATE" envDefault:"0" doc:"Requests per second that one client may send over time: a user, an address, or a /64 of IPv6; it may send 100 at once, or four seconds' worth; what is more waits up to 5 s, and then is told 429; 0: any number"`
 	ClientTransfers   Bound            `env:"ENTREPOT_CLIENT_TRANSFERS" envDefault:"0" doc:"Blobs that one client may have on their way at once; others wait up to 10 s, and then are told 429; 0: any number"`
@@ -94,7 +94,7 @@ type Config struct {
 	NoProxy      string   `env:"NO_PROXY" alias:"no_proxy" empty:"no exception" doc:"Hosts, domains and networks to reach without a proxy"`
 	DockerConfig Dir      `env:"DOCKER_CONFIG" empty:"none" doc:"Directory of a Docker config.json whose logins, and credential helpers, are used for upstreams without a password here; not read unless set"`
 
-	sources map[string]string // where each variable that is set came from
+	sources map[string]string // where each variable got its value, unless it is the default
 }
 
 // UpstreamConfig adds an upstream, or overrides one of the list.
@@ -185,9 +185,8 @@ func (c *Config) check(found *problems) {
 	if c.HeaderTimeout < Duration(time.Second) && !found.concern("ENTREPOT_HEADER_TIMEOUT") {
 		found.add("ENTREPOT_HEADER_TIMEOUT", "%s would refuse what an upstream is about to answer: want 1s or more", c.HeaderTimeout)
 	}
-	if c.QueueWait > c.queueWait() && c.sources["ENTREPOT_QUEUE_WAIT"] != "" && !found.concern("ENTREPOT_QUEUE_WAIT", "ENTREPOT_HEADER_TIMEOUT") {
-		found.add("ENTREPOT_QUEUE_WAIT", "%s is too long for a client that has its answer after ENTREPOT_HEADER_TIMEOUT=%s: want %s or less, or more there", c.QueueWait, c.HeaderTimeout, c.queueWait())
-	}
+	c.boundWait(found, "ENTREPOT_QUEUE_WAIT", &c.QueueWait, c.HeaderTimeout*2/3)
+	c.boundWait(found, "ENTREPOT_CHECK_WAIT", &c.CheckWait, c.HeaderTimeout/2)
 	if c.QueueWait > 0 && c.QueueWait < leastQueueWait && !found.concern("ENTREPOT_QUEUE_WAIT") {
 		found.add("ENTREPOT_QUEUE_WAIT", "%s is over before any turn comes: want %s or more, or 0s to wait for none", c.QueueWait, leastQueueWait)
 	}
@@ -211,13 +210,16 @@ func (c *Config) check(found *problems) {
 // leastQueueWait is the shortest wait that can be meant: five turns of twenty a second.
 const leastQueueWait = Duration(250 * time.Millisecond)
 
-// queueWait is QueueWait, or what an answer's deadline leaves of it.
-func (c *Config) queueWait() Duration { return min(c.QueueWait, c.HeaderTimeout*2/3) }
-
-// checkWait is CheckWait, or what an answer's deadline leaves of it: what is held is
-// served before a client is told 504. 0 is none at all.
-func (c *Config) checkWait() time.Duration {
-	return max(1, time.Duration(min(c.CheckWait, c.HeaderTimeout/2)))
+// boundWait refuses a wait that an answer's deadline leaves no room for; its default is
+// what room there is.
+func (c *Config) boundWait(found *problems, name string, wait *Duration, most Duration) {
+	switch {
+	case *wait <= most || found.concern(name, "ENTREPOT_HEADER_TIMEOUT"):
+	case c.sources[name] == "":
+		*wait, c.sources[name] = most, "default, as far as ENTREPOT_HEADER_TIMEOUT allows"
+	default:
+		found.add(name, "%s is too long for a client that has its answer after ENTREPOT_HEADER_TIMEOUT=%s: want %s or less, or more there", *wait, c.HeaderTimeout, most)
+	}
 }
 
 // minCacheSize is the least that the store takes for a budget.

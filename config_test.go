@@ -294,6 +294,7 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"too many streams", []string{"ENTREPOT_STREAMS=1000"}, []problem{{"ENTREPOT_STREAMS", "not a number from 1 to 64"}}},
 		{"neither on nor off", []string{"ENTREPOT_PREFETCH=maybe"}, []problem{{"ENTREPOT_PREFETCH", "neither true nor false"}}},
 		{"waiting beyond the answer", []string{"ENTREPOT_QUEUE_WAIT=60s"}, []problem{{"ENTREPOT_QUEUE_WAIT", "want 10s or less"}}},
+		{"a check beyond the answer", []string{"ENTREPOT_CHECK_WAIT=20s"}, []problem{{"ENTREPOT_CHECK_WAIT", "want 7.5s or less"}}},
 		{"waiting for nothing", []string{"ENTREPOT_QUEUE_WAIT=1ns"}, []problem{{"ENTREPOT_QUEUE_WAIT", "want 250ms or more, or 0s"}}},
 		{"an access log that nobody sees", []string{"ENTREPOT_ACCESS_LOG=true", "ENTREPOT_LOG_LEVEL=warn"}, []problem{{"ENTREPOT_ACCESS_LOG", "want info or debug there"}}},
 		{"no time for headers", []string{"ENTREPOT_HEADER_TIMEOUT=0s"}, []problem{{"ENTREPOT_HEADER_TIMEOUT", "want 1s or more"}}},

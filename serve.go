@@ -468,7 +468,7 @@ func findLogins(ctx context.Context, cfg *Config, settings []UpstreamSettings, l
 func (c *Config) cache(watcher *observer) cache.Config {
 	cc := cache.Config{
 		TTL: c.TagTTL.Duration(), Rules: c.rules(), Offline: bool(c.Offline), Private: c.hasSecrets(), Warn: watcher.cacheWarning,
-		CheckWait: c.checkWait(), Remember: time.Duration(c.NegativeTTL),
+		CheckWait: max(1, time.Duration(c.CheckWait)), Remember: time.Duration(c.NegativeTTL),
 		Streams: int(c.Streams), StreamThreshold: max(1, int64(c.StreamThreshold)),
 		Without: map[string]bool{}, DropDeleted: map[string]bool{},
 	}
@@ -489,7 +489,7 @@ func (c *Config) cache(watcher *observer) cache.Config {
 func (c *Config) limits(u UpstreamSettings) ratelimit.Limits {
 	l := ratelimit.Limits{
 		Rate: u.Rate, Reserve: c.QuotaReserve.Fraction(),
-		Wait: max(1, time.Duration(c.queueWait())),
+		Wait: max(1, time.Duration(c.QueueWait)),
 	}
 	if l.Reserve == 0 {
 		l.Reserve = -1

@@ -664,7 +664,7 @@ func TestAHeldTagIsServedWithinTheDeadline(t *testing.T) {
 	for _, settings := range [][]string{
 		{"ENTREPOT_HEADER_TIMEOUT=1s"},
 		{"ENTREPOT_HEADER_TIMEOUT=2s"},
-		{"ENTREPOT_HEADER_TIMEOUT=3s", "ENTREPOT_CHECK_WAIT=5s"},
+		{"ENTREPOT_HEADER_TIMEOUT=3s", "ENTREPOT_CHECK_WAIT=1.5s"},
 	} {
 		simulated(t, ocitest.Habits{}, settings, func(s *simulation) {
 			s.push(1)
