@@ -287,6 +287,17 @@ func TestOneManifestIsRemovedByDigest(t *testing.T) {
 func TestPruneAndVerify(t *testing.T) {
 	p, dir, server, rest := heldWorld(t)
 	wantLines(t, server.must("prune", "--table"), `removed 0 blobs, 0 unfinished ones and 0 records, and freed 0B`)
+	server.must("rm", "--all", "team/app")
+	const stay = `3 blobs, \S+KiB, that no repository has stay for now: they came, or were used, within the last `
+	for _, dry := range []string{"", "--dry-run"} {
+		args := strings.Fields("prune --table " + dry)
+		wantLines(t, server.must(args...), `(removed|would remove) 0 blobs, .*`, stay+`1h`)
+		wantLines(t, server.must(append(args, "--unused", "10m")...), `(removed|would remove) 0 blobs, .*`, stay+`10m`)
+	}
+	wantLines(t, server.must("prune"), `\{"blobs":0,.*"recent":3,"recentBytes":\d+\}`)
+	client := newClient(t)
+	p.pull(t, client, "team/app", "1", ocitest.RandomImage(4, 300_000))
+	awaitNoFills(t, client, p.admin)
 	wantLines(t, server.must("verify", "--table"), `read \d+ files, \S+KiB`)
 	wantLines(t, server.must("verify"), `\{"files":\d+,"bytes":\d+,"total":\d+,"damaged":0,"unreadable":0\}`)
 	stopProgram(t, p)

@@ -195,7 +195,7 @@ func (x *exchange) prune() error {
 	if err != nil {
 		return err
 	}
-	return x.result(Pruned{p.Blobs, p.Fills, p.Records, p.Bytes})
+	return x.result(newPruned(p))
 }
 
 // pruneDryRun has an item for each thing that would be removed.
@@ -206,7 +206,7 @@ func (x *exchange) pruneDryRun(unused time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return x.result(Pruned{p.Blobs, p.Fills, p.Records, p.Bytes})
+	return x.result(newPruned(p))
 }
 
 func (x *exchange) verify() error {

@@ -148,6 +148,17 @@ type Pruned struct {
 	Fills   int   `json:"fills"`
 	Records int   `json:"records"`
 	Bytes   int64 `json:"bytes"`
+
+	Recent      int   `json:"recent,omitempty"` // blobs that no repository has and that stay: they came or were used within PruneAfter
+	RecentBytes int64 `json:"recentBytes,omitempty"`
+}
+
+// PruneAfter is how long pruning leaves alone what came or was used, unless it is told
+// of a shorter time.
+const PruneAfter = store.PruneAfter
+
+func newPruned(p store.Pruned) Pruned {
+	return Pruned{p.Blobs, p.Fills, p.Records, p.Bytes, p.Recent, p.RecentBytes}
 }
 
 // Share is how much of some work is done, from 0 to 1.

@@ -73,13 +73,25 @@ func prune(ctx context.Context, in Invocation) (err error) {
 		return fmt.Errorf("prune: %w", o.explain(err, admin.Target{}))
 	}
 	if !o.json {
-		fmt.Fprintf(o.in.Stdout, "removed %s, and freed %s\n", prunedText(pruned), words.Bytes(pruned.Bytes))
+		fmt.Fprintf(o.in.Stdout, "removed %s, and freed %s\n%s", prunedText(pruned), words.Bytes(pruned.Bytes), recentText(pruned, age))
 	}
 	return nil
 }
 
 func prunedText(p admin.Pruned) string {
 	return fmt.Sprintf("%s, %s and %s", words.Count(p.Blobs, "blob"), words.Count(p.Fills, "unfinished one"), words.Count(p.Records, "record"))
+}
+
+// recentText is a line about what stays for a while, though no repository has it.
+func recentText(p admin.Pruned, unused time.Duration) string {
+	if p.Recent == 0 {
+		return ""
+	}
+	stays := admin.PruneAfter
+	if unused > 0 {
+		stays = min(stays, unused)
+	}
+	return fmt.Sprintf("%s, %s, that no repository has stay for now: they came, or were used, within the last %s\n", words.Count(p.Recent, "blob"), words.Bytes(p.RecentBytes), words.Span(stays))
 }
 
 func pruneDryRun(ctx context.Context, o *operation, age time.Duration) error {
@@ -101,7 +113,7 @@ func pruneDryRun(ctx context.Context, o *operation, age time.Duration) error {
 	if err := t.end(""); err != nil || o.json {
 		return err
 	}
-	_, err = fmt.Fprintf(o.in.Stdout, "would remove %s, and free %s\n", prunedText(would), words.Bytes(would.Bytes))
+	_, err = fmt.Fprintf(o.in.Stdout, "would remove %s, and free %s\n%s", prunedText(would), words.Bytes(would.Bytes), recentText(would, age))
 	return err
 }
 

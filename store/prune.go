@@ -17,6 +17,9 @@ type Pruned struct {
 	Fills   int // not finished, and not gone on with for long
 	Records int // markers of content that is not held any more
 	Bytes   int64
+
+	Recent      int // blobs that no repository has and that stay, since they came or were used within PruneAfter
+	RecentBytes int64
 }
 
 // Pruning says what Prune is to do.
@@ -35,9 +38,9 @@ type Prunable struct {
 	Why     string
 }
 
-// pruneAfter protects what is only just coming in: content is kept before it is
-// marked.
-const pruneAfter = time.Hour
+// PruneAfter protects what is only just coming in, unless Unused is less: content is
+// kept before it is marked.
+const PruneAfter = time.Hour
 
 // Prune removes content that no repository has any more and, if Unused is above
 // zero, all that was not used for as long; idle fills and the markers of content
@@ -168,21 +171,29 @@ func (p *pruning) bucket(ctx context.Context, bucket string) error {
 			continue // gone meanwhile
 		}
 		e := entry{dir: path.Join(blobsDir, bucket), name: f.Name(), when: info.ModTime(), blocks: allocated(info)}
-		if !p.isOld(e.when, owned[e.name]) {
-			continue
-		}
 		if dg, ok := digestAt(blobsDir, e); ok {
-			why := whyUnused
-			if !owned[e.name] {
-				why = "no repository has it"
-			}
-			if freed := p.take(candidate{entry: e, digest: dg}, why); freed > 0 {
-				p.done.Blobs++
-				p.done.Bytes += freed
-			}
+			p.blob(candidate{entry: e, digest: dg}, owned[e.name])
 		}
 	}
 	return nil
+}
+
+// blob takes a blob that may go, and counts one that would, were it older.
+func (p *pruning) blob(c candidate, owned bool) {
+	switch {
+	case p.isOld(c.when, owned):
+		why := whyUnused
+		if !owned {
+			why = "no repository has it"
+		}
+		if freed := p.take(c, why); freed > 0 {
+			p.done.Blobs++
+			p.done.Bytes += freed
+		}
+	case !owned && p.d.isEvictable(c):
+		p.done.Recent++
+		p.done.RecentBytes += c.blocks
+	}
 }
 
 // whyUnused is the reason for what is old enough.
@@ -194,7 +205,7 @@ func (p *pruning) isOld(used time.Time, owned bool) bool {
 	if owned {
 		return p.Unused > 0 && age >= p.Unused
 	}
-	return age >= min(pruneAfter, cmp.Or(p.Unused, pruneAfter))
+	return age >= min(PruneAfter, cmp.Or(p.Unused, PruneAfter))
 }
 
 // take removes a candidate that may go, or says that it would.
