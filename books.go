@@ -20,21 +20,40 @@ func served(l *ledger.Ledger, r *proxy.Record) {
 	if r.Repository.Host == "" {
 		return
 	}
-	answer, bytes := ledger.Fetched, r.Bytes
+	var fetched, saved int64
+	if r.Status < http.StatusBadRequest { // else the bytes tell of a failure
+		fetched = fetchedFor(r)
+		saved = r.Bytes - fetched
+	}
+	answer := ledger.Fetched
 	switch {
 	case isFailure(r):
 		answer = ledger.Failed
-		if r.Status >= http.StatusBadRequest {
-			bytes = 0 // they tell of the failure
-		}
 	case r.Outcome.Cache == "" || r.Status >= http.StatusBadRequest:
 		return
 	case r.Outcome.Cache == oci.Stale:
 		answer = ledger.Stale
-	case r.Outcome.Cache == oci.Hit || r.Outcome.Cache == oci.Joined:
+	case fetched == 0 && (saved > 0 || !isFetched(r)):
 		answer = ledger.Held
 	}
-	l.Served(r.Repository.Host, r.Repository.Path, cmp.Or(r.User, r.Client), bytes, answer)
+	l.Served(r.Repository.Host, r.Repository.Path, cmp.Or(r.User, r.Client), answer, fetched, saved)
+}
+
+// fetchedFor is how many of an answer's bytes came from upstream for it: of a blob,
+// those that nobody else was served before, whoever had them fetched.
+func fetchedFor(r *proxy.Record) int64 {
+	switch {
+	case r.Outcome.Debt != nil:
+		return r.Outcome.Debt.Pay(r.Bytes)
+	case isFetched(r):
+		return r.Bytes
+	}
+	return 0
+}
+
+// isFetched reports that upstream was asked for what is served.
+func isFetched(r *proxy.Record) bool {
+	return r.Outcome.Cache == oci.Miss || r.Outcome.Cache == oci.Bypass
 }
 
 // isFailure reports whether a client did not get what there is: for trouble, of an

@@ -235,12 +235,12 @@ func (m *metrics) watch(disk func() store.Stats, cacheStats func() cache.Stats, 
 // watchUpstreams adds what the ledger and the breakers say of each upstream.
 func (m *metrics) watchUpstreams(l *ledger.Ledger, upstreams *upstream.Set) {
 	m.registry.MustRegister(newAccountCollector(m.upstreams, l))
-	m.perUpstream(prometheus.CounterValue, "saved_requests_total", "Answers to clients for which nothing was fetched: held, or on its way.", func(add func(string, float64)) {
+	m.perUpstream(prometheus.CounterValue, "saved_requests_total", "Answers to clients all of whose bytes were saved: held, or on their way to another.", func(add func(string, float64)) {
 		for _, line := range l.Totals() {
 			add(line.Upstream, float64(line.Held))
 		}
 	})
-	m.perUpstream(prometheus.CounterValue, "saved_bytes_total", "Bytes to clients for which nothing was fetched: held, or on their way.", func(add func(string, float64)) {
+	m.perUpstream(prometheus.CounterValue, "saved_bytes_total", "Bytes to clients that did not have to come from upstream for them.", func(add func(string, float64)) {
 		for _, line := range l.Totals() {
 			add(line.Upstream, float64(line.Saved))
 		}

@@ -225,7 +225,7 @@ func (b *blob) openHeld(ctx context.Context, offset, length int64) (oci.Reader, 
 	if err != nil {
 		return nil, err
 	}
-	out := oci.Outcome{Why: "held"}
+	out := oci.Outcome{Why: "held", Debt: b.c.debts.of(b.dg)}
 	facts := Case{Kind: DigestKind, Held: Whole, Background: b.ask.Background}
 	if !b.isMemberNow() {
 		facts.Held = Unproven
@@ -411,7 +411,7 @@ func (b *blob) openFill(ctx context.Context, offset, length int64) (oci.Reader, 
 	default:
 		b.c.joined.Add(1)
 	}
-	out.Had = f.had
+	out.Had, out.Debt = f.had, f.debt
 	r.outcome = out
 	return r, nil
 }

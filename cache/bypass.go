@@ -25,7 +25,7 @@ func (b *blob) openBypass(ctx context.Context, offset, length int64, why string,
 	if err != nil {
 		return nil, err
 	}
-	r.outcome = oci.Outcome{Cache: oci.Bypass, Checked: time.Now(), Why: why}
+	r.outcome = oci.Outcome{Cache: oci.Bypass, Checked: time.Now(), Why: why, Debt: b.c.debts.of(b.dg)}
 	return r, nil
 }
 

@@ -111,6 +111,7 @@ type Cache struct {
 	unkeptManifests stopgap[oci.Manifest] // by repository and digest
 
 	fills    fills
+	debts    debts
 	extras   extras
 	prefetch prefetch
 	foreign  foreignLayers

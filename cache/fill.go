@@ -150,6 +150,7 @@ type fill struct {
 	wake  chan struct{}
 	done  chan struct{} // closed when it has ended and the next may begin
 	spent atomic.Int64  // requests to upstream
+	debt  *oci.Debt     // of what comes while somebody waits for it
 	given sync.Once     // upstream has answered with it: the blob belongs to origin
 
 	mu       sync.Mutex // guards the fields below
@@ -188,7 +189,7 @@ func (c *Cache) joinOrStart(ctx context.Context, b *blob) (f *fill, started bool
 
 func (c *Cache) newFill(b *blob) *fill {
 	return &fill{
-		c: c, digest: b.dg, origin: b.place(), blob: *b, ask: forFill(b.ask), hint: b.size(), told: -1, began: time.Now(),
+		c: c, digest: b.dg, debt: c.debts.open(b.dg), origin: b.place(), blob: *b, ask: forFill(b.ask), hint: b.size(), told: -1, began: time.Now(),
 		ready: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }

@@ -27,12 +27,13 @@ type resumer struct {
 	up       oci.Blob
 	src      oci.Reader // nil between two transfers
 	spent    int        // requests to upstream
+	debt     *oci.Debt
 }
 
 // resume reads length bytes from at, or to the end if length is negative. It
 // returns when upstream has begun to answer.
 func (b *blob) resume(ctx context.Context, at, length int64, begun bool) (*resumer, error) {
-	r := &resumer{blob: b, ctx: ctx, at: at, end: forever, size: -1, begun: begun}
+	r := &resumer{blob: b, ctx: ctx, at: at, end: forever, size: -1, begun: begun, debt: b.c.debtOf(b.dg, b.ask)}
 	if length >= 0 {
 		r.end = at + length
 	}
@@ -84,7 +85,9 @@ func (r *resumer) align(src oci.Reader) error {
 	case n >= 0:
 		r.size = n
 	}
-	if _, err := io.CopyN(io.Discard, src, r.at-src.Offset()); err != nil {
+	n, err := io.CopyN(io.Discard, src, r.at-src.Offset())
+	r.debt.Owe(n)
+	if err != nil {
 		return fmt.Errorf("skip to offset %d: %w", r.at, unexpected(err))
 	}
 	return nil
@@ -126,6 +129,7 @@ func (r *resumer) Read(p []byte) (int, error) {
 		n, err := r.src.Read(p[:min(int64(len(p)), r.end-r.at)])
 		if n > 0 {
 			r.at += int64(n)
+			r.debt.Owe(int64(n))
 			r.progress, r.begun = true, true
 			return n, nil // the error comes again
 		}

@@ -544,8 +544,11 @@ var buffers = sync.Pool{New: func() any { return new([pieceSize]byte) }} //nolin
 // reached its end.
 func (t *transfer) put(s *stream, p []byte) (done bool, err error) {
 	t.mu.Lock()
-	at, end, sparse := s.at, s.end, t.noRanges
+	at, end, sparse, ahead := s.at, s.end, t.noRanges, t.ask.Background
 	t.mu.Unlock()
+	if !ahead {
+		t.debt.Owe(int64(len(p)))
+	}
 	p = p[:min(int64(len(p)), end-at)]
 	for len(p) > 0 {
 		n := int64(len(p))

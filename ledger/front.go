@@ -31,48 +31,54 @@ type front struct {
 type cell struct {
 	upstream, repository, client string
 
-	counts [answers]count
+	requests       [answers]atomic.Int64
+	fetched, saved atomic.Int64 // bytes
 }
-
-type count struct{ requests, bytes atomic.Int64 }
 
 // Answer is what became of a client's request.
 type Answer int
 
 // The answers.
 const (
-	Fetched Answer = iota // something was asked of upstream for it
-	Held                  // nothing was: it was held, or on its way
+	Fetched Answer = iota // some of its bytes came from upstream for it
+	Held                  // none did: they were held, or on their way to another
 	Stale                 // likewise, and upstream could not confirm it
 	Failed                // it did not get what it was for
 	answers
 )
 
-// sum is what n such answers of so many bytes in all come to.
-func (a Answer) sum(n, bytes int64) Sum {
-	s := Sum{Requests: n, Served: bytes}
+// sum is what n such answers come to, but for their bytes.
+func (a Answer) sum(n int64) Sum {
+	s := Sum{Requests: n}
 	switch a {
 	case Held:
-		s.Held, s.Saved = n, bytes
+		s.Held = n
 	case Stale:
-		s.Held, s.Saved, s.Stale = n, bytes, n
+		s.Held, s.Stale = n, n
 	case Failed:
 		s.Failed = n
 	}
 	return s
 }
 
-// Served adds an answer to a client, of n bytes. It takes no lock and allocates nothing for a client and repository that
-// were there lately.
-func (l *Ledger) Served(upstream, repository, client string, n int64, a Answer) {
+// Served adds an answer to a client, of so many bytes that were fetched for it and
+// so many that were saved. It takes no lock and allocates nothing for a client and
+// repository that were there lately.
+func (l *Ledger) Served(upstream, repository, client string, a Answer, fetched, saved int64) {
 	c := l.front.Load().find(upstream, repository, client)
 	if c == nil {
-		l.post(upstream, repository, client, a.sum(1, n))
+		s := a.sum(1)
+		s.Served, s.Saved = fetched+saved, saved
+		l.post(upstream, repository, client, s)
 		return
 	}
-	to := &c.counts[a]
-	to.bytes.Add(n) // first, so that what is told of a request has its bytes
-	to.requests.Add(1)
+	if fetched > 0 { // first, so that what is told of a request has its bytes
+		c.fetched.Add(fetched)
+	}
+	if saved > 0 {
+		c.saved.Add(saved)
+	}
+	c.requests[a].Add(1)
 }
 
 // find returns the cell of a repository and client; nil if there is no place for
@@ -157,12 +163,25 @@ func (l *Ledger) drainLocked(f *front) {
 		if c == nil {
 			continue
 		}
-		for a := range answers {
-			from := &c.counts[a]
-			if from.requests.Load() > 0 || from.bytes.Load() > 0 {
-				s := a.sum(from.requests.Swap(0), from.bytes.Swap(0))
-				l.postLocked(l.hourLocked(), c.upstream, c.repository, c.client, s)
-			}
+		if s := c.take(); s != (Sum{}) {
+			l.postLocked(l.hourLocked(), c.upstream, c.repository, c.client, s)
 		}
 	}
+}
+
+// take empties a cell.
+func (c *cell) take() (s Sum) {
+	for a := range answers {
+		if c.requests[a].Load() > 0 {
+			s.add(a.sum(c.requests[a].Swap(0)))
+		}
+	}
+	if c.saved.Load() > 0 {
+		s.Saved = c.saved.Swap(0)
+	}
+	s.Served = s.Saved
+	if c.fetched.Load() > 0 {
+		s.Served += c.fetched.Swap(0)
+	}
+	return s
 }

@@ -7,6 +7,12 @@
 // that many clients read along with costs the one that started its fill, a check
 // of a tag the first of those who waited for it.
 //
+// What is saved are the bytes served to clients that did not have to come from
+// upstream for them: each byte that comes for clients, also ahead of them, is
+// charged to the first of them that it is served to, and all other bytes are
+// saved. So over a long time that is what was served less what was fetched for
+// clients; what is kept warm is fetched for this program itself.
+//
 // Memory is bounded (book.go): where there are more names in an hour than there
 // is room for, those that spent least are summed up as others, so that every
 // total stays exact.
@@ -23,11 +29,11 @@ import (
 // Sum is what pulls cost and what was saved.
 type Sum struct {
 	Requests int64 `json:"requests,omitempty"` // of clients, that were answered
-	Held     int64 `json:"held,omitempty"`     // of these, those for which nothing was fetched: held, or on its way
+	Held     int64 `json:"held,omitempty"`     // of these, those all of whose bytes were saved: held, or on their way to another
 	Stale    int64 `json:"stale,omitempty"`    // of these, those that upstream could not confirm
 	Failed   int64 `json:"failed,omitempty"`   // of the requests, those that did not get what they were for
 	Served   int64 `json:"served,omitempty"`   // bytes to clients
-	Saved    int64 `json:"saved,omitempty"`    // of these, those that were not fetched for the request
+	Saved    int64 `json:"saved,omitempty"`    // of these, those that did not have to come from upstream for the request
 	Pulls    int64 `json:"pulls,omitempty"`    // GETs of manifests that upstream answered: what Docker Hub counts
 	Heads    int64 `json:"heads,omitempty"`    // HEADs of manifests
 	Calls    int64 `json:"calls,omitempty"`    // all requests to upstreams: these, and those for blobs, lists and tokens

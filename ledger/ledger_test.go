@@ -51,10 +51,10 @@ func TestWhoAndWhatSpentIt(t *testing.T) {
 		l.Spent(alpine("a"), Sum{Fetched: 1 << 20})
 		l.Spent(Party{hub, "", "library/redis", "b"}, Sum{Calls: 1, Pulls: 1})
 		l.Spent(Party{"quay.io", "", "team/app", ""}, Sum{Calls: 1})
-		l.Served(hub, "library/alpine", "a", 1<<20, Fetched)
-		l.Served(hub, "library/alpine", "b", 1<<20, Held)
-		l.Served(hub, "library/alpine", "b", 500, Stale)
-		l.Served(hub, "library/alpine", "b", 0, Failed)
+		l.Served(hub, "library/alpine", "a", Fetched, 1<<20, 0)
+		l.Served(hub, "library/alpine", "b", Held, 0, 1<<20)
+		l.Served(hub, "library/alpine", "b", Stale, 0, 500)
+		l.Served(hub, "library/alpine", "b", Failed, 0, 0)
 		r := l.Report(6, 10)
 		total := Sum{Requests: 4, Held: 2, Stale: 1, Failed: 1, Served: 2<<20 + 500, Saved: 1<<20 + 500, Pulls: 2, Heads: 1, Calls: 4, Fetched: 1 << 20}
 		wantExact(t, r, total)
@@ -200,7 +200,7 @@ func TestReportsReachBackADay(t *testing.T) {
 		l := New()
 		for range 30 {
 			l.Spent(alpine("a"), Sum{Pulls: 1})
-			l.Served(hub, "library/alpine", "a", 1, Held)
+			l.Served(hub, "library/alpine", "a", Held, 0, 1)
 			l.Settle()
 			time.Sleep(time.Hour)
 		}
@@ -228,7 +228,7 @@ func TestNothingServedIsLostBesideSettling(t *testing.T) {
 	for client := range 4 {
 		clients.Go(func() {
 			for i := range each {
-				l.Served(hub, fmt.Sprintf("repo%d", (client*each+i)%distinct), "c", 10, Answer(i%2))
+				l.Served(hub, fmt.Sprintf("repo%d", (client*each+i)%distinct), "c", Answer(i%2), 10*int64(1-i%2), 10*int64(i%2))
 			}
 		})
 	}
@@ -259,7 +259,7 @@ func TestAnswerCountedInAReplacedTable(t *testing.T) {
 			t.Fatal("the table of the last hour is still in use")
 		}
 		for n := range int64(3) { // settled in between
-			late.counts[Held].requests.Add(1)
+			late.requests[Held].Add(1)
 			time.Sleep(retirement / 4)
 			wantExact(t, l.Report(1, 10), Sum{Requests: n + 1, Held: n + 1})
 		}
@@ -275,7 +275,7 @@ func TestAnswerCountedInAReplacedTable(t *testing.T) {
 func TestNamesThatMeetAreToldApart(t *testing.T) {
 	l := New()
 	for i := range 3 * probes {
-		l.Served(hub, fmt.Sprintf("repo%02d/the-same-ending", i), "c", 1, Held)
+		l.Served(hub, fmt.Sprintf("repo%02d/the-same-ending", i), "c", Held, 0, 1)
 	}
 	r := l.Report(1, 100)
 	wantExact(t, r, Sum{Requests: 3 * probes, Held: 3 * probes, Served: 3 * probes, Saved: 3 * probes})
@@ -304,7 +304,7 @@ func TestSpendingOutlivesARestart(t *testing.T) {
 		}
 		l.Spent(alpine(strings.Repeat("long", maxName)), Sum{Pulls: 1})
 		time.Sleep(time.Hour)
-		l.Served(hub, "library/alpine", "a", 7, Held)
+		l.Served(hub, "library/alpine", "a", Held, 0, 7)
 		before := l.Report(Hours, 1000)
 		state, changed := l.Save()
 		if !changed {
@@ -404,7 +404,7 @@ func TestStatesThatAreNotBelieved(t *testing.T) {
 func FuzzLoad(f *testing.F) {
 	l := New()
 	l.Spent(alpine("a"), Sum{Pulls: 1, Calls: 2, Fetched: 1000})
-	l.Served(hub, "library/alpine", "b", 7, Held)
+	l.Served(hub, "library/alpine", "b", Held, 0, 7)
 	state, _ := l.Save()
 	f.Add(state)
 	f.Add(state[:len(state)/2])

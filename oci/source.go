@@ -100,6 +100,7 @@ type Outcome struct {
 	From    string    // of a Reader from upstream: the host of the address that was asked
 	Had     int64     // of a Reader of a fill: bytes of the blob that were here before that began
 	Proves  bool      // of a Reader that is a Bypass: it is held once this has been read to its end
+	Debt    *Debt     // of a Reader: what is owed of the blob; nil: nothing is known to be
 
 	// Withheld, of a tag that was asked for with Held, is how long upstream's quota
 	// has no pull for what it names that is not kept for others; 0: it has. Reserved
