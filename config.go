@@ -69,7 +69,7 @@ type Config struct {
 	QuotaReserve      Portion          `env:"ENTREPOT_QUOTA_RESERVE" envDefault:"10%" doc:"The last part of an upstream's quota, which is kept for clients who wait for what is not held: warming, checks of tags that cost a pull, and the new images of tags whose old ones are held, which are served as stale, leave it alone; a forced check does not"`
 	QueueWait         Duration         `env:"ENTREPOT_QUEUE_WAIT" envDefault:"10s" doc:"How long what has to be asked of an upstream waits for its turn until the client is told 429; two thirds of ENTREPOT_HEADER_TIMEOUT at most"`
 	Warm              ImageNames       `env:"ENTREPOT_WARM" doc:"Images to have here before a client asks, with commas between them, named as clients do: alpine:3.20,ghcr.io/me/app:latest"`
-	WarmFile          File             `env:"ENTREPOT_WARM_FILE" doc:"File with such images instead, one in a line, # for comments; read again when it changes"`
+	WarmFile          File             `env:"ENTREPOT_WARM_FILE" doc:"File with such images instead, one in a line, # for comments; read again when it changes; a line that is no image is left out, and told of"`
 	WarmPlatforms     PlatformNames    `env:"ENTREPOT_WARM_PLATFORMS" envDefault:"native" doc:"Their platforms, such as linux/amd64,linux/arm/v7; native: Linux on the server's own architecture; all"`
 	WarmEvery         Duration         `env:"ENTREPOT_WARM_EVERY" envDefault:"0s" doc:"How often what they name is checked, by HEAD; 0s: each before its TTL ends"`
 	WarmWindow        DayWindow        `env:"ENTREPOT_WARM_WINDOW" doc:"The time of day in which their content is fetched, such as 22:00-06:00; checks go on always"`
@@ -395,6 +395,7 @@ func (c *Config) Warnings() []string {
 			all = append(all, c.aboutAccess(text))
 		}
 	}
+	all = append(all, c.aboutWarm()...)
 	if c.TLSClientAuth == "required" && c.PlainListen != "" && !c.PlainListen.isLoopback() && !c.hasAccess() {
 		warn("%s=%s asks nobody for a certificate: everybody who reaches it can pull, unless there are users or rights", plainVar, c.PlainListen)
 	}

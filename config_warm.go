@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -61,9 +62,42 @@ func (c *Config) checkWarm(found *problems) {
 	if c.WarmFile != "" {
 		name = warmFileVar
 	}
-	if _, err := newWarmList(c).read(); err != nil {
+	_, err := newWarmList(c).read()
+	if _, some := errors.AsType[*leftOut](err); err != nil && (name == warmVar || !some) {
 		found.add(name, "%v", err)
 	}
+}
+
+// aboutWarm is a warning of what is no image in the file: that is no reason not to serve.
+func (c *Config) aboutWarm() []string {
+	if c.WarmFile == "" {
+		return nil
+	}
+	if _, err := newWarmList(c).read(); err != nil {
+		return []string{fmt.Sprintf("%s: %v", warmFileVar, err)}
+	}
+	return nil
+}
+
+// leftOut is why some of a list is no image, or too much.
+type leftOut struct {
+	first error
+	more  int // lines
+}
+
+func (l *leftOut) Error() string {
+	if l.more == 0 {
+		return l.first.Error()
+	}
+	return fmt.Sprintf("%v (and %s more)", l.first, words.Count(l.more, "line"))
+}
+
+func (l *leftOut) add(format string, args ...any) {
+	if l.first == nil {
+		l.first = fmt.Errorf(format, args...)
+		return
+	}
+	l.more++
 }
 
 // warmList is the list of images to keep warm. It is for one goroutine.
@@ -72,6 +106,7 @@ type warmList struct {
 	inline ImageNames
 	file   string // empty: inline has them
 	images []warm.Image
+	err    error       // what of file was left out
 	seen   os.FileInfo // file as images were read from it; nil if it was not
 }
 
@@ -79,7 +114,8 @@ func newWarmList(c *Config) *warmList {
 	return &warmList{names: c.Names(), inline: c.Warm, file: string(c.WarmFile)}
 }
 
-// read is the list as it is now. A file that has not changed is not read again.
+// read is the list as it is now, with a leftOut of what is no image. A file that has
+// not changed is not read again.
 func (l *warmList) read() ([]warm.Image, error) {
 	if l.file == "" {
 		return parseImages(l.names, l.inline, "")
@@ -89,28 +125,33 @@ func (l *warmList) read() ([]warm.Image, error) {
 		return nil, err
 	}
 	if l.seen != nil && os.SameFile(now, l.seen) && now.ModTime().Equal(l.seen.ModTime()) && now.Size() == l.seen.Size() {
-		return l.images, nil
+		return l.images, l.err
 	}
 	images, err := readImages(l.names, l.file)
-	if err != nil {
+	if _, some := errors.AsType[*leftOut](err); err != nil && !some {
 		return nil, err
 	}
-	l.images, l.seen = images, now
-	return images, nil
+	l.images, l.err, l.seen = images, err, now
+	return images, err
 }
 
-// readImages reads a file with one image in a line. A # begins a comment.
+// byteOrderMark is what some editors begin a text with.
+const byteOrderMark = "\ufeff"
+
+// readImages reads a file with one image in a line, but for a leftOut. A # begins a
+// comment.
 func readImages(names *oci.Names, file string) ([]warm.Image, error) {
 	content, err := readSmallFile(file)
 	if err != nil {
 		return nil, err
 	}
-	return parseImages(names, strings.Split(string(content), "\n"), " of file "+words.Quote(file))
+	return parseImages(names, strings.Split(strings.TrimPrefix(string(content), byteOrderMark), "\n"), " of file "+words.Quote(file))
 }
 
-// parseImages reads one image of each line; where says what they are lines of.
-func parseImages(names *oci.Names, lines []string, where string) ([]warm.Image, error) {
-	var images []warm.Image
+// parseImages reads one image of each line, but for a leftOut; where says what they are
+// lines of.
+func parseImages(names *oci.Names, lines []string, where string) (images []warm.Image, err error) {
+	var out leftOut
 	seen := map[warm.Image]bool{}
 	for i, line := range lines {
 		text, _, _ := strings.Cut(line, "#")
@@ -120,16 +161,20 @@ func parseImages(names *oci.Names, lines []string, where string) ([]warm.Image, 
 		im, err := warm.ParseImage(names, text)
 		switch {
 		case err != nil && where != "":
-			return nil, fmt.Errorf("line %d%s: %s: %w", i+1, where, words.Quote(text), err)
+			out.add("line %d%s: %s: %w", i+1, where, words.Quote(text), err)
 		case err != nil:
-			return nil, fmt.Errorf("%s: %w", words.Quote(text), err)
+			out.add("%s: %w", words.Quote(text), err)
 		case !seen[im]:
 			seen[im] = true
 			images = append(images, im)
 		}
 	}
-	if len(images) > warm.MaxImages {
-		return nil, fmt.Errorf("there are %d images%s: want %d at most", len(images), where, warm.MaxImages)
+	if n := len(images); n > warm.MaxImages {
+		images = images[:warm.MaxImages]
+		out.add("there are %d images%s: want %d at most", n, where, warm.MaxImages)
 	}
-	return images, nil
+	if out.first == nil {
+		return images, nil
+	}
+	return images, &out
 }

@@ -68,6 +68,9 @@ func (o *observer) warmed(e warm.Event) {
 	switch e.Kind {
 	case warm.ListRead:
 		text = "warm list: read"
+		if e.Err != nil {
+			level, text = zerolog.WarnLevel, "warm list: read, but for what is no image"
+		}
 	case warm.ListFailed:
 		level, text = zerolog.WarnLevel, "warm list: it cannot be read, so the last one counts"
 	case warm.Fetched:
@@ -103,6 +106,12 @@ func (m *metrics) watchWarm(totals func() warm.Totals) {
 	m.gauge("warm_checked_timestamp_seconds", "When a name of the warm list was last confirmed; 0 if none was since the start.", func() float64 {
 		if at := totals().Checked; !at.IsZero() {
 			return float64(at.Unix())
+		}
+		return 0
+	})
+	m.gauge("warm_list_failed", "1 while the warm list, or some of its lines, cannot be read; else 0.", func() float64 {
+		if totals().Err != nil {
+			return 1
 		}
 		return 0
 	})

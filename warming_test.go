@@ -181,8 +181,6 @@ func TestWarmSettings(t *testing.T) {
 		{[]string{"ENTREPOT_WARM=Alpine"}, warmVar, `"Alpine"`},
 		{[]string{"ENTREPOT_WARM=other.test/x/y"}, warmVar, "is not an upstream"},
 		{[]string{"ENTREPOT_WARM_FILE=/nowhere"}, warmFileVar, "no such file"},
-		{[]string{"ENTREPOT_WARM_FILE=" + writeFile(t, "alpine\n\n:x\n")}, warmFileVar, "line 3 of file"},
-		{[]string{"ENTREPOT_WARM_FILE=" + writeFile(t, strings.Repeat("a", 300)+"\n")}, warmFileVar, "line 1 of file"},
 		{[]string{"ENTREPOT_WARM=alpine", "ENTREPOT_WARM_FILE=" + list}, warmFileVar, "want one of them"},
 		{[]string{"ENTREPOT_WARM_PLATFORMS=amd64"}, "ENTREPOT_WARM_PLATFORMS", "is not a platform: want os/architecture"},
 		{[]string{"ENTREPOT_WARM_EVERY=1s"}, "ENTREPOT_WARM_EVERY", "want 30s or more"},
@@ -216,10 +214,37 @@ func TestAWarmListIsReadWhenItChanges(t *testing.T) {
 	want(1, false)
 	write("alpine\ndebian\n", time.Minute)
 	want(2, false)
-	write("alpine\n:::\n", time.Second)
-	want(0, true)
+	write("alpine\n:::\n", time.Second) // what is no image is left out
+	want(1, true)
+	want(1, true)
+	write("\ufeffalpine\r\n:::\r\ndebian\r\n", time.Millisecond)
+	want(2, true)
 	write("# nothing any more\n", 0)
 	want(0, false)
+}
+
+// A slip of the pen keeps neither the server from starting nor the other images from
+// coming, and is told wherever an operator looks; so is a list that is gone.
+func TestAWarmListThatCannotBeReadIsTold(t *testing.T) {
+	file := writeFile(t, "team/app:1\n\n:x\n"+strings.Repeat("a", 300)+"\n")
+	_, p, o, _, _ := warmWorld(t, "ENTREPOT_WARM_FILE="+file, "ENTREPOT_WARM_PLATFORMS=all")
+	for !strings.Contains(o.must("warm"), `"status":"warm"`) {
+		if t.Context().Err() != nil {
+			t.Fatal(o.must("warm"))
+		}
+	}
+	why := `line 3 of file .*: ":x": .*\(and 1 line more\)`
+	wantLines(t, o.must("warm", "--table"), "the list cannot be read as it is: "+why, "IMAGE .*", "docker.io/team/app:1 +warm .*")
+	wantLines(t, o.must("status", "--table"), "WARM .* 1 of 1 here", " +the list cannot be read as it is: line 3 of file .*")
+	if status := o.must("status", "--json"); !strings.Contains(status, `"warmError":"line 3 of file `) {
+		t.Errorf("status says %s", status)
+	}
+	if _, scrape, _ := get(t, newClient(t), p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_warm_list_failed 1\n") {
+		t.Error("no metric tells of it")
+	}
+	if !strings.Contains(p.log.String(), "warm list: read, but for what is no image") {
+		t.Error("the log does not say so")
+	}
 }
 
 // What clients may not pull is not fetched for them either.

@@ -26,7 +26,8 @@ type Status struct {
 	Disk     Disk      `json:"disk"`
 	Memory   Memory    `json:"memory"`
 
-	Warm map[string]int `json:"warm,omitempty"` // images of the list, by how they are; warmlist tells of each
+	Warm      map[string]int `json:"warm,omitempty"`      // images of the list, by how they are; warmlist tells of each
+	WarmError string         `json:"warmError,omitempty"` // why the list, or some of its lines, cannot be read
 }
 
 // Breaker is how a host of an upstream answers.
@@ -147,7 +148,7 @@ func newStatus(ctx context.Context, api *API, hours, top int) Status {
 		Spent:  newSpent(l.Ledger.Report(hours, top), hours),
 		Disk:   Disk{disk.Held, api.cfg.Budget, disk.Free},
 		Memory: Memory{disk.Memory, api.cfg.Memory, processMemory()},
-		Warm:   warmCounts(l.List),
+		Warm:   warmCounts(l.List), WarmError: warmError(l.List),
 	}
 	for _, p := range l.Cache.Fills() {
 		s.Fills = append(s.Fills, newFill(p, now))

@@ -66,6 +66,20 @@ type WarmEntry struct {
 	Progress   *Warming   `json:"progress,omitempty"`
 }
 
+// WarmList is what is told behind the entries.
+type WarmList struct {
+	Count int    `json:"count"`
+	Error string `json:"error,omitempty"` // why the list, or some of its lines, cannot be read: the last one that could counts
+}
+
+// warmError is why the list, or some of it, cannot be read; empty if it can.
+func warmError(list *warm.List) string {
+	if err := list.Totals().Err; err != nil {
+		return oci.Causes(err)
+	}
+	return ""
+}
+
 func newWarmEntry(e warm.Entry) WarmEntry {
 	out := WarmEntry{
 		Repository: e.Image.Repository.String(), Reference: e.Image.Reference, Status: string(e.Status),
@@ -88,7 +102,7 @@ func (x *exchange) warmList() error {
 			return err
 		}
 	}
-	return x.result(Count{len(entries)})
+	return x.result(WarmList{len(entries), warmError(x.api.cfg.Live.List)})
 }
 
 func (x *exchange) warm() error {

@@ -210,7 +210,13 @@ func (o *operation) explain(err error, t admin.Target) error {
 
 // each asks for a list and visits its items, decoded and raw.
 func each[T any](ctx context.Context, o *operation, route string, query url.Values, visit func(T, json.RawMessage) error) error {
-	_, err := o.client.Get(ctx, route, query, &admin.Listener{Item: func(raw json.RawMessage) error {
+	_, err := listed(ctx, o, route, query, visit)
+	return err
+}
+
+// listed is each with what is told behind the items.
+func listed[T any](ctx context.Context, o *operation, route string, query url.Values, visit func(T, json.RawMessage) error) (json.RawMessage, error) {
+	result, err := o.client.Get(ctx, route, query, &admin.Listener{Item: func(raw json.RawMessage) error {
 		var v T
 		if err := json.Unmarshal(raw, &v); err != nil {
 			return err
@@ -218,9 +224,9 @@ func each[T any](ctx context.Context, o *operation, route string, query url.Valu
 		return visit(v, raw)
 	}})
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.name, o.explain(err, admin.Target{}))
+		return nil, fmt.Errorf("%s: %w", o.name, o.explain(err, admin.Target{}))
 	}
-	return nil
+	return result, nil
 }
 
 // do has something done, shows how far it is, and returns its result.

@@ -346,9 +346,16 @@ func (p *picture) warm(s admin.Status) {
 	for _, n := range s.Warm {
 		all += n
 	}
-	if all == 0 {
-		return
+	if all > 0 {
+		p.warmCounts(s, all)
 	}
+	if s.WarmError != "" {
+		p.head(ink{bold, map[bool]string{true: "WARM    ", false: "        "}[all == 0]}, ink{red, "the list cannot be read as it is: " + words.Printable(s.WarmError)})
+	}
+}
+
+// warmCounts is how many of all images are here, and how the others are.
+func (p *picture) warmCounts(s admin.Status, all int) {
 	good := s.Warm[string(warm.Warm)]
 	inks := slices.Concat([]ink{{bold, "WARM    "}}, gauge(20, float64(good)/float64(all), plain), []ink{{plain, fmt.Sprintf("  %d of %d here", good, all)}})
 	for _, state := range []struct {

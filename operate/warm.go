@@ -121,7 +121,7 @@ func (o *operation) warm(ctx context.Context, t admin.Target, platforms string, 
 func (o *operation) showWarmList(ctx context.Context) error {
 	t := o.newTable("IMAGE", "STATUS", "NEXT", "CHECKED", "SIZE", "DIGEST")
 	t.width, _ = o.terminal()
-	err := each(ctx, o, "warmlist", nil, func(e admin.WarmEntry, raw json.RawMessage) error {
+	raw, err := listed(ctx, o, "warmlist", nil, func(e admin.WarmEntry, raw json.RawMessage) error {
 		status, next := e.Status, "-"
 		if p := e.Progress; p != nil && p.Bytes > 0 {
 			status += " " + strconv.FormatInt(p.BytesDone*100/p.Bytes, 10) + "%"
@@ -139,6 +139,13 @@ func (o *operation) showWarmList(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	var told admin.WarmList
+	if err := json.Unmarshal(raw, &told); err != nil {
+		return err
+	}
+	if told.Error != "" {
+		fmt.Fprintf(o.in.Stderr, "the list cannot be read as it is: %s\n", words.Printable(told.Error))
 	}
 	return t.end("no image is kept warm: set ENTREPOT_WARM or ENTREPOT_WARM_FILE for the server")
 }

@@ -15,7 +15,8 @@ import (
 type Config struct {
 	Source oci.Source
 	Puller *Puller // of the same Source
-	// Images reads the list. It is asked again and again; after an error the last
+	// Images reads the list. It is asked again and again. An error that comes with
+	// images is about others, which are left out; after one that comes alone the last
 	// list counts.
 	Images    func() ([]Image, error)
 	Platforms Platforms
@@ -47,7 +48,7 @@ type Kind int
 
 // The kinds.
 const (
-	ListRead   Kind = iota // a list was read that differs from the last one
+	ListRead   Kind = iota // a list was read that differs from the last one; Err says what was left out
 	ListFailed             // it could not be read: the last one counts
 	Fetched                // something of an image came, and it is whole
 	Troubled               // an image could not be checked, or not be fetched: once until it succeeds
@@ -126,7 +127,7 @@ type List struct {
 	entries  map[Image]*entry
 	checking int   // entries whose name is being asked about
 	turns    int   // entries that are busy
-	readErr  error // why the list could not be read, as it was told
+	readErr  error // why the list, or some of it, could not be read, as it was told
 	total    Totals
 }
 
@@ -146,6 +147,7 @@ type Totals struct {
 	Images  map[Status]int
 	Checked time.Time // when a name was last confirmed
 	Fetched int64     // bytes
+	Err     error     // why the list, or some of it, cannot be read
 }
 
 // NewList makes a list that Run works on.
@@ -182,7 +184,7 @@ func (l *List) Run(ctx context.Context) {
 // reread takes over a list that has changed.
 func (l *List) reread() {
 	images, err := l.cfg.Images()
-	if err != nil {
+	if err != nil && len(images) == 0 {
 		l.mu.Lock()
 		isNews := l.readErr == nil || l.readErr.Error() != err.Error()
 		l.readErr = err
@@ -193,16 +195,18 @@ func (l *List) reread() {
 		}
 		return
 	}
-	if l.take(images[:min(len(images), MaxImages)]) {
-		l.cfg.Tell(Event{Kind: ListRead, Images: len(images)})
+	if l.take(images[:min(len(images), MaxImages)], err) {
+		l.cfg.Tell(Event{Kind: ListRead, Images: len(images), Err: err})
 	}
 }
 
-// take makes entries of images, and reports whether they are others than before.
-func (l *List) take(images []Image) (changed bool) {
+// take makes entries of images, and reports whether they are others than before, or
+// others were left out, for err.
+func (l *List) take(images []Image, err error) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	changed, l.readErr = l.readErr != nil, nil
+	changed = (l.readErr == nil) != (err == nil) || err != nil && l.readErr.Error() != err.Error()
+	l.readErr = err
 	wanted := make(map[Image]bool, len(images))
 	for _, im := range images {
 		wanted[im] = true
@@ -459,6 +463,7 @@ func (l *List) Totals() Totals {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.total
+	t.Err = l.readErr
 	t.Images = map[Status]int{Pending: 0, Fetching: 0, Warm: 0, Deferred: 0, Stale: 0, Missing: 0, Waiting: 0, Failed: 0}
 	for _, e := range l.entries {
 		t.Images[e.Status]++

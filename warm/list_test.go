@@ -377,10 +377,23 @@ func TestAListIsReadAgain(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		wantEntry(w.t, l, other, warm.Warm) // the last list counts
+		if err := l.Totals().Err; err == nil || err.Error() != "the file is gone" {
+			w.t.Errorf("it is said to have failed with %v", err)
+		}
+		set(errors.New("line 2 is no image"), one)
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		wantEntry(w.t, l, one, warm.Warm) // the others count
+		if l.Totals().Err == nil || len(l.Entries()) != 1 {
+			w.t.Errorf("of a list with a slip of the pen: %+v", l.Entries())
+		}
 		set(nil, other)
 		time.Sleep(11 * time.Second)
 		synctest.Wait()
-		if got, want := told.kinds(warm.Image{}), []warm.Kind{warm.ListRead, warm.ListRead, warm.ListFailed, warm.ListRead}; !slices.Equal(got, want) {
+		if err := l.Totals().Err; err != nil {
+			w.t.Errorf("a list that can be read again: %v", err)
+		}
+		if got, want := told.kinds(warm.Image{}), []warm.Kind{warm.ListRead, warm.ListRead, warm.ListFailed, warm.ListRead, warm.ListRead}; !slices.Equal(got, want) {
 			w.t.Errorf("told %v, want %v", got, want)
 		}
 	})
