@@ -70,6 +70,38 @@ func TestARefusedLoginIsNamed(t *testing.T) {
 	}
 }
 
+// What a registry hides from strangers is 404 for nobody. Where our login is refused that
+// deletes nothing, and a client is told why; with the right one all is as it was.
+func TestWhatIsHiddenFromARefusedLoginIsNotDeleted(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{HidePrivate: true}})
+	hub.AddUser("me", "right")
+	image := ocitest.RandomImage(1, 1000)
+	hub.Push("team/app", "1", image)
+	hub.Push("team/app", "2", image)
+	hub.Private("team/app", "me")
+	secret := filepath.Join(t.TempDir(), "secret")
+	replaceFile(t, secret, []byte("right"))
+	p := startProgram(t, hub, "ENTREPOT_UPSTREAM_0_KEEP_DELETED=false", "ENTREPOT_TAG_TTL=0s", "ENTREPOT_NEGATIVE_TTL=1h",
+		"ENTREPOT_UPSTREAM_0_USERNAME=me", "ENTREPOT_UPSTREAM_0_PASSWORD_FILE="+secret)
+	client := newClient(t)
+	p.pull(t, client, "team/app", "1", image)
+	replaceFile(t, secret, []byte("wrong"))
+	for range 2 {
+		if status, _, header := get(t, client, p.registry+"/v2/team/app/manifests/1"); status != http.StatusOK || header.Get("X-Entrepot-Cache") != "stale" {
+			t.Errorf("what is held: %d %s, want it as stale", status, header.Get("X-Entrepot-Cache"))
+		}
+		if status, body, _ := get(t, client, p.registry+"/v2/team/app/manifests/2"); status != http.StatusForbidden || !strings.Contains(body, "the password that this cache has for it was refused") {
+			t.Errorf("what is not held: %d %s", status, body)
+		}
+	}
+	replaceFile(t, secret, []byte("right"))
+	p.pull(t, client, "team/app", "2", image)
+	hub.Untag("team/app", "2")
+	if status, body, _ := get(t, client, p.registry+"/v2/team/app/manifests/2"); status != http.StatusNotFound {
+		t.Errorf("what is deleted: %d %s", status, body)
+	}
+}
+
 // dockerLogin has a login for Docker Hub in Docker's configuration, and is the setting
 // that says where that is.
 func dockerLogin(t *testing.T, login string) (setting string) {

@@ -201,7 +201,7 @@ func (c *Cache) decide(ctx context.Context, repo oci.Repository, key func() stri
 	}
 	asked := key()
 	facts.Mute = c.mutes.is(repo.Host, asked)
-	_, failed := c.refusal(ctx, repo, asked)
+	_, failed := c.refusal(ctx, &c.failures, repo, asked)
 	if failed == nil {
 		return c.ladder(repo.Host).Climb(facts), nil
 	}
@@ -215,10 +215,10 @@ func (c *Cache) decide(ctx context.Context, repo oci.Repository, key func() stri
 
 // refusal returns when a question about repo may be asked again after it failed,
 // and why not before; zero if it may be asked now.
-func (c *Cache) refusal(ctx context.Context, repo oci.Repository, key string) (time.Time, error) {
-	retry, login, err := c.failures.get(key, time.Now())
+func (c *Cache) refusal(ctx context.Context, of *failures, repo oci.Repository, key string) (time.Time, error) {
+	retry, login, err := of.get(key, time.Now())
 	if err != nil && saidBy(err).isOfLogin() && login != c.cfg.Login(ctx, repo) {
-		c.failures.forget(key)
+		of.forget(key)
 		return time.Time{}, nil
 	}
 	return retry, err
@@ -238,6 +238,9 @@ func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string
 			r.Again = c.failures.grow(key, r.Again, hopelessFor)
 		}
 		c.failures.put(key, r.Again, login, err)
+		if facts.Said == NoAPI && facts.Kind == ReferrersKind {
+			c.noAPI.put(repo.String(), r.Again, login, err)
+		}
 	}
 	return r
 }

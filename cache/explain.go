@@ -84,7 +84,7 @@ func (c *Cache) explainTag(ctx context.Context, repo oci.Repository, tag string,
 		return err
 	}
 	q := tagQuestion{repo: repo, tag: tag}
-	x.Retry, _ = c.refusal(ctx, repo, q.key())
+	x.Retry, _ = c.refusal(ctx, &c.failures, repo, q.key())
 	facts := c.tagFacts(ctx, &q, &rec, err == nil)
 	rung, why := c.decide(ctx, repo, q.key, facts)
 	x.Rung = rung

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -120,10 +121,17 @@ func (c *Cache) lookElsewhere(ctx context.Context, repo oci.Repository) {
 // elsewhere is where a manifest places the layer, after upstream has answered with
 // err that it does not have it; ok is false if there is no such place.
 func (b *blob) elsewhere(ctx context.Context, err error) (foreignLayer, bool) {
-	if _, ok := b.c.upstream.(oci.ForeignSource); !ok || err == nil || b.isElsewhere() || saidBy(err) != Gone {
+	if _, ok := b.c.upstream.(oci.ForeignSource); !ok || b.isElsewhere() || !isLack(err) {
 		return foreignLayer{}, false
 	}
 	return b.c.elsewhere(ctx, b.repo, b.dg)
+}
+
+// isLack reports that upstream said that it does not have a blob, be it to nobody since
+// it refused our login: who lists such a layer has others for it.
+func isLack(err error) bool {
+	e, ok := errors.AsType[*oci.Error](err)
+	return ok && (oci.IsUnknown(e) || oci.IsUnknown(e.Err))
 }
 
 // turnElsewhere has the handle lead there.

@@ -134,6 +134,22 @@ func TestForeignLayerThatTheRegistryHas(t *testing.T) {
 	}
 }
 
+// TestForeignLayerWhileOurLoginIsRefused: that the registry does not have it is not its
+// word then, but where the manifest places it everybody may look.
+func TestForeignLayerWhileOurLoginIsRefused(t *testing.T) {
+	s := &abroad{source: newSource()}
+	layer := pattern(43, 1000)
+	d := oci.Sum(layer)
+	m := s.pushForeign(alpine, "latest", d, len(layer))
+	s.place(layerURL, d, layer)
+	c := newCache(t, s, Config{})
+	s.manifest(t, c, alpine, m)
+	s.set(func() { s.nobody = true })
+	mustRead(t, c, alpine, d, layer)
+	_, _, err := read(t.Context(), c, alpine, oci.Sum([]byte("a layer of its own")), 0, -1)
+	wantCode(t, err, oci.Denied)
+}
+
 func TestForeignLayerThatMayNotBeFetched(t *testing.T) {
 	s := &abroad{source: newSource(), deny: true}
 	layer := pattern(42, 1000)

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"errors"
 	"time"
 
@@ -96,7 +97,7 @@ func (s Said) isFinal() bool { return s == Gone || s == Hidden || s == Refused }
 
 // isOfLogin reports an answer that may be another to another credential.
 func (s Said) isOfLogin() bool {
-	return s == Hidden || s == Refused || s == Limited || s == Unfetched
+	return s == Hidden || s == Refused || s == Limited || s == Unfetched || s == NoAPI
 }
 
 // isDeletion reports an answer that policy may take for the end of what is held.
@@ -200,7 +201,8 @@ const (
 	spoiltFor = time.Second
 	// noAPIFor is how long a repository without a referrers API is not asked again
 	// whether it has one. (Not the upstream: what it says of one repository, which
-	// may not exist, must not change the answers about others.)
+	// may not exist, must not change the answers about others.) Less where that was
+	// said to nobody, who might not be told of one.
 	noAPIFor = time.Hour
 )
 
@@ -286,7 +288,7 @@ func (l Ladder) after(c Case) Rung {
 	r := Rung{Serve: Error}
 	switch {
 	case c.Said == NoAPI && c.Kind == ReferrersKind:
-		return Rung{Serve: Fallback, Again: noAPIFor}
+		return Rung{Serve: Fallback, Again: min(cmp.Or(c.Retry, noAPIFor), noAPIFor)}
 	case c.Said.isFinal():
 		r.Again = max(0, l.Remember)
 	case c.Said == Spoilt:
@@ -322,7 +324,7 @@ func (l Ladder) instead(c Case) Rung {
 	r := Rung{Serve: Ours, Mark: oci.Stale, Again: min(max(l.Pause, c.Retry), mostPause)}
 	switch {
 	case c.Said == NoAPI && c.Kind == ReferrersKind:
-		return Rung{Serve: Fallback, Again: noAPIFor}
+		return Rung{Serve: Fallback, Again: min(cmp.Or(c.Retry, noAPIFor), noAPIFor)}
 	case c.Said == Slow:
 		r.Again, r.Behind = 0, true
 	case c.Background && (c.Said == Limited || c.Said == Unfetched):

@@ -372,6 +372,48 @@ func TestALimitIsToldByUpstreamAlone(t *testing.T) {
 	})
 }
 
+// TestReferrersWhileOurLoginIsRefused: a registry that hides a repository from nobody
+// seems to have no referrers API for it, and no tag. Nothing is told of that, and what
+// was known before is served; the API is asked again soon, or by another login.
+func TestReferrersWhileOurLoginIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		held := oci.Sum([]byte("held"))
+		login := "good"
+		c := newCache(t, s, Config{DropDeleted: map[string]bool{alpine.Host: true}, Login: func(context.Context, oci.Repository) string { return login }})
+		defer closeCache(t, c)
+		list := func(d oci.Digest) (int, oci.Outcome, error) {
+			list, out, err := c.Referrers(t.Context(), alpine, d, "", oci.Ask{})
+			return len(list.Manifests), out, err
+		}
+		if n, _, err := list(held); n != 1 || err != nil {
+			t.Fatalf("%d referrers, %v", n, err)
+		}
+		refuse := func(is bool) { s.set(func() { s.nobody, s.noAPI = is, is }) }
+		for _, mended := range []struct {
+			how  string
+			mend func()
+		}{
+			{"over there", func() { time.Sleep(time.Minute) }},
+			{"here", func() { login = "better" }},
+		} {
+			other := oci.Sum([]byte(mended.how))
+			refuse(true)
+			if n, out, err := list(held); n != 1 || err != nil || out.Cache != oci.Stale {
+				t.Errorf("what was known: %d referrers, %s, %v", n, out.Cache, err)
+			}
+			if n, _, err := list(other); n != 0 || oci.CodeOf(err) != oci.Denied {
+				t.Errorf("what was not: %d referrers, %v", n, err)
+			}
+			refuse(false)
+			mended.mend()
+			if n, _, err := list(other); n != 1 || err != nil {
+				t.Errorf("after the login was put right %s: %d referrers, %v", mended.how, n, err)
+			}
+		}
+	})
+}
+
 // TestListsStandOnTheLadder: a list that is held is served while upstream cannot
 // say, and upstream is not asked again for a while.
 func TestListsStandOnTheLadder(t *testing.T) {

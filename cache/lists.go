@@ -118,26 +118,33 @@ func (c *Cache) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest
 		return list, out, err
 	}
 	list, out, err = c.fallbackReferrers(ctx, repo, d, artifactType, ask)
-	if oci.IsUnknown(err) {
-		return c.deletedReferrers(repo, d, artifactType, out)
+	if err != nil {
+		return c.keptReferrers(referrersKey(repo, d, artifactType), repo, out, err)
 	}
-	return list, out, err
+	return list, out, nil
 }
 
-// deletedReferrers answers where there is neither an API nor a fallback tag: a digest
-// has no referrers then, unless the API was there, and told of some.
-func (c *Cache) deletedReferrers(repo oci.Repository, d oci.Digest, artifactType string, out oci.Outcome) (oci.ReferrerList, oci.Outcome, error) {
-	kept, isKept := c.kept.get(referrersKey(repo, d, artifactType))
-	if !isKept {
-		return oci.ReferrerList{}, out, nil
+// keptReferrers answers where there is no API, and the fallback tag failed with err,
+// by what the API told of when it was there. Without that a digest has no referrers
+// where it has no such tag.
+func (c *Cache) keptReferrers(key string, repo oci.Repository, out oci.Outcome, err error) (oci.ReferrerList, oci.Outcome, error) {
+	facts := Case{Kind: ReferrersKind, Said: saidBy(err)}
+	kept, isKept := c.kept.get(key)
+	if isKept {
+		facts.Held = Whole
 	}
-	rung := c.ladder(repo.Host).Climb(Case{Kind: ReferrersKind, Held: Whole, Said: Gone})
-	if rung.Record == Drop {
+	rung := c.ladder(repo.Host).Climb(facts)
+	switch {
+	case rung.Serve == Ours:
+		out.Cache, out.Why = rung.Mark, whyStale(err)
+		return kept, out, nil
+	case rung.Record == Drop:
 		c.ForgetReferrers(repo)
-		return oci.ReferrerList{}, out, nil
 	}
-	out.Cache, out.Why = rung.Mark, WhyDeleted
-	return kept, out, nil
+	if facts.Said != Gone {
+		return oci.ReferrerList{}, out, err
+	}
+	return oci.ReferrerList{}, out, nil
 }
 
 func referrersKey(repo oci.Repository, d oci.Digest, artifactType string) string {
@@ -146,7 +153,7 @@ func referrersKey(repo oci.Repository, d oci.Digest, artifactType string) string
 
 // apiReferrers asks upstream's API, unless its rung is Fallback: there is none.
 func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Digest, artifactType string, ask oci.Ask) (oci.ReferrerList, oci.Outcome, Rung, error) {
-	if _, _, err := c.noAPI.get(repo.String(), time.Now()); err != nil {
+	if _, err := c.refusal(ctx, &c.noAPI, repo, repo.String()); err != nil {
 		rung := c.ladder(repo.Host).Climb(Case{Kind: ReferrersKind, Said: NoAPI, Remembered: true})
 		return oci.ReferrerList{}, oci.Outcome{}, rung, err
 	}
@@ -161,13 +168,8 @@ func (c *Cache) apiReferrers(ctx context.Context, repo oci.Repository, d oci.Dig
 		ask: ask, work: func(ctx context.Context) (referrerPage, error) {
 			list, out, err := c.upstream.Referrers(ctx, repo, d, artifactType, ask)
 			c.spoke(repo.Host, out, err)
-			switch {
-			case err == nil:
+			if err == nil {
 				c.kept.put(key, list)
-			case saidBy(err) == NoAPI:
-				none := facts
-				none.Said = NoAPI
-				c.noAPI.put(repo.String(), c.ladder(repo.Host).Climb(none).Again, "", err)
 			}
 			return referrerPage{list, out.Spent}, err
 		},

@@ -137,7 +137,17 @@ func (q *tagQuestion) said(found oci.Digest, err error) Said {
 }
 
 // whyStale is what is said of something that is held, and was not confirmed for err.
-func whyStale(err error) string { return "upstream cannot confirm it: " + oci.Reason(err) }
+func whyStale(err error) string {
+	switch saidBy(err) {
+	case Gone:
+		return WhyDeleted
+	case Hidden:
+		return WhyHidden
+	case Unfetched:
+		return errUnfetched.Error() + ": " + oci.Reason(err)
+	}
+	return "upstream cannot confirm it: " + oci.Reason(err)
+}
 
 // answer is what the client of q gets who stands on a rung.
 func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolution, err error) (oci.Resolved, oci.Outcome, error) {
@@ -155,14 +165,6 @@ func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolu
 		}
 		image := c.image(ctx, q, err)
 		out.Checked, out.Why = image.Checked, whyStale(err)
-		switch saidBy(err) {
-		case Gone:
-			out.Why = WhyDeleted
-		case Hidden:
-			out.Why = WhyHidden
-		case Unfetched:
-			out.Why = errUnfetched.Error() + ": " + oci.Reason(err)
-		}
 		return resolved(image), out, nil
 	}
 	return oci.Resolved{}, out, err

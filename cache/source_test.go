@@ -48,6 +48,7 @@ type source struct {
 	most     int    // of them, at once
 	noAPI    bool
 	noAPIFor string        // the repository that has none
+	nobody   bool          // who asks is nobody, since our login is refused
 	spent    error         // every GET of a manifest fails with it
 	withheld time.Duration // how long there are no manifests for who can do without
 	// body may replace what a blob's reader gives out from offset.
@@ -161,7 +162,7 @@ func (s *source) Resolve(ctx context.Context, repo oci.Repository, ref string, a
 	}
 	m, ok := s.manifests[repo.String()+"@"+d.String()]
 	if !ok {
-		return oci.Resolved{}, out, oci.Errorf(oci.ManifestUnknown, "no %s", ref)
+		return oci.Resolved{}, out, s.unknownLocked(oci.ManifestUnknown, ref)
 	}
 	if ask.Held {
 		out.Withheld = s.withheld
@@ -206,9 +207,22 @@ func (s *source) Referrers(_ context.Context, repo oci.Repository, d oci.Digest,
 		return oci.ReferrerList{}, oci.Outcome{}, err
 	}
 	if s.noAPI || repo.Path == s.noAPIFor {
-		return oci.ReferrerList{}, oci.Outcome{}, oci.Errorf(oci.Unsupported, "no referrers API")
+		e := oci.Errorf(oci.Unsupported, "no referrers API")
+		if s.nobody {
+			e.RetryAfter = time.Minute
+		}
+		return oci.ReferrerList{}, oci.Outcome{}, e
 	}
 	return oci.ReferrerList{Manifests: []oci.Referrer{{Digest: d, Raw: []byte(`{}`)}}}, oci.Outcome{}, nil
+}
+
+// unknownLocked is what is said of a thing that is not there.
+func (s *source) unknownLocked(code oci.Code, what string) error {
+	e := oci.Errorf(code, "no %s", what)
+	if s.nobody {
+		return &oci.Error{Code: oci.Denied, Detail: e.Detail + "; it was asked anonymously", Err: e}
+	}
+	return e
 }
 
 type sourceBlob struct {
@@ -226,7 +240,7 @@ func (b *sourceBlob) content() ([]byte, error) {
 	defer b.s.mu.Unlock()
 	c, ok := b.s.blobs[b.repo.String()+"@"+b.d.String()]
 	if !ok {
-		return nil, oci.Errorf(oci.BlobUnknown, "no %s", b.d)
+		return nil, b.s.unknownLocked(oci.BlobUnknown, b.d.String())
 	}
 	return c, nil
 }

@@ -69,7 +69,6 @@ func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, e
 		}
 	}
 	a.hidden = a.status == http.StatusUnauthorized && l.full && !refusesToken(a.header)
-	a.without = l.without
 	return a, nil
 }
 
@@ -98,6 +97,9 @@ func (s *site) sendAs(ctx context.Context, q *question, r request, l login) (*an
 		if v == rejected || heldBack {
 			s.refusedLogin(l.cred, r.url.Host, q.repo.Path, heldBack)
 		}
+	}
+	if err == nil {
+		a.without = l.without
 	}
 	switch {
 	case err != nil || l.token == nil:

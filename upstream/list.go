@@ -247,12 +247,17 @@ func (s *site) page(ctx context.Context, q *question, r request, unknown oci.Cod
 }
 
 // listRefusal maps what is no list. A registry without the referrers API answers
-// its route as it does any unknown one; with it, it never answers 404.
+// its route as it does any unknown one; with it, it never answers 404, unless it
+// hides the repository from nobody: that it has no API is then soon asked again.
 func (s *site) listRefusal(a *answer, unknown oci.Code) error {
 	if unknown == oci.Unsupported {
 		switch a.status {
 		case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented:
-			return oci.Errorf(oci.Unsupported, "%s has no referrers API", a.url.Host)
+			e := oci.Errorf(oci.Unsupported, "%s has no referrers API", a.url.Host)
+			if a.without {
+				e.RetryAfter = minRefusal
+			}
+			return e
 		}
 	}
 	return s.refusal(a, unknown)

@@ -369,7 +369,9 @@ func isPage(h http.Header) bool {
 
 // refusal is the error that an answer stands for; unknown is what a 404 means.
 // What we asked was well formed: an upstream that says otherwise means that
-// there can be no such name, or makes no sense.
+// there can be no such name, or makes no sense. What is not there for nobody may
+// well be for the login that was refused: that is a Denied, whose cause is what was
+// said.
 func (s *site) refusal(a *answer, unknown oci.Code) *oci.Error {
 	e := oci.ReadError(a.status, a.header, a.start, unknown, time.Now())
 	if row := e.Code.Row(); e.Detail == row.Message && !oci.IsUnknown(e) {
@@ -381,9 +383,6 @@ func (s *site) refusal(a *answer, unknown oci.Code) *oci.Error {
 	case oci.Denied:
 		if a.hidden {
 			e.Err = oci.ErrHidden
-		}
-		if a.without {
-			e.Detail += withoutLogin
 		}
 	case oci.TooManyRequests, oci.Unavailable:
 		e.RetryAfter = max(e.RetryAfter, a.paused)
@@ -398,6 +397,9 @@ func (s *site) refusal(a *answer, unknown oci.Code) *oci.Error {
 		}
 	case oci.DigestInvalid, oci.ManifestInvalid, oci.PageInvalid:
 		e.Code = oci.BadUpstream
+	}
+	if a.without && isLack(e) {
+		return &oci.Error{Code: oci.Denied, Detail: e.Detail + withoutLogin, Err: e}
 	}
 	return e
 }

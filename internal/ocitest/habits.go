@@ -26,6 +26,7 @@ type Habits struct {
 	DenyToken      int           // status with which the token service refuses a private or missing repository; 0: it gives a token without rights
 	Realm          string        // the challenge's realm, if it is not the token service
 	NameUnknown    bool          // 404 for a repository that does not exist, also with tokens (Docker Hub: 401)
+	HidePrivate    bool          // with tokens, 404 for a private repository to whom it is not for
 
 	// Redirects and signed URLs. A URL is signed for one method.
 	InlineBlobs       bool          // no redirect

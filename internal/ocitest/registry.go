@@ -23,8 +23,11 @@ func (h *Hub) serveRegistry(a *answer) {
 		return
 	}
 	h.mu.Lock()
-	known := h.repos[a.rec.Repo] != nil
+	known, account := h.repos[a.rec.Repo] != nil, a.rec.Account
 	h.mu.Unlock()
+	if a.habits.HidePrivate && !h.mayRead(account, a.rec.Repo, false) {
+		known = false
+	}
 	switch {
 	case a.rec.Kind == Ping:
 		a.json(struct{}{})

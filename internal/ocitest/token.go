@@ -126,7 +126,7 @@ func (h *Hub) serveToken(a *answer) {
 	}
 	repos := map[string]bool{}
 	for _, scope := range scopes {
-		if repo, pull := parseScope(scope); pull && h.mayRead(account, repo, a.habits.NameUnknown) {
+		if repo, pull := parseScope(scope); pull && (a.habits.HidePrivate || h.mayRead(account, repo, a.habits.NameUnknown)) {
 			repos[repo] = true
 		}
 	}
