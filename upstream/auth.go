@@ -35,9 +35,9 @@ type login struct {
 }
 
 // exchange sends a request with what its origin is known to want, of which nothing is
-// got for what is not asked now. A 401 is answered at most once: by a new token where
-// one had expired or none was sent, by the password, or, where that is refused, by
-// nothing.
+// got for what is not asked now. A 401 is answered: by a new token where one had
+// expired or none was sent, or by the password. A 401 to that is answered as nobody
+// would, and no other a second time.
 func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, error) {
 	var l login
 	q.next = r
@@ -55,18 +55,16 @@ func (s *site) exchange(ctx context.Context, q *question, r request) (*answer, e
 		}
 	}
 	a, err := s.sendAs(ctx, q, r, l)
-	if err != nil || a.status != http.StatusUnauthorized {
-		return a, err
+	for again := true; again && err == nil && a.status == http.StatusUnauthorized; {
+		var next login
+		if next, again, err = s.answerChallenge(ctx, q, r.url, l, a.header); again {
+			l = next
+			a, err = s.sendAs(ctx, q, r, l)
+			again = l.settle != nil
+		}
 	}
-	next, again, err := s.answerChallenge(ctx, q, r.url, l, a.header)
 	if err != nil {
 		return nil, err
-	}
-	if again {
-		l = next
-		if a, err = s.sendAs(ctx, q, r, l); err != nil {
-			return nil, err
-		}
 	}
 	a.hidden = a.status == http.StatusUnauthorized && l.full && !refusesToken(a.header)
 	return a, nil

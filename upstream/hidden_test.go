@@ -81,3 +81,19 @@ func TestA404ToNobodyIsNoWordAboutTheThing(t *testing.T) {
 		})
 	}
 }
+
+// Who is refused his password, and has been told nothing before, is told so at once.
+func TestTheFirstRefusalSaysWhy(t *testing.T) {
+	for _, auth := range []ocitest.Auth{ocitest.TokenAuth, ocitest.BasicAuth} {
+		simulate(t, ocitest.Config{Habits: ocitest.Habits{Auth: auth}}, func(w *world) {
+			w.hub.AddUser("me", "secret")
+			w.hub.Private(alpine.Path, "me")
+			c := w.connect(func(cfg *Config) { cfg.Credentials = Password("me", "wrong") })
+			for i := range 3 {
+				if err := resolve(w.t, c); oci.CodeOf(err) != oci.Denied || !strings.HasSuffix(oci.Reason(err), withoutLogin) {
+					w.t.Errorf("auth %q, question %d: %v", auth, i, err)
+				}
+			}
+		})
+	}
+}

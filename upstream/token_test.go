@@ -306,7 +306,7 @@ func TestRegistryTokenNeedsNoExchange(t *testing.T) {
 	c := connectAt(t, listen(t, func(w http.ResponseWriter, r *http.Request) {
 		got = append(got, r.Header.Get("Authorization"))
 		if r.Header.Get("Authorization") != "Bearer given" {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="http://localhost:1/token"`)
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token"`)
 			w.WriteHeader(401)
 			return
 		}
