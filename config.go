@@ -72,7 +72,7 @@ type Config struct {
 	WarmFile          File             `env:"ENTREPOT_WARM_FILE" doc:"File with such images instead, one in a line, # for comments; read again when it changes; a line that is no image is left out, and told of"`
 	WarmPlatforms     PlatformNames    `env:"ENTREPOT_WARM_PLATFORMS" envDefault:"native" doc:"Their platforms, such as linux/amd64,linux/arm/v7; native: Linux on the server's own architecture; all"`
 	WarmEvery         Duration         `env:"ENTREPOT_WARM_EVERY" envDefault:"0s" doc:"How often what they name is checked, by HEAD; 0s: each before its TTL ends"`
-	WarmWindow        DayWindow        `env:"ENTREPOT_WARM_WINDOW" doc:"The time of day in which their content is fetched, such as 22:00-06:00; checks go on always"`
+	WarmWindow        DayWindow        `env:"ENTREPOT_WARM_WINDOW" doc:"The time of day in which their layers are fetched, such as 22:00-06:00; checks go on always, and where a tag has moved bring the manifest that it names now"`
 	Offline           Switch           `env:"ENTREPOT_OFFLINE" envDefault:"false" doc:"Never contact an upstream: serve what is held"`
 	Streams           Count            `env:"ENTREPOT_STREAMS" envDefault:"4" doc:"Transfers at once for one big blob, each over a connection of its own, 1 to 64"`
 	StreamThreshold   Size             `env:"ENTREPOT_STREAM_THRESHOLD" envDefault:"32MiB" doc:"The size from which a blob is big"`
