@@ -285,5 +285,5 @@ type Record struct {
 
 // offline is the answer to what only upstream could tell.
 func offline(what string) error {
-	return oci.Errorf(oci.Unavailable, "%s is not held, and its upstream is set to be offline", what)
+	return oci.Errorf(oci.Unavailable, "%s is not held, and %w", what, oci.ErrOffline)
 }

@@ -161,6 +161,10 @@ var ErrCrowded = errors.New("too much is asked at once")
 // its way for others: it can be had once that is here.
 var ErrFilling = errors.New("it is on its way for others")
 
+// ErrOffline is in the chain of an Unavailable by which we keep to what is held, as we
+// are told to: that does not pass by waiting.
+var ErrOffline = errors.New("its upstream is set to be offline")
+
 // ErrReserved is in the chain of a TooManyRequests by which we keep the last of a
 // quota for others: upstream would give it.
 var ErrReserved = errors.New("kept for clients who ask for what is not held")

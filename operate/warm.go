@@ -85,14 +85,13 @@ func warmImages(ctx context.Context, in Invocation) (err error) {
 
 // warm has one image fetched, and shows how far it is.
 func (o *operation) warm(ctx context.Context, t admin.Target, platforms string, patience time.Duration) error {
-	bar, waiting := o.newBar(t.String(), true), ""
+	bar, waiting := o.newBar(t.String(), true), newWaits()
 	ask := admin.Warm{Repository: t.Repository, Reference: t.Reference, Platforms: platforms, WaitSeconds: int64(patience / time.Second)}
 	done, err := do[admin.Warmed](ctx, o, http.MethodPost, "warm", ask, func(raw json.RawMessage) {
 		var p admin.Warming
 		switch {
 		case json.Unmarshal(raw, &p) != nil:
-		case p.Waiting != "" && p.Waiting != waiting:
-			waiting = p.Waiting
+		case waiting.isNews(p):
 			bar.end()
 			fmt.Fprintf(o.in.Stderr, "%s: waiting until %s: %s\n", t, p.Until.Local().Format(time.TimeOnly), words.Printable(p.Waiting))
 		case p.Waiting == "":
@@ -116,6 +115,35 @@ func (o *operation) warm(ctx context.Context, t admin.Target, platforms string, 
 	}
 	_, err = fmt.Fprintln(o.in.Stdout)
 	return err
+}
+
+// waits are what is said of an image that waits.
+type waits struct {
+	why   string
+	until time.Time
+	apart time.Duration // so much later is news
+}
+
+// leastApart is that at first. It doubles each time: who tries again every minute does
+// not say so every minute.
+const leastApart = time.Minute
+
+func newWaits() *waits { return &waits{apart: leastApart} }
+
+// isNews reports whether it waits for something else, or much longer, than was said.
+func (w *waits) isNews(p admin.Warming) bool {
+	switch {
+	case p.Waiting == "":
+		return false
+	case p.Waiting != w.why:
+		w.apart = leastApart
+	case p.Until.Sub(w.until) < w.apart:
+		return false
+	default:
+		w.apart = min(2*w.apart, time.Hour)
+	}
+	w.why, w.until = p.Waiting, p.Until
+	return true
 }
 
 func (o *operation) showWarmList(ctx context.Context) error {

@@ -250,7 +250,7 @@ func (r *run) retry(ctx context.Context, work func() error) error {
 		case err == nil:
 			r.progress.change(func(*State) {})
 			return nil
-		case !oci.IsRetryable(err) || errors.Is(err, errNotKept):
+		case !oci.IsRetryable(err), errors.Is(err, errNotKept), errors.Is(err, oci.ErrOffline):
 			return err
 		}
 		wait := max(backoff, oci.RetryAfter(err))

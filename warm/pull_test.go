@@ -139,6 +139,20 @@ func TestPullGivesUpInTheEnd(t *testing.T) {
 	})
 }
 
+// A setting does not pass by waiting.
+func TestPullDoesNotWaitForWhatIsOffline(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		w.hub.Push("library/alpine", "latest", on("amd64", 1, 1000))
+		w.cfg.Offline = true
+		w.restart()
+		began := time.Now()
+		_, err := w.puller.Pull(w.t.Context(), hubImage("library/alpine", "latest"), warm.Platforms{}, time.Hour, new(warm.Progress))
+		if err == nil || !strings.Contains(err.Error(), "is set to be offline") || time.Since(began) > 0 {
+			w.t.Errorf("after %v: %v", time.Since(began), err)
+		}
+	})
+}
+
 // The part of a quota that is kept for clients stays for them.
 func TestPullLeavesTheReserve(t *testing.T) {
 	simulate(t, ocitest.Habits{PullLimit: 20}, func(w *world) {

@@ -1,0 +1,28 @@
+package operate
+
+import (
+	"testing"
+	"time"
+
+	"entrepot/admin"
+)
+
+// What an image waits for is said again when that takes much longer than was said, and
+// ever more seldom.
+func TestWaitsAreTold(t *testing.T) {
+	w, now, said := newWaits(), time.Now(), 0
+	for minute := range 60 { // it is tried every minute
+		if w.isNews(admin.Warming{Waiting: "down", Until: now.Add(time.Duration(minute) * time.Minute)}) {
+			said++
+		}
+		if w.isNews(admin.Warming{}) {
+			t.Error("it is said to wait for nothing")
+		}
+	}
+	if want := 6; said != want { // after 0, 1, 3, 7, 15, 31 minutes
+		t.Errorf("said %d times in an hour, want %d", said, want)
+	}
+	if !w.isNews(admin.Warming{Waiting: "limited", Until: now.Add(time.Hour)}) || w.isNews(admin.Warming{Waiting: "limited", Until: now.Add(time.Hour)}) {
+		t.Error("another reason is said once")
+	}
+}
