@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"entrepot/admin"
 	"entrepot/upstream"
 
 	"github.com/rs/zerolog"
@@ -28,7 +29,10 @@ type reloadable struct {
 	paths func() []string // to look at
 	load  func() error
 	seen  []os.FileInfo
-	told  string // the error that was logged last; empty after a success
+
+	mu    sync.Mutex // guards what follows; it is written by the reloader's goroutine alone
+	told  string     // the error that was logged last; empty after a success
+	since time.Time  // when it was first in the way; zero after a success
 }
 
 // reloader looks after what is reloadable. Where reading fails, what was read
@@ -122,9 +126,22 @@ func (r *reloader) round(now time.Time) {
 func (r *reloader) readAll() {
 	r.log.Info().Int("things", len(r.all)).Msg("SIGHUP: reading files again; settings are environment variables, and take a restart")
 	for _, one := range r.all {
-		one.told = ""
+		one.tell(nil)
 		one.read(r.log, look(one.paths()))
 	}
+}
+
+// unread are the things that cannot be read as they are now.
+func (r *reloader) unread() (all []admin.Unread) {
+	for _, one := range r.all {
+		one.mu.Lock()
+		told, since := one.told, one.since
+		one.mu.Unlock()
+		if told != "" {
+			all = append(all, admin.Unread{What: one.what, Error: told, Since: since})
+		}
+	}
+	return all
 }
 
 // refresh looks before it reads: a change that comes while it reads is then
@@ -151,12 +168,26 @@ func (one *reloadable) read(log zerolog.Logger, seen []os.FileInfo) {
 	one.seen = seen
 	switch {
 	case err == nil:
-		one.told = ""
+		one.tell(nil)
 		log.Info().Str("what", one.what).Strs("files", one.paths()).Bool("changed", changed).Msg("read again")
 	case err.Error() != one.told:
-		one.told = err.Error()
+		one.tell(err)
 		log.Warn().Str("what", one.what).Err(err).Msg("cannot be read: what was read before stays")
 	}
+}
+
+// tell notes what came of the last reading.
+func (one *reloadable) tell(err error) {
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	switch {
+	case err == nil:
+		one.told, one.since = "", time.Time{}
+		return
+	case one.told == "":
+		one.since = time.Now()
+	}
+	one.told = err.Error()
 }
 
 // look is what the file system says of files; nil for one that it does not have.

@@ -190,3 +190,19 @@ oidc:
 		t.Errorf("the file is not named:\n%s", p.log)
 	}
 }
+
+// Who looks at the server sees that a change is not in force, until it is.
+func TestFilesThatCannotBeReadAreShown(t *testing.T) {
+	t.Parallel()
+	p := startProtected(t, "ENTREPOT_LOG_LEVEL=info")
+	o, rules := operatorOf(t, p.program), filepath.Join(p.dir, "rules")
+	replaceFile(t, rules, []byte("rules: nobody"))
+	p.log.await(t, "cannot be read: what was read before stays")
+	wantLines(t, o.must("status", "--table"), `FILES  1 cannot be read: what was read before stays`, `  rights for \d+s: .*`)
+	wantLines(t, o.must("status"), `.*"unread":\[\{"what":"rights","error":"[^"]+","since":"SINCE"\}\].*`)
+	replaceFile(t, rules, []byte(testRules))
+	p.log.await(t, "read again")
+	if out := o.must("status", "--table"); strings.Contains(out, "cannot be read") {
+		t.Errorf("it has been read since:\n%s", out)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"entrepot/admin"
@@ -215,6 +216,60 @@ func TestStatusTellsWhatGoesOn(t *testing.T) {
 	if _, scrape, _ := get(t, client, p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_breakers_open{upstream=\"docker.io\"} 2\n") {
 		t.Error("the metrics know of no open breakers")
 	}
+}
+
+// What hangs is seen while it does: a request that upstream does not answer, and a blob
+// of which no more comes.
+func TestStatusTellsWhatHangs(t *testing.T) {
+	hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{Auth: ocitest.NoAuth}})
+	image := ocitest.RandomImage(1, 400_000)
+	hub.Push("library/app", "1", image)
+	p := startProgram(t, hub, "ENTREPOT_PREFETCH=off")
+	client, o := newClient(t), operatorOf(t, p)
+	await := func(what string, seen func(admin.Status) bool) admin.Status {
+		t.Helper()
+		for {
+			s := o.status()
+			if seen(s) {
+				return s
+			}
+			if err := t.Context().Err(); err != nil {
+				t.Fatal(what)
+			}
+		}
+	}
+	hang := hub.Inject(&ocitest.Fault{Match: ocitest.Match{Reference: "1"}, Effect: ocitest.Hang()})
+	leaving, leave := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	ask := func(path string) {
+		work.Go(func() {
+			req, err := http.NewRequestWithContext(leaving, http.MethodGet, p.registry+"/v2/app/"+path, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if resp, err := client.Do(req); err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+		})
+	}
+	ask("manifests/1")
+	s := await("nobody waits", func(s admin.Status) bool { return len(s.Waiting) > 0 })
+	if w := s.Waiting[0]; len(s.Waiting) != 1 || w.Upstream != "docker.io" || w.Questions != 1 || w.Since.IsZero() {
+		t.Errorf("waiting: %+v", s.Waiting)
+	}
+	wantLines(t, o.must("status", "--table"), `  docker.io +1 request unanswered, the oldest for \d+s`)
+	hang.Remove()
+
+	hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Stall(100_000)})
+	ask("blobs/" + image.Blobs[1].Digest.String())
+	s = await("nothing comes", func(s admin.Status) bool { return len(s.Fills) > 0 && s.Fills[0].Landed > 0 })
+	if f := s.Fills[0]; f.Came.Before(f.Began) || f.Came.After(s.Now) {
+		t.Errorf("bytes came last at %v, between %v and %v", f.Came, f.Began, s.Now)
+	}
+	leave()
+	work.Wait()
 }
 
 // In an outage status tells what clients get: what is held, as stale, and errors for

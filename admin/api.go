@@ -72,6 +72,7 @@ type Live struct {
 	Platforms warm.Platforms // of that list
 	Offline   []string       // upstreams that are set not to be asked
 	Since     time.Time
+	Unread    func() []Unread // files that cannot be read as they are now
 
 	SettingOf func(upstream, account string) string // the settings that an account comes from
 	SignIn    func(upstream, host string) string    // what to do about limits on who asks without a login; empty for nothing

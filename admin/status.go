@@ -18,8 +18,10 @@ type Status struct {
 	Since    time.Time `json:"since"`
 	Now      time.Time `json:"now"`
 	Offline  []string  `json:"offline,omitempty"` // upstreams that are set not to be asked
+	Unread   []Unread  `json:"unread,omitempty"`  // files that were changed and cannot be read: what was read before stays
 	Breakers []Breaker `json:"breakers"`
-	Logins   []Login   `json:"logins"` // that are refused
+	Logins   []Login   `json:"logins"`            // that are refused
+	Waiting  []Waiting `json:"waiting,omitempty"` // upstreams that have not answered yet
 	Quotas   []Quota   `json:"quotas"`
 	Spent    Spent     `json:"spent"`
 	Fills    []Fill    `json:"fills"` // those that run, the oldest first
@@ -28,6 +30,13 @@ type Status struct {
 
 	Warm      map[string]int `json:"warm,omitempty"`      // images of the list, by how they are; warmlist tells of each
 	WarmError string         `json:"warmError,omitempty"` // why the list, or some of its lines, cannot be read
+}
+
+// Unread is what cannot be read from its files, though it was before.
+type Unread struct {
+	What  string    `json:"what"` // such as users, rights or TLS certificate
+	Error string    `json:"error"`
+	Since time.Time `json:"since"`
 }
 
 // Breaker is how a host of an upstream answers.
@@ -47,6 +56,14 @@ type Breaker struct {
 	Remedy   string    `json:"remedy,omitempty"`     // against that, where it is asked without a login
 	Behind   time.Time `json:"behind,omitzero"`      // until when the upstream's other addresses are asked before it
 	Why      string    `json:"why,omitempty"`        // it stands behind them
+}
+
+// Waiting is how much an upstream was asked for clients, of manifests and lists, that it
+// has not answered yet; a turn that is waited for included.
+type Waiting struct {
+	Upstream  string    `json:"upstream"`
+	Questions int       `json:"questions"`
+	Since     time.Time `json:"since"` // of the oldest
 }
 
 // Login is an account that an upstream refuses: what it is for is asked for
@@ -107,7 +124,8 @@ type Fill struct {
 	Client         string     `json:"client,omitempty"` // who pays for it
 	From           string     `json:"from,omitempty"`   // the address of the upstream that answered last
 	Began          time.Time  `json:"began"`
-	Size           int64      `json:"size"` // -1 while unknown
+	Came           time.Time  `json:"came,omitzero"` // when bytes came last
+	Size           int64      `json:"size"`          // -1 while unknown
 	Landed         int64      `json:"landed"`
 	BytesPerSecond int64      `json:"bytesPerSecond"` // since it began
 	Readers        int        `json:"readers"`
@@ -143,12 +161,15 @@ func (x *exchange) status() error {
 func newStatus(ctx context.Context, api *API, hours, top int) Status {
 	l, now, disk := api.cfg.Live, time.Now(), api.cfg.Disk.Stats()
 	s := Status{
-		Version: api.about.Version, Data: api.about.Data, Since: l.Since.Round(0), Now: now.Round(0), Offline: l.Offline,
+		Version: api.about.Version, Data: api.about.Data, Since: l.Since.Round(0), Now: now.Round(0), Offline: l.Offline, Unread: l.Unread(),
 		Breakers: l.breakers(ctx), Logins: l.logins(ctx), Quotas: l.quotas(ctx), Fills: []Fill{},
 		Spent:  newSpent(l.Ledger.Report(hours, top), hours),
 		Disk:   Disk{disk.Held, api.cfg.Budget, disk.Free},
 		Memory: Memory{disk.Memory, api.cfg.Memory, processMemory()},
 		Warm:   warmCounts(l.List), WarmError: warmError(l.List),
+	}
+	for _, w := range l.Upstreams.Waiting() {
+		s.Waiting = append(s.Waiting, Waiting{w.Upstream, w.Questions, w.Since.Round(0)})
 	}
 	for _, p := range l.Cache.Fills() {
 		s.Fills = append(s.Fills, newFill(p, now))
@@ -220,7 +241,7 @@ func newSpent(r ledger.Report, hours int) Spent {
 }
 
 func newFill(p cache.Progress, now time.Time) Fill {
-	f := Fill{p.Repository.String(), p.Digest, p.Client, p.From, p.Began.Round(0), p.Size, p.Landed, 0, p.Readers, p.Streams}
+	f := Fill{p.Repository.String(), p.Digest, p.Client, p.From, p.Began.Round(0), p.Came.Round(0), p.Size, p.Landed, 0, p.Readers, p.Streams}
 	if took := now.Sub(p.Began).Seconds(); took > 0 {
 		f.BytesPerSecond = int64(float64(p.Landed-p.Had) / took)
 	}

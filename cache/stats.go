@@ -32,7 +32,8 @@ type Progress struct {
 	Client     string         // who began it; empty: this program
 	From       string         // the host that its last stream was asked of; empty while none answered
 	Began      time.Time
-	Size       int64 // -1 while unknown
+	Came       time.Time // when bytes came last; zero if none has yet
+	Size       int64     // -1 while unknown
 	Landed     int64
 	Had        int64 // of Landed, what an earlier fill had left
 	Readers    int
@@ -70,7 +71,7 @@ func (f *fill) howFar() Progress {
 		return p
 	}
 	if f.file != nil {
-		p.Had, p.Landed = f.had, f.file.Landed()
+		p.Had, p.Landed, p.Came = f.had, f.file.Landed(), f.file.Came()
 		if n := f.file.Size(); n >= 0 {
 			p.Size = n
 		}

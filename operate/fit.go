@@ -16,6 +16,7 @@ const (
 	fillsWeight
 	quotaWeight
 	hostsWeight
+	filesWeight
 	roomWeight
 	headerWeight
 )

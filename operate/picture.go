@@ -128,11 +128,23 @@ func gauge(width int, share float64, s style) []ink {
 func (p *picture) draw(s admin.Status, where string) {
 	p.heading("", headerWeight)
 	p.head(ink{bold, "Entrepôt " + s.Version}, ink{plain, "  up " + spanText(s.Now.Sub(s.Since)) + "  "}, ink{dim, strings.TrimSuffix(where, "/") + "  " + s.Data})
+	p.unread(s)
 	p.quotas(s)
 	p.hosts(s)
 	p.spent(s)
 	p.fills(s)
 	p.room(s)
+}
+
+// unread tells of changes that are not in force.
+func (p *picture) unread(s admin.Status) {
+	if len(s.Unread) == 0 {
+		return
+	}
+	p.heading("FILES", filesWeight, ink{bold, "FILES  "}, ink{red, strconv.Itoa(len(s.Unread)) + " cannot be read"}, ink{plain, ": what was read before stays"})
+	for _, u := range s.Unread {
+		p.line(ink{plain, "  " + u.What + " for " + spanText(s.Now.Sub(u.Since)) + ": "}, ink{dim, u.Error})
+	}
 }
 
 // nameWidth is the room for names: what the numbers leave.
@@ -320,8 +332,36 @@ func (p *picture) fills(s admin.Status) {
 		inks = append(inks, gauge(7, share, green)...)
 		p.line(append(inks, ink{plain, right(6, percent(f.Landed, f.Size)) + right(8, size) + right(10, words.Bytes(f.BytesPerSecond)+"/s") +
 			right(8, strconv.Itoa(f.Readers)) + right(8, strconv.Itoa(f.Streams))})...)
+		if text := slowText(f, s.Now); text != "" {
+			p.under(ink{yellow, "    " + text})
+		}
 	}
 	p.blocks[len(p.blocks)-1].more = max(0, len(s.Fills)-maxFills)
+}
+
+// The bounds of what is said to be slow: an address that sends less is left for another
+// where there is one.
+const (
+	stalledAfter = 5 * time.Second
+	slowAfter    = 10 * time.Second
+	slowRate     = 64 << 10 // bytes per second
+)
+
+// slowText says of a blob that it hardly comes; empty if it does.
+func slowText(f admin.Fill, now time.Time) string {
+	last := f.Came
+	if last.IsZero() {
+		last = f.Began
+	}
+	switch quiet := now.Sub(last); {
+	case f.Began.IsZero():
+		return ""
+	case quiet >= stalledAfter:
+		return "stalled: nothing has come for " + spanText(quiet)
+	case f.BytesPerSecond < slowRate && now.Sub(f.Began) >= slowAfter:
+		return "slow: it began " + spanText(now.Sub(f.Began)) + " ago"
+	}
+	return ""
 }
 
 func (p *picture) room(s admin.Status) {

@@ -28,6 +28,7 @@ func exampleStatus() admin.Status {
 	}
 	return admin.Status{
 		Version: "v1.2.3", Data: "/var/lib/entrepot", Since: now.Add(-75 * time.Hour), Now: now, Offline: []string{"registry.k8s.io"},
+		Unread: []admin.Unread{{What: "rights", Error: "rights.yaml: line 3: mapping values are not allowed here", Since: now.Add(-192 * time.Second)}},
 		Breakers: []admin.Breaker{
 			{Upstream: "docker.io", Host: "registry-1.docker.io", State: "closed"},
 			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Failed: now.Add(-40 * time.Second), Error: "unavailable: auth.docker.io: no answer in time"},
@@ -73,11 +74,13 @@ func exampleStatus() admin.Status {
 		},
 		Fills: []admin.Fill{
 			{Repository: "docker.io/library/python", Digest: oci.Sum([]byte("1")), Size: 600 << 20, Landed: 420 << 20, BytesPerSecond: 52 << 20, Readers: 3, Streams: 4},
-			{Repository: "ghcr.io/x/y\x1b[2J", Digest: oci.Sum([]byte("2")), Size: -1, Landed: 1 << 20, Readers: 1, Streams: 1},
+			{Repository: "ghcr.io/x/y\x1b[2J", Digest: oci.Sum([]byte("2")), Size: -1, Landed: 1 << 20, Readers: 1, Streams: 1, Began: now.Add(-45 * time.Second), Came: now.Add(-12 * time.Second)},
+			{Repository: "ghcr.io/x/z", Digest: oci.Sum([]byte("3")), Size: 300 << 20, Landed: 20 << 10, BytesPerSecond: 211, Readers: 1, Streams: 1, Began: now.Add(-95 * time.Second), Came: now.Add(-time.Second)},
 		},
-		Disk:   admin.Disk{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},
-		Memory: admin.Memory{Held: 12 << 20, Budget: 64 << 20, Process: 45 << 20},
-		Warm:   map[string]int{"warm": 112, "missing": 1, "waiting": 15, "failed": 2},
+		Waiting: []admin.Waiting{{Upstream: "gcr.io", Questions: 3, Since: now.Add(-12 * time.Second)}},
+		Disk:    admin.Disk{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},
+		Memory:  admin.Memory{Held: 12 << 20, Budget: 64 << 20, Process: 45 << 20},
+		Warm:    map[string]int{"warm": 112, "missing": 1, "waiting": 15, "failed": 2},
 	}
 }
 
@@ -157,14 +160,15 @@ func TestStatusPictureFitsItsHeight(t *testing.T) {
 		has           []string
 		missing       string // the last line
 	}{
-		{120, 100, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM", "and 3 more"}, ""},
+		{120, 100, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM", "and 4 more"}, ""},
 		{120, 39, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "ACCOUNTS", "CLIENTS", "REPOSITORIES", "DISK", "MEMORY", "WARM"}, "no room for "},
-		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 2 of QUOTA, 7 of HOSTS, 3 of LAST 6 HOURS, ACCOUNTS, CLIENTS, REPOS…"},
+		{80, 23, []string{"QUOTA", "HOSTS", "ON THEIR WAY", "LAST 6 HOURS", "DISK", "MEMORY", "WARM"}, "no room for 2 of QUOTA, 8 of HOSTS, 3 of LAST 6 HOURS, ACCOUNTS, CLIENTS, REPOS…"},
 		{60, 14, []string{"QUOTA", "HOSTS", "DISK", "MEMORY", "WARM"}, "no room for "},
 		{40, 3, []string{"Entrepôt"}, "no room for "},
 	} {
 		t.Run(fmt.Sprintf("%dx%d", size.width, size.height), func(t *testing.T) {
 			s := exampleStatus()
+			s.Unread = nil
 			for i := range maxFills + 1 {
 				s.Fills = append(s.Fills, admin.Fill{Repository: "docker.io/library/more", Digest: oci.Sum([]byte{byte(i)}), Size: 10})
 			}

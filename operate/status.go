@@ -19,11 +19,12 @@ import (
 
 const statusHelp = `Usage: entrepot status [--hours 6] [--top 5] [--watch [interval]]
 
-Shows what goes on in a running server: what is left of each quota, which hosts do
-not answer, which logins are refused, how much was served from what is held, who and
-what spent most in the last hours, the blobs on their way in, disk and memory. A pull is a GET of a manifest,
-which is what Docker Hub counts. What several clients share is on the one that began
-it.
+Shows what goes on in a running server: files that were changed and cannot be
+read, what is left of each quota, which hosts do not answer, what clients wait
+for, which logins are refused, how much was served from what is held, who and
+what spent most in the last hours, the blobs on their way in, disk and memory.
+A pull is a GET of a manifest, which is what Docker Hub counts. What several
+clients share is on the one that began it.
 
   --hours N          how far back, from 1 to 24; the running hour is one of them
   --top N            how many clients and repositories, up to 100

@@ -83,9 +83,19 @@ func (p *picture) hosts(s admin.Status) {
 	if len(s.Logins) > 0 {
 		title = append(title, ink{plain, ", "}, ink{red, words.Count(len(s.Logins), "login") + " refused"})
 	}
+	unanswered := 0
+	for _, w := range s.Waiting {
+		unanswered += w.Questions
+	}
+	if unanswered > 0 {
+		title = append(title, ink{plain, ", "}, ink{yellow, words.Count(unanswered, "request") + " unanswered"})
+	}
 	p.heading("HOSTS", hostsWeight, title...)
 	for _, h := range hosts {
 		p.host(h, s.Now)
+	}
+	for _, w := range s.Waiting {
+		p.line(ink{plain, "  " + left(p.nameWidth()-2, w.Upstream) + "  "}, ink{yellow, words.Count(w.Questions, "request") + " unanswered"}, ink{plain, ", the oldest for " + spanText(s.Now.Sub(w.Since))})
 	}
 	p.logins(s)
 	for _, name := range s.Offline {

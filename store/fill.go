@@ -55,6 +55,7 @@ type Fill struct {
 	refs     int    // the owner and the readers; the last one closes file
 	size     int64  // -1 until an answer's headers told
 	landed   Spans
+	came     time.Time // when the last of them did; zero if none has since it began
 	synced   Spans     // as recorded on disk
 	hash     hash.Hash // of the first hashed bytes
 	hashed   int64
@@ -220,6 +221,13 @@ func (f *Fill) Landed() int64 {
 	return f.landed.Total()
 }
 
+// Came is when bytes landed last; zero if none has since it began.
+func (f *Fill) Came() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.came
+}
+
 // Proven reports whether the bytes have been found to be what the digest names,
 // though they may not be in their place yet.
 func (f *Fill) Proven() bool {
@@ -333,7 +341,7 @@ func (f *Fill) land(p []byte, off int64) bool {
 		f.mu.Unlock()
 		return false
 	}
-	f.landed = f.landed.Add(Span{off, off + int64(len(p))})
+	f.landed, f.came = f.landed.Add(Span{off, off + int64(len(p))}), time.Now()
 	inOrder := off == f.hashed && !f.hashing
 	f.hashing = f.hashing || inOrder
 	f.wakeLocked()

@@ -18,6 +18,8 @@ type Set struct {
 
 	mu    sync.Mutex // guards saved
 	saved []byte     // the state that was saved or loaded last
+
+	waits waits
 }
 
 var _ oci.Source = (*Set)(nil)
@@ -96,6 +98,10 @@ func (s *Set) Breakers() []Breaker {
 	return all
 }
 
+// Waiting lists the upstreams that have not answered yet what they were asked for
+// clients, of manifests and lists, by name.
+func (s *Set) Waiting() []Waiting { return s.waits.list() }
+
 // Forget is the Client's, of the upstream that the repository names.
 func (s *Set) Forget(ctx context.Context, repo oci.Repository) {
 	if c := s.Client(repo.Host); c != nil {
@@ -116,6 +122,7 @@ func (s *Set) Resolve(ctx context.Context, repo oci.Repository, tag string, ask 
 	if err != nil {
 		return oci.Resolved{}, oci.Outcome{}, err
 	}
+	defer s.waits.begin(c.Name(), ask)()
 	return c.Resolve(ctx, repo, tag, ask)
 }
 
@@ -125,6 +132,7 @@ func (s *Set) Manifest(ctx context.Context, repo oci.Repository, d oci.Digest, a
 	if err != nil {
 		return oci.Manifest{}, oci.Outcome{}, err
 	}
+	defer s.waits.begin(c.Name(), ask)()
 	return c.Manifest(ctx, repo, d, ask)
 }
 
@@ -143,6 +151,7 @@ func (s *Set) Tags(ctx context.Context, repo oci.Repository, page oci.Page, ask 
 	if err != nil {
 		return oci.TagList{}, oci.Outcome{}, err
 	}
+	defer s.waits.begin(c.Name(), ask)()
 	return c.Tags(ctx, repo, page, ask)
 }
 
@@ -152,6 +161,7 @@ func (s *Set) Referrers(ctx context.Context, repo oci.Repository, d oci.Digest, 
 	if err != nil {
 		return oci.ReferrerList{}, oci.Outcome{}, err
 	}
+	defer s.waits.begin(c.Name(), ask)()
 	return c.Referrers(ctx, repo, d, artifactType, ask)
 }
 
