@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,7 +73,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}, 0)
 	m.watchUpstreams(ledger.New(), upstream.NewSet())
 	m.watchCertificate(time.Now)
-	m.watchWarm(warm.NewList(warm.Config{}).Totals)
+	images := warm.NewList(warm.Config{})
+	m.watchWarm(images.Totals)
 	m.watchClients(nil)
 	m.watchConnections(func() int64 { return 0 })
 	cut := hitRecord()
@@ -101,6 +103,21 @@ func TestMetricsAreDocumented(t *testing.T) {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), strings.TrimSuffix(f.GetHelp(), "."))
 	}
 	checkBlock(t, "docs/metrics.md", metricsBegin, metricsEnd, b.String())
+
+	page, err := os.ReadFile("docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := slices.Concat(outcomeLabels[:], kindLabels[:])
+	for state := range images.Totals().Images {
+		values = append(values, string(state))
+	}
+	told, _, _ := strings.Cut(string(page), metricsBegin)
+	for _, value := range values {
+		if !strings.Contains(told, "`"+value+"`") {
+			t.Errorf("docs/metrics.md does not tell of the label %q", value)
+		}
+	}
 }
 
 const (

@@ -21,26 +21,25 @@ type given struct {
 // openBypass streams a blob through without keeping it, together with others who
 // want it now. has is nil if the client has nothing yet.
 func (b *blob) openBypass(ctx context.Context, offset, length int64, why string, has *given) (oci.Reader, error) {
-	r, err := b.startBypass(ctx, offset, length, has)
+	r, err := b.startBypass(ctx, offset, length, why, has)
 	if err != nil {
 		return nil, err
 	}
-	r.outcome = oci.Outcome{Cache: oci.Bypass, Checked: time.Now(), Why: why, Debt: b.c.debts.of(b.dg)}
 	return r, nil
 }
 
 // openProof streams what is held, but not for this repository, which gets a right to it
 // once all of it has come from where its own manifest places it.
 func (b *blob) openProof(ctx context.Context, offset, length int64) (oci.Reader, error) {
-	r, err := b.startBypass(ctx, offset, length, nil)
+	r, err := b.startBypass(ctx, offset, length, "held for another repository", nil)
 	if err != nil {
 		return nil, err
 	}
-	r.outcome = oci.Outcome{Cache: oci.Bypass, Checked: time.Now(), Why: "held for another repository", Proves: r.hash != nil}
+	r.outcome.Proves = r.hash != nil
 	return r, nil
 }
 
-func (b *blob) startBypass(ctx context.Context, offset, length int64, has *given) (*bypassReader, error) {
+func (b *blob) startBypass(ctx context.Context, offset, length int64, why string, has *given) (*bypassReader, error) {
 	r := &bypassReader{blob: b, offset: offset, patched: has != nil}
 	from := offset
 	if length < 0 { // to prove a read to the end, all of it must pass through the hash
@@ -57,6 +56,7 @@ func (b *blob) startBypass(ctx context.Context, offset, length int64, has *given
 	if err := r.skipTo(from, has); err != nil {
 		return nil, errors.Join(err, r.src.Close())
 	}
+	r.outcome = oci.Outcome{Cache: oci.Bypass, Checked: time.Now(), Why: why, Debt: b.c.debts.of(b.dg)}
 	return r, nil
 }
 
