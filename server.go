@@ -41,9 +41,9 @@ const operatorConnections Bound = 500
 type server struct {
 	name string // "registry", for messages
 	http *http.Server
-	tls  bool               // as it was set up: net/http gives a plain server a TLSConfig, too
-	cut  context.CancelFunc // ends the context of every request, as far as somebody waits on it
-	work sync.WaitGroup     // accepting, and each connection until its last handler is done
+	tls  bool                    // as it was set up: net/http gives a plain server a TLSConfig, too
+	cut  context.CancelCauseFunc // ends the context of every request, as far as somebody waits on it
+	work sync.WaitGroup          // accepting, and each connection until its last handler is done
 	all  crowd
 
 	// first has the connections over TLS, by net.Conn, and of each the *time.Timer
@@ -95,7 +95,7 @@ func startOperators(name string, l net.Listener, h http.Handler, to reports) *se
 }
 
 func newServer(name string, h http.Handler, secure *tls.Config, most Bound, to reports) *server {
-	ctx, cut := context.WithCancel(context.Background())
+	ctx, cut := context.WithCancelCause(context.Background())
 	s := &server{name: name, tls: secure != nil, cut: cut, all: crowd{most: int64(most)}}
 	if to.crowded != nil {
 		s.all.turned = func(client, what string) { to.crowded(name, client, what) }
@@ -224,7 +224,7 @@ func (s *server) awaitStreams() {
 // when all handlers have, or grace after the cut.
 func (s *server) stop(ctx context.Context, grace time.Duration) (cut bool) {
 	cut = s.http.Shutdown(ctx) != nil
-	s.cut()
+	s.cut(proxy.ErrStopping) // before their connections fail, which would look like clients that left
 	_ = s.http.Close()
 	done := make(chan struct{})
 	go func() {

@@ -38,6 +38,11 @@ const StatusClientGone = 499
 // on purpose: it is no failure of ours.
 var ErrClientGone = errors.New("client gone")
 
+// ErrStopping is the cause with which a server ends the context of its requests
+// when it cuts them. It is in the chain of a Record's error if that is why the
+// answer is not complete, whatever its connection said afterwards.
+var ErrStopping = errors.New("the server is stopping")
+
 // A PanicError is in the chain of a Record's error if answering the request
 // panicked.
 type PanicError struct {
@@ -113,6 +118,8 @@ func (x *exchange) classify(err error) error {
 		return err
 	case errors.Is(x.gone, os.ErrDeadlineExceeded):
 		return fmt.Errorf("client took no bytes for %v: %w", x.h.cfg.StallTimeout, x.gone)
+	case x.ctx.isStopped() && (x.gone != nil || x.r.Context().Err() != nil || isContextError(err)):
+		return &oci.Error{Code: oci.Unavailable, Err: fmt.Errorf("%w: %w", ErrStopping, err)}
 	case x.gone != nil:
 		return fmt.Errorf("%w: %w", ErrClientGone, x.gone)
 	case x.r.Context().Err() != nil:

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -111,6 +112,15 @@ func (p *patience) hasExpired() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.expired
+}
+
+// isStopped reports whether the server has ended the request, and not its client.
+func (p *patience) isStopped() bool {
+	server := p.server
+	if server == nil {
+		server = p.request
+	}
+	return errors.Is(context.Cause(server), ErrStopping)
 }
 
 // end releases what waiting has made, and reports whether it had made nothing:

@@ -1,16 +1,20 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"entrepot/oci"
 )
 
 func newPatience(ctx context.Context, d time.Duration) *patience {
@@ -133,5 +137,49 @@ func TestServersEndEndsWhoWaits(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("the source was not told")
+	}
+}
+
+// TestWhoIsCutByTheServerDidNotLeave: what a connection says once its server has
+// cut it is not the client's word.
+func TestWhoIsCutByTheServerDidNotLeave(t *testing.T) {
+	g := helloRegistry(t)
+	content := bytes.Repeat([]byte("x"), 64<<20) // more than the buffers between them hold
+	path := "/v2/library/hello/blobs/" + g.repo("docker.io/library/hello").addBlob(content).String()
+	for _, row := range []struct {
+		name  string
+		setup func(*httptest.Server)
+	}{
+		{"a bare connection", func(s *httptest.Server) {
+			s.Listener, s.Config.ConnContext = Listener{s.Listener}, ConnContext
+			s.Start()
+		}},
+		{"any other", (*httptest.Server).Start},
+		{"HTTP/2", func(s *httptest.Server) {
+			s.EnableHTTP2 = true
+			s.StartTLS()
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			ctx, cut := context.WithCancelCause(context.Background())
+			defer cut(nil)
+			d := &door{t: t, records: make(chan Record, 1)}
+			srv := httptest.NewUnstartedServer(d.handler(g, Config{}))
+			srv.Config.BaseContext = func(net.Listener) context.Context { return ctx }
+			row.setup(srv)
+			defer srv.Close()
+			resp, err := srv.Client().Get(srv.URL + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			cut(ErrStopping)
+			if err := srv.Config.Close(); err != nil {
+				t.Error(err)
+			}
+			if rec := d.record(); !errors.Is(rec.Err, ErrStopping) || errors.Is(rec.Err, ErrClientGone) || oci.CodeOf(rec.Err) != oci.Unavailable || rec.Status != http.StatusOK {
+				t.Errorf("%d, %v", rec.Status, rec.Err)
+			}
+		})
 	}
 }
