@@ -27,6 +27,10 @@ func served(l *ledger.Ledger, r *proxy.Record) {
 	}
 	answer := ledger.Fetched
 	switch {
+	case r.Status == http.StatusForbidden:
+		answer = ledger.Denied
+	case r.Status == http.StatusTooManyRequests:
+		answer = ledger.Limited
 	case isFailure(r):
 		answer = ledger.Failed
 	case r.Outcome.Cache == "" || r.Status >= http.StatusBadRequest:

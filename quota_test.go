@@ -43,8 +43,12 @@ func TestWhatCostsNoPullIsHadThoughTheQuotaIsSpent(t *testing.T) {
 		t.Errorf("%d GETs of an index and its two manifests", n)
 	}
 	want("/v2/library/app/manifests/4", http.StatusTooManyRequests)
-	if q := o.status().Quotas; len(q) != 1 || q[0].Left != 0 || q[0].Limit != 2 {
+	s := o.statusAfter(int64(2 + 1 + 1 + len(free.Children) + 1))
+	if q := s.Quotas; len(q) != 1 || q[0].Left != 0 || q[0].Limit != 2 {
 		t.Errorf("quotas %+v, want one of 2 that is spent", q)
+	}
+	if got := s.Spent.Total; got.Failed != 2 || got.Limited != 2 || got.Denied != 0 {
+		t.Errorf("failed: %+v, want two for want of quota", got)
 	}
 }
 

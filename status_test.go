@@ -305,14 +305,14 @@ func TestStatusTellsWhatClientsGet(t *testing.T) {
 		ask("library/other:1", http.StatusServiceUnavailable)
 	}
 	after := o.statusAfter(before.Requests + 1 + stale + failed).Spent
-	got := ledger.Sum{Requests: after.Total.Requests - before.Requests, Held: after.Total.Held - before.Held, Stale: after.Total.Stale, Failed: after.Total.Failed}
-	if diff := cmp.Diff(ledger.Sum{Requests: 1 + stale + failed, Held: stale, Stale: stale, Failed: 1 + failed}, got); diff != "" {
+	got := ledger.Sum{Requests: after.Total.Requests - before.Requests, Held: after.Total.Held - before.Held, Stale: after.Total.Stale, Failed: after.Total.Failed, Denied: after.Total.Denied}
+	if diff := cmp.Diff(ledger.Sum{Requests: 1 + stale + failed, Held: stale, Stale: stale, Failed: 1 + failed, Denied: 1}, got); diff != "" {
 		t.Errorf("in the outage (-want +got):\n%s", diff)
 	}
 	if line := after.Clients.Lines[0]; line.Stale != stale || line.Failed != 1+failed || line.Served != line.Saved+before.Served-before.Saved {
 		t.Errorf("the client: %+v", line)
 	}
-	wantLines(t, o.must("status", "--table"), `  of the requests 3 stale, 6 failed`)
+	wantLines(t, o.must("status", "--table"), `  of the requests 3 stale, 1 denied, 5 in trouble`)
 }
 
 func TestStatusNeedsAServer(t *testing.T) {

@@ -43,7 +43,9 @@ const (
 	Fetched Answer = iota // some of its bytes came from upstream for it
 	Held                  // none did: they were held, or on their way to another
 	Stale                 // likewise, and upstream could not confirm it
-	Failed                // it did not get what it was for
+	Denied                // it did not get what it was for: it may not, or, as many registries say it, there is none
+	Limited               // likewise: a quota, a rate or another limit was in the way
+	Failed                // likewise: for trouble, of the upstream or of ours
 	answers
 )
 
@@ -55,6 +57,10 @@ func (a Answer) sum(n int64) Sum {
 		s.Held = n
 	case Stale:
 		s.Held, s.Stale = n, n
+	case Denied:
+		s.Failed, s.Denied = n, n
+	case Limited:
+		s.Failed, s.Limited = n, n
 	case Failed:
 		s.Failed = n
 	}

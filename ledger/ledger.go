@@ -32,6 +32,8 @@ type Sum struct {
 	Held     int64 `json:"held,omitempty"`     // of these, those all of whose bytes were saved: held, or on their way to another
 	Stale    int64 `json:"stale,omitempty"`    // of these, those that upstream could not confirm
 	Failed   int64 `json:"failed,omitempty"`   // of the requests, those that did not get what they were for
+	Denied   int64 `json:"denied,omitempty"`   // of the failed, those that were not allowed, or, as many registries say it, for what is not there
+	Limited  int64 `json:"limited,omitempty"`  // of the failed, those that a quota, a rate or another limit was in the way of; the others met trouble
 	Served   int64 `json:"served,omitempty"`   // bytes to clients
 	Saved    int64 `json:"saved,omitempty"`    // of these, those that did not have to come from upstream for the request
 	Pulls    int64 `json:"pulls,omitempty"`    // GETs of manifests that upstream answered: what Docker Hub counts
@@ -40,8 +42,8 @@ type Sum struct {
 	Fetched  int64 `json:"fetched,omitempty"`  // bytes of manifests and blobs from upstreams
 }
 
-func (s *Sum) columns() [10]*int64 {
-	return [...]*int64{&s.Requests, &s.Held, &s.Stale, &s.Failed, &s.Served, &s.Saved, &s.Pulls, &s.Heads, &s.Calls, &s.Fetched}
+func (s *Sum) columns() [12]*int64 {
+	return [...]*int64{&s.Requests, &s.Held, &s.Stale, &s.Failed, &s.Denied, &s.Limited, &s.Served, &s.Saved, &s.Pulls, &s.Heads, &s.Calls, &s.Fetched}
 }
 
 func (s *Sum) add(o Sum) {

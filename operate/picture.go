@@ -261,15 +261,23 @@ func (p *picture) sum(name string, s style, sum ledger.Sum) {
 	if sum.Stale > 0 {
 		trouble = append(trouble, ink{yellow, numberText(sum.Stale) + " stale"})
 	}
-	if sum.Failed > 0 {
-		trouble = append(trouble, ink{red, numberText(sum.Failed) + " failed"})
+	for _, kind := range []struct {
+		n     int64
+		style style
+		text  string
+	}{{sum.Denied, yellow, " denied"}, {sum.Limited, yellow, " limited"}, {sum.Failed - sum.Denied - sum.Limited, red, " in trouble"}} {
+		if kind.n > 0 {
+			trouble = append(trouble, ink{kind.style, numberText(kind.n) + kind.text})
+		}
 	}
-	switch len(trouble) {
-	case 1:
-		p.under(ink{plain, "  of the requests "}, trouble[0])
-	case 2:
-		p.under(ink{plain, "  of the requests "}, trouble[0], ink{plain, ", "}, trouble[1])
+	if len(trouble) == 0 {
+		return
 	}
+	line := []ink{{plain, "  of the requests "}, trouble[0]}
+	for _, one := range trouble[1:] {
+		line = append(line, ink{plain, ", "}, one)
+	}
+	p.under(line...)
 }
 
 // isVisible reports whether a sum has anything in these columns.

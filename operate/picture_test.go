@@ -51,11 +51,11 @@ func exampleStatus() admin.Status {
 		},
 		Spent: admin.Spent{
 			Hours: 6, Since: now.Add(-5 * time.Hour),
-			Total: ledger.Sum{Requests: 120_345, Held: 120_344, Stale: 70, Failed: 1200, Served: 13 * gib, Saved: 12 * gib, Pulls: 61, Heads: 310, Calls: 900, Fetched: gib},
+			Total: ledger.Sum{Requests: 120_345, Held: 120_344, Stale: 70, Failed: 1200, Denied: 20, Limited: 150, Served: 13 * gib, Saved: 12 * gib, Pulls: 61, Heads: 310, Calls: 900, Fetched: gib},
 			Upstreams: admin.Spenders{Lines: []admin.Spender{
 				line("docker.io", "", ledger.Sum{Requests: 120_000, Held: 119_000, Stale: 70, Served: 12 * gib, Saved: 11 * gib, Pulls: 61, Heads: 310, Calls: 890, Fetched: gib}),
 				line("ghcr.io", "", ledger.Sum{Requests: 345, Held: 345, Served: gib, Saved: gib}),
-				line("quay.io", "", ledger.Sum{Requests: 1200, Failed: 1200, Calls: 10}),
+				line("quay.io", "", ledger.Sum{Requests: 1200, Failed: 1200, Denied: 20, Limited: 150, Calls: 10}),
 			}},
 			Accounts: admin.Spenders{Lines: []admin.Spender{
 				line("docker.io", "spent", ledger.Sum{Pulls: 60, Heads: 300, Calls: 400, Fetched: gib}),

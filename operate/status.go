@@ -24,7 +24,9 @@ read, what is left of each quota, which hosts do not answer, what clients wait
 for, which logins are refused, how much was served from what is held, who and
 what spent most in the last hours, the blobs on their way in, disk and memory.
 A pull is a GET of a manifest, which is what Docker Hub counts. What several
-clients share is on the one that began it.
+clients share is on the one that began it. Of the requests that failed, denied
+are those for what is not allowed or, as many registries say it, not there;
+limited those that met a quota or another limit; in trouble all others.
 
   --hours N          how far back, from 1 to 24; the running hour is one of them
   --top N            how many clients and repositories, up to 100
