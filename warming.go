@@ -42,7 +42,7 @@ func newWarming(cfg *Config, source oci.Source, held *cache.Cache, upstreams *up
 				}
 				return time.Time{}, 0, false
 			},
-			Withheld: upstreams.Withheld, Tell: watcher.warmed,
+			Held: held.Holds, Withheld: upstreams.Withheld, Tell: watcher.warmed,
 		}),
 	}
 }

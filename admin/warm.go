@@ -57,9 +57,10 @@ type Warmed struct {
 type WarmEntry struct {
 	Repository string     `json:"repository"`
 	Reference  string     `json:"reference"`
-	Status     string     `json:"status"` // pending, fetching, warm, deferred, stale, missing, waiting, failed
+	Status     string     `json:"status"` // pending, fetching, warm, deferred, evicted, stale, missing, waiting, failed
 	Digest     oci.Digest `json:"digest,omitzero"`
 	Bytes      int64      `json:"bytes"`
+	Skipped    int        `json:"skipped,omitempty"` // layers that are had elsewhere, and there alone
 	Checked    time.Time  `json:"checked,omitzero"`
 	Next       time.Time  `json:"next,omitzero"`
 	Error      string     `json:"error,omitempty"`
@@ -83,7 +84,7 @@ func warmError(list *warm.List) string {
 func newWarmEntry(e warm.Entry) WarmEntry {
 	out := WarmEntry{
 		Repository: e.Image.Repository.String(), Reference: e.Image.Reference, Status: string(e.Status),
-		Digest: e.Digest, Bytes: e.Bytes, Checked: e.Checked, Next: e.Next,
+		Digest: e.Digest, Bytes: e.Bytes, Skipped: e.Skipped, Checked: e.Checked, Next: e.Next,
 	}
 	if e.Err != nil {
 		out.Error = strings.TrimPrefix(ownText(e.Err), strings.ToLower(oci.CodeOf(e.Err).String())+": ") // the status says as much

@@ -77,6 +77,10 @@ func (c *Cache) hasOf(repo oci.Repository) store.Has {
 	return func(d oci.Digest) bool { return c.has(d) && c.isMember(repo, d) }
 }
 
+// Holds reports whether content is here, and may be served under repo without a word to
+// upstream.
+func (c *Cache) Holds(repo oci.Repository, d oci.Digest) bool { return c.hasOf(repo)(d) }
+
 // wantsPulls reports that there is an image to serve instead of what a tag names now,
 // of which more is to be pulled: it is an index, and no platform's manifest is here.
 func (c *Cache) wantsPulls(ctx context.Context, q *tagQuestion, now oci.Digest) bool {

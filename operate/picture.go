@@ -409,7 +409,7 @@ func (p *picture) warmCounts(s admin.Status, all int) {
 	for _, state := range []struct {
 		status warm.Status
 		style  style
-	}{{warm.Missing, red}, {warm.Failed, yellow}, {warm.Waiting, yellow}, {warm.Stale, yellow}, {warm.Fetching, plain}, {warm.Deferred, plain}, {warm.Pending, plain}} {
+	}{{warm.Missing, red}, {warm.Failed, yellow}, {warm.Waiting, yellow}, {warm.Evicted, yellow}, {warm.Stale, yellow}, {warm.Fetching, plain}, {warm.Deferred, plain}, {warm.Pending, plain}} {
 		if n := s.Warm[string(state.status)]; n > 0 {
 			inks = append(inks, ink{plain, ", "}, ink{state.style, strconv.Itoa(n) + " " + string(state.status)})
 		}

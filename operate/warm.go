@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"entrepot/admin"
@@ -25,7 +26,8 @@ the command ends the work, but for blobs that are on their way. Without an image
 list that the server keeps warm (ENTREPOT_WARM), and how each is: missing if upstream
 does not have it, or not for us; waiting for a quota or another limit, or for what is on
 its way for others; failed if it could not be had; deferred until
-ENTREPOT_WARM_WINDOW; stale if it is here, and may be old.
+ENTREPOT_WARM_WINDOW; evicted if some of it made room since; stale if it is here, and
+may be old.
 
   --platform LIST    such as linux/amd64,linux/arm64; native: Linux on the server's
                      architecture; all. The default is ENTREPOT_WARM_PLATFORMS of the
@@ -160,8 +162,15 @@ func (o *operation) showWarmList(ctx context.Context) error {
 		if err := t.row(raw, admin.Target{Repository: e.Repository, Reference: e.Reference}.String(), status, next, words.Ago(e.Checked), words.Bytes(e.Bytes), words.Digest(e.Digest)); err != nil {
 			return err
 		}
+		var notes []string
 		if e.Error != "" {
-			t.under(e.Error)
+			notes = append(notes, e.Error)
+		}
+		if e.Skipped > 0 {
+			notes = append(notes, "without "+words.Count(e.Skipped, "layer")+" from elsewhere")
+		}
+		if len(notes) > 0 {
+			t.under(strings.Join(notes, "; "))
 		}
 		return nil
 	})

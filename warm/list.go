@@ -23,10 +23,13 @@ type Config struct {
 	// Every is how often a tag is checked; 0 is before what is known of it counts
 	// as old.
 	Every  time.Duration
-	Window Window // when content may be fetched; checks go on always
+	Window Window // when layers may be fetched; checks go on always
 	// Known tells what is recorded of a tag, without asking anybody: when it was
 	// last confirmed, and for how long that is believed.
 	Known func(repo oci.Repository, tag string) (checked time.Time, ttl time.Duration, found bool)
+	// Held reports whether content is here, and may be served under repo, without asking
+	// anybody. It may be nil: what has come is taken to be here.
+	Held func(repo oci.Repository, d oci.Digest) bool
 	// Withheld is how long the limits of a repository's upstream are known to keep
 	// back what nobody waits for; 0: it may be asked. It asks nobody, and may be nil.
 	Withheld func(ctx context.Context, repo oci.Repository) time.Duration
@@ -61,6 +64,7 @@ type Entry struct {
 	Status  Status
 	Digest  oci.Digest // that it named when it was last looked through
 	Bytes   int64      // of all that it consists of, for the platforms that are wanted
+	Skipped int        // layers that are had elsewhere, and there alone
 	Checked time.Time  // when its name was last confirmed; zero if it was not since the start
 	Next    time.Time  // when it is looked at again
 	Err     error      // why it is not warm
@@ -76,6 +80,7 @@ const (
 	Fetching Status = "fetching" // it is on its way, or waits for its turn
 	Warm     Status = "warm"     // it is all here
 	Deferred Status = "deferred" // it will be fetched when the window opens
+	Evicted  Status = "evicted"  // it was all here, and something of it made room for other content since
 	Stale    Status = "stale"    // it is all here, and may be old: upstream did not confirm it
 	Missing  Status = "missing"  // it is not all here: upstream has no such image, or not for us
 	Waiting  Status = "waiting"  // it is not all here: a quota, or another limit, keeps it back, or it is on its way for others
@@ -105,6 +110,8 @@ const (
 	// for the same: something of it may have been evicted. (At each check it would
 	// never be, and a list larger than the disk be fetched in a circle.)
 	lookEvery = 6 * time.Hour
+	// countEvery is how often it is looked whether something was evicted.
+	countEvery = time.Minute
 	// rereadEvery is how late a change of the list is noticed at most, and that a
 	// quota is there again.
 	rereadEvery = 10 * time.Second
@@ -136,8 +143,9 @@ type List struct {
 type entry struct {
 	Entry
 	busy     bool
-	looked   time.Time // when it was last found whole; zero if something is missing
-	ended    time.Time // its last turn
+	looked   time.Time    // when it was last found whole; zero if something is missing
+	parts    []oci.Digest // of it that were there then
+	ended    time.Time    // its last turn
 	pause    time.Duration
 	progress *Progress
 }
@@ -164,8 +172,12 @@ func NewList(cfg Config) *List {
 // Run works until ctx ends, and returns when nothing of it runs any more.
 func (l *List) Run(ctx context.Context) {
 	defer l.work.Wait()
-	var read time.Time
+	var read, counted time.Time
 	for ctx.Err() == nil {
+		if now := time.Now(); now.Sub(counted) >= countEvery {
+			l.count()
+			counted = now
+		}
 		if now := time.Now(); now.Sub(read) >= rereadEvery {
 			l.reread()
 			l.hasten(ctx)
@@ -248,6 +260,44 @@ func (l *List) hasten(ctx context.Context) {
 	}
 }
 
+// count looks whether what was whole still is.
+func (l *List) count() {
+	now := time.Now()
+	l.mu.Lock()
+	var whole []*entry
+	for _, e := range l.entries {
+		if !e.busy && !e.looked.IsZero() && now.Sub(e.ended) >= countEvery && e.Status != Deferred {
+			whole = append(whole, e)
+		}
+	}
+	l.mu.Unlock()
+	for _, e := range whole { // none of them is busy: turns begin in this goroutine alone
+		held := l.holds(e.Image.Repository, e.parts)
+		l.mu.Lock()
+		e.Status = statusOf(e.Err, held, true)
+		l.mu.Unlock()
+	}
+}
+
+// holds reports whether all that an image consists of is here.
+func (l *List) holds(repo oci.Repository, parts []oci.Digest) bool {
+	return l.cfg.Held == nil || !slices.ContainsFunc(parts, func(d oci.Digest) bool { return !l.cfg.Held(repo, d) })
+}
+
+// statusOf is how an image is after a turn that ended with err: all of it is held, and
+// was when it was last looked through.
+func statusOf(err error, held, was bool) Status {
+	switch {
+	case err != nil && held && was:
+		return Stale
+	case err != nil:
+		return without(err)
+	case !held:
+		return Evicted
+	}
+	return Warm
+}
+
 // waiting are the entries that wait for a limit and may be looked at again, the one
 // that is due next first.
 func (l *List) waiting(now time.Time) []*entry {
@@ -308,16 +358,32 @@ func (l *List) turn(ctx context.Context, e *entry) {
 	switch whole := !e.looked.IsZero() && e.Digest == digest && began.Sub(e.looked) < lookEvery; {
 	case digest.IsZero(), whole:
 	default:
+		var pulled error
 		if closed = l.cfg.Window.wait(began); closed == 0 {
-			var pulled error
-			if res, pulled = l.pull(ctx, e, digest); pulled != nil {
-				err = pulled
-			}
+			res, pulled = l.pull(ctx, e, digest)
+		} else if seen, missing := l.look(ctx, e, digest); missing == nil {
+			res, closed = seen, 0
+		}
+		if pulled != nil {
+			err = pulled
 		}
 	}
 	if ctx.Err() == nil {
 		l.end(e, digest, res, closed, err, time.Since(began))
 	}
+}
+
+// look is what is here of an image, if that is all of it.
+func (l *List) look(ctx context.Context, e *entry, digest oci.Digest) (Result, error) {
+	if l.cfg.Held == nil {
+		return Result{}, errNotHeld
+	}
+	skipped := 0
+	if e.Digest == digest {
+		skipped = e.Skipped
+	}
+	held := func(d oci.Digest) bool { return l.cfg.Held(e.Image.Repository, d) }
+	return look(ctx, l.cfg.Source, e.Image.Repository, digest, l.cfg.Platforms, held, skipped)
 }
 
 // check finds out what an image names: from what is known of it if that is not
@@ -369,13 +435,14 @@ func (l *List) end(e *entry, digest oci.Digest, res Result, closed time.Duration
 	now := time.Now()
 	next := l.next(e.Image, now)
 	wasBad := e.Err != nil
+	held := !res.Digest.IsZero() || l.holds(e.Image.Repository, e.parts) // the last bytes of what came may be on their way to the disk
 	l.change(func() {
 		l.turns--
 		l.total.Fetched += res.Fetched
 		e.busy, e.progress, e.Err, e.ended = false, nil, err, now
 		switch {
 		case !res.Digest.IsZero(): // it was looked through
-			e.Digest, e.Bytes, e.looked = digest, res.Bytes, now
+			e.Digest, e.Bytes, e.Skipped, e.looked, e.parts = digest, res.Bytes, res.Skipped, now, res.parts
 			if !res.whole {
 				e.looked = time.Time{}
 			}
@@ -384,17 +451,14 @@ func (l *List) end(e *entry, digest oci.Digest, res Result, closed time.Duration
 		}
 		switch {
 		case err != nil:
-			e.Status = without(err)
-			if !e.looked.IsZero() {
-				e.Status = Stale
-			}
+			e.Status = statusOf(err, held, !e.looked.IsZero())
 			e.pause = min(max(leastPause, 2*e.pause), mostPause)
 			e.Next = now.Add(min(max(e.pause, oci.RetryAfter(err)), longestPause))
 			return
 		case closed > 0:
 			e.Status, e.Next = Deferred, earlier(next, now.Add(closed))
 		default:
-			e.Status, e.Next = Warm, next
+			e.Status, e.Next = statusOf(nil, held, true), next
 		}
 		e.pause = 0
 	})
@@ -464,7 +528,7 @@ func (l *List) Totals() Totals {
 	defer l.mu.Unlock()
 	t := l.total
 	t.Err = l.readErr
-	t.Images = map[Status]int{Pending: 0, Fetching: 0, Warm: 0, Deferred: 0, Stale: 0, Missing: 0, Waiting: 0, Failed: 0}
+	t.Images = map[Status]int{Pending: 0, Fetching: 0, Warm: 0, Deferred: 0, Evicted: 0, Stale: 0, Missing: 0, Waiting: 0, Failed: 0}
 	for _, e := range l.entries {
 		t.Images[e.Status]++
 	}

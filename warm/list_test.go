@@ -345,6 +345,44 @@ func TestContentComesInItsWindow(t *testing.T) {
 	})
 }
 
+// What is held is warm, whether the window is open or not, and looking costs nothing.
+func TestWhatIsHeldNeedsNoWindow(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		held, part := hubImage("library/held", "1"), hubImage("library/part", "1")
+		w.hub.Push("library/held", "1", on("amd64", 1, 1000))
+		w.hub.Push("library/part", "1", on("amd64", 2, 1000, 2000))
+		for _, im := range []warm.Image{held, part} {
+			if _, err := w.puller.Pull(w.t.Context(), im, warm.Platforms{}, 0, new(warm.Progress)); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		w.loseBlob(on("amd64", 2, 1000, 2000).Blobs[1].Digest)
+		opens := time.Now().Add(20 * time.Hour)
+		window, err := warm.ParseWindow(opens.Format("15:04") + "-" + opens.Add(time.Hour).Format("15:04"))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.hub.Reset()
+		l, stop := w.list(warm.Config{Window: window}, held, part)
+		defer stop()
+		for range 2 {
+			time.Sleep(7 * time.Hour)
+			synctest.Wait()
+			if e := wantEntry(w.t, l, held, warm.Warm); e.Digest != on("amd64", 1, 1000).Digest || e.Bytes < 1000 {
+				w.t.Errorf("what is held: %+v", e)
+			}
+			wantEntry(w.t, l, part, warm.Deferred)
+			if n := w.hub.Count(ocitest.Match{Role: ocitest.Registry, Method: "GET"}); n != 0 {
+				w.t.Errorf("%d GETs before the window opens", n)
+			}
+		}
+		time.Sleep(8 * time.Hour)
+		synctest.Wait()
+		wantEntry(w.t, l, part, warm.Warm)
+	})
+}
+
 func TestAListIsReadAgain(t *testing.T) {
 	simulate(t, ocitest.Habits{}, func(w *world) {
 		one, other := hubImage("library/one", "1"), hubImage("library/other", "1")
@@ -406,21 +444,26 @@ func TestWhatIsLostComesAgain(t *testing.T) {
 		im := hubImage("library/alpine", "latest")
 		image := on("amd64", 1, 1000)
 		w.hub.Push("library/alpine", "latest", image)
-		_, stop := w.list(warm.Config{}, im)
+		l, stop := w.list(warm.Config{}, im)
 		defer stop()
 		synctest.Wait()
 		w.loseBlob(image.Blobs[1].Digest)
 		w.hub.Reset()
+		time.Sleep(3 * time.Minute) // the next check is in four
+		synctest.Wait()
+		wantEntry(w.t, l, im, warm.Evicted)
 		layer := ocitest.Match{Role: ocitest.Registry, Reference: image.Blobs[1].Digest.String()}
 		time.Sleep(5 * time.Hour)
 		synctest.Wait()
 		if n := w.hub.Count(layer); n != 0 {
 			w.t.Errorf("asked for %d times within hours", n)
 		}
+		wantEntry(w.t, l, im, warm.Evicted)
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
 		if n := w.hub.Count(layer); n != 1 {
 			w.t.Errorf("asked for %d times after hours, want once", n)
 		}
+		wantEntry(w.t, l, im, warm.Warm)
 	})
 }

@@ -8,6 +8,7 @@ package warm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,6 +52,7 @@ func ask(refresh bool) oci.Ask {
 
 // plan is what an image consists of.
 type plan struct {
+	root      oci.Digest
 	manifests []oci.Descriptor // each behind those that it leads to
 	blobs     []blob           // each once
 	fetched   int64            // bytes of the manifests that were not held
@@ -78,16 +80,40 @@ type reading struct {
 	want   Platforms
 	seen   map[oci.Digest]bool
 	get    func(func() error) error // tries again what may pass
+	held   func(oci.Digest) bool    // set: nothing else is read
 }
+
+// errNotHeld ends the reading of what is held.
+var errNotHeld = errors.New("it is not held")
 
 // read finds out what the manifest root leads to, by the platforms that are
 // wanted.
 func read(ctx context.Context, source oci.Source, repo oci.Repository, root oci.Digest, want Platforms, get func(func() error) error) (*plan, error) {
-	r := &reading{source: source, repo: repo, want: want, seen: map[oci.Digest]bool{}, get: get}
+	r := &reading{plan: plan{root: root}, source: source, repo: repo, want: want, seen: map[oci.Digest]bool{}, get: get}
 	if err := r.visit(ctx, root, 0); err != nil {
 		return nil, err
 	}
 	return &r.plan, nil
+}
+
+// look finds out what of an image is held, without asking anybody else: errNotHeld if
+// that is not all, but for so many layers that are had elsewhere.
+func look(ctx context.Context, source oci.Source, repo oci.Repository, root oci.Digest, want Platforms, held func(oci.Digest) bool, elsewhere int) (Result, error) {
+	r := &reading{plan: plan{root: root}, source: source, repo: repo, want: want, seen: map[oci.Digest]bool{}, get: func(get func() error) error { return get() }, held: held}
+	if err := r.visit(ctx, root, 0); err != nil {
+		return Result{}, err
+	}
+	res, missing := r.result(), false
+	for _, b := range r.blobs {
+		res.Bytes += hint(b.Size)
+		missing = missing || !b.foreign && !held(b.Digest)
+	}
+	res.without(func(b blob) bool { return !held(b.Digest) }, &r.plan)
+	if missing || res.Skipped > elsewhere {
+		return Result{}, errNotHeld
+	}
+	res.whole = true
+	return res, nil
 }
 
 func (r *reading) visit(ctx context.Context, d oci.Digest, depth int) error {
@@ -120,6 +146,9 @@ func (r *reading) visit(ctx context.Context, d oci.Digest, depth int) error {
 }
 
 func (r *reading) manifest(ctx context.Context, d oci.Digest) (m oci.Manifest, err error) {
+	if r.held != nil && !r.held(d) {
+		return m, errNotHeld
+	}
 	err = r.get(func() error {
 		var out oci.Outcome
 		m, out, err = r.source.Manifest(ctx, r.repo, d, ask(false))

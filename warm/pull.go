@@ -35,7 +35,8 @@ type Result struct {
 	Skipped   int    // layers that are had elsewhere, and there alone
 	Stale     string // why upstream did not confirm the name; empty if it did
 
-	whole bool // nothing is missing
+	whole bool         // nothing is missing
+	parts []oci.Digest // all that it consists of, without what was skipped
 }
 
 // The waits between attempts where nobody names one, doubling.
@@ -76,12 +77,14 @@ type run struct {
 	patience time.Duration
 	progress *Progress
 	fetched  atomic.Int64
-	skipped  atomic.Int64
+
+	mu      sync.Mutex // guards skipped
+	skipped map[oci.Digest]bool
 }
 
 func (p *Puller) run(im Image, want Platforms, patience time.Duration, progress *Progress) *run {
 	progress.change(func(*State) {})
-	return &run{Puller: p, im: im, want: want, patience: patience, progress: progress}
+	return &run{Puller: p, im: im, want: want, patience: patience, progress: progress, skipped: map[oci.Digest]bool{}}
 }
 
 // pull reads all that a manifest leads to. One blob that fails does not keep the
@@ -91,10 +94,7 @@ func (r *run) pull(ctx context.Context, root oci.Digest) (Result, error) {
 	if err != nil {
 		return Result{Digest: root}, err
 	}
-	res := Result{Digest: root, Manifests: len(all.manifests), Blobs: len(all.blobs)}
-	for _, m := range all.manifests {
-		res.Bytes += m.Size
-	}
+	res := all.result()
 	r.progress.change(func(s *State) {
 		s.Blobs = len(all.blobs)
 		for _, b := range all.blobs {
@@ -103,9 +103,31 @@ func (r *run) pull(ctx context.Context, root oci.Digest) (Result, error) {
 	})
 	err = r.readBlobs(ctx, all.blobs)
 	res.Bytes += r.progress.Now().BytesDone
-	res.Fetched, res.Skipped = all.fetched+r.fetched.Load(), int(r.skipped.Load())
+	res.Fetched = all.fetched + r.fetched.Load()
+	res.without(func(b blob) bool { return r.skipped[b.Digest] }, all)
 	res.whole = err == nil
 	return res, err
+}
+
+// result is what is known before a blob is looked at.
+func (p *plan) result() Result {
+	res := Result{Digest: p.root, Manifests: len(p.manifests), Blobs: len(p.blobs)}
+	for _, m := range p.manifests {
+		res.Bytes += m.Size
+		res.parts = append(res.parts, m.Digest)
+	}
+	return res
+}
+
+// without adds the blobs of a plan that were not skipped, and counts the others.
+func (r *Result) without(skipped func(blob) bool, all *plan) {
+	for _, b := range all.blobs {
+		if skipped(b) {
+			r.Skipped++
+		} else {
+			r.parts = append(r.parts, b.Digest)
+		}
+	}
 }
 
 // hint is a size that a stranger wrote, for a sum.
@@ -157,7 +179,9 @@ func (r *run) readBlob(ctx context.Context, b blob) error {
 		return r.attempt(ctx, b, c)
 	})
 	if err != nil && b.foreign && isElsewhere(err) {
-		r.skipped.Add(1)
+		r.mu.Lock()
+		r.skipped[b.Digest] = true
+		r.mu.Unlock()
 		c.end(0)
 		return nil
 	}

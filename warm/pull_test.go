@@ -238,6 +238,13 @@ func TestPullSkipsForeignLayers(t *testing.T) {
 		if err != nil || res.Skipped != 1 || res.Blobs != 3 {
 			w.t.Errorf("%+v, %v", res, err)
 		}
+		l, stop := w.list(warm.Config{}, hubImage("library/windows", "latest"))
+		defer stop()
+		time.Sleep(7 * time.Hour)
+		synctest.Wait()
+		if e := wantEntry(w.t, l, hubImage("library/windows", "latest"), warm.Warm); e.Skipped != 1 {
+			w.t.Errorf("the list tells of %d layers that were skipped", e.Skipped)
+		}
 	})
 }
 

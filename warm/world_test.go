@@ -120,7 +120,7 @@ func gets(repo string, images ...ocitest.Image) []string {
 
 // list starts a list that ends with stop.
 func (w *world) list(cfg warm.Config, images ...warm.Image) (l *warm.List, stop func()) {
-	cfg.Source, cfg.Puller, cfg.Withheld = w.cache, w.puller, w.client.Withheld
+	cfg.Source, cfg.Puller, cfg.Withheld, cfg.Held = w.cache, w.puller, w.client.Withheld, w.cache.Holds
 	c := w.cache
 	cfg.Known = func(repo oci.Repository, tag string) (time.Time, time.Duration, bool) {
 		rec := c.Record(repo, tag)
