@@ -151,7 +151,7 @@ func TestABrokenManifestIsNotPaidForAgainAndAgain(t *testing.T) {
 					t.Errorf("got %d %s, want 502", status, body)
 				}
 			}
-			if n := hub.Count(gets); n > 5 { // after 1, 2, 4 and 8 s
+			if n := hub.Count(gets); n > 2 { // after 10 s, if the machine is so slow
 				t.Errorf("it was asked for %d times", n)
 			}
 			if status, body, _ := get(t, client, p.registry+"/v2/well/manifests/latest"); status != http.StatusOK {

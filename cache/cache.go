@@ -9,6 +9,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -201,16 +202,36 @@ func (c *Cache) decide(ctx context.Context, repo oci.Repository, key func() stri
 	}
 	asked := key()
 	facts.Mute = c.mutes.is(repo.Host, asked)
-	_, failed := c.refusal(ctx, &c.failures, repo, asked)
+	again, failed := c.refusal(ctx, &c.failures, repo, asked)
 	if failed == nil {
 		return c.ladder(repo.Host).Climb(facts), nil
 	}
 	facts.Said, facts.Remembered = saidBy(failed), true
 	r = c.ladder(repo.Host).Climb(facts)
-	if r.Serve == Ask || r.Serve == Confirm {
-		return r, nil
+	switch {
+	case r.Serve == Ask, r.Serve == Confirm:
+		failed = nil
+	case facts.Said == Spoilt:
+		failed = askedAgain(failed, time.Until(again))
 	}
 	return r, failed
+}
+
+// askedAgain is why something was of no use, and when the next try may be.
+func askedAgain(err error, wait time.Duration) error {
+	return &oci.Error{
+		Code: oci.CodeOf(err), Detail: fmt.Sprintf("%s; it is asked for again in %v", oci.Reason(err), max(wait.Round(time.Second), time.Second)),
+		RetryAfter: wait, Err: err,
+	}
+}
+
+// longestSpoilt is the longest that a manifest which came to nothing is left alone. What
+// stalled or broke off may do so of what lies between, which mends.
+func longestSpoilt(err error) time.Duration {
+	if oci.CodeOf(err) == oci.Timeout || isBroken(err) {
+		return stalledFor
+	}
+	return hopelessFor
 }
 
 // refusal returns when a question about repo may be asked again after it failed,
@@ -235,7 +256,7 @@ func (c *Cache) noteFailure(ctx context.Context, repo oci.Repository, key string
 			login = c.cfg.Login(ctx, repo)
 		}
 		if r.Grows {
-			r.Again = c.failures.grow(key, r.Again, hopelessFor)
+			r.Again = c.failures.grow(key, r.Again, longestSpoilt(err))
 		}
 		c.failures.put(key, r.Again, login, err)
 		if facts.Said == NoAPI && facts.Kind == ReferrersKind {

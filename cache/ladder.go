@@ -159,7 +159,7 @@ type Rung struct {
 	Behind bool            // the question goes on behind the answer
 	Record Change
 	Again  time.Duration // how long not to ask again; 0 leaves it to the TTL
-	Grows  bool          // for twice as long each time in a row, up to hopelessFor
+	Grows  bool          // for twice as long each time in a row, up to longestSpoilt
 }
 
 // Serve is what a client gets.
@@ -198,7 +198,9 @@ const (
 	mostPause = time.Hour
 	// spoiltFor is how long a manifest that came to nothing is not asked for again at
 	// first: each try may cost a pull.
-	spoiltFor = time.Second
+	spoiltFor = 10 * time.Second
+	// stalledFor is the longest for one that stalled or was cut.
+	stalledFor = 5 * time.Minute
 	// noAPIFor is how long a repository without a referrers API is not asked again
 	// whether it has one. (Not the upstream: what it says of one repository, which
 	// may not exist, must not change the answers about others.) Less where that was

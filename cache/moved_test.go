@@ -761,32 +761,48 @@ func TestAManifestThatIsTooLargeCostsNoPull(t *testing.T) {
 // A manifest that is given and is of no use may cost a pull each time: it is asked for
 // more and more rarely, whoever wants it, until it is forced or comes.
 func TestWhatIsOfNoUseIsAskedForMoreAndMoreRarely(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSource()
-		image := s.pushImage(alpine, "latest", pattern(1, 10))
-		c := newCache(t, s, Config{Prefetch: -1})
-		defer closeCache(t, c)
-		s.spent = fmt.Errorf("%w: %w", oci.ErrSpoilt, oci.Errorf(oci.BadUpstream, "it is another"))
-		ask := func() error {
-			_, _, err := c.Manifest(t.Context(), alpine, image.Digest, oci.Ask{})
-			return err
-		}
-		for range 60 * 60 {
-			if err := ask(); oci.CodeOf(err) != oci.BadUpstream {
-				t.Fatalf("got %v, want what came of it", err)
-			}
-			time.Sleep(time.Second)
-		}
-		if n := len(s.questions()); n != 13 { // after 1, 2, 4 … 512 s, then each quarter of an hour
-			t.Errorf("it was asked for %d times in an hour", n)
-		}
-		s.set(func() { s.spent = nil })
-		if err := ask(); err == nil {
-			t.Error("it was asked for at once")
-		}
-		c.ForgetOf(alpine)
-		if err := ask(); err != nil {
-			t.Error(err)
-		}
-	})
+	for _, row := range []struct {
+		name  string
+		err   error
+		tries int           // in an hour
+		most  time.Duration // until the next, by then
+	}{
+		{"another", oci.Errorf(oci.BadUpstream, "it is another"), 10, 15 * time.Minute},           // after 10, 20 … 640 s
+		{"stalled", oci.Errorf(oci.Timeout, "the answer stalled"), 16, 5 * time.Minute},           // after 10, 20 … 160 s, then each 5 min
+		{"cut", &oci.Error{Code: oci.BadUpstream, Err: io.ErrUnexpectedEOF}, 16, 5 * time.Minute}, // likewise
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSource()
+				image := s.pushImage(alpine, "latest", pattern(1, 10))
+				c := newCache(t, s, Config{Prefetch: -1})
+				defer closeCache(t, c)
+				s.spent = fmt.Errorf("%w: %w", oci.ErrSpoilt, row.err)
+				ask := func() error {
+					_, _, err := c.Manifest(t.Context(), alpine, image.Digest, oci.Ask{})
+					return err
+				}
+				var longest time.Duration
+				for range 60 * 60 {
+					err := ask()
+					if oci.CodeOf(err) != oci.CodeOf(row.err) {
+						t.Fatalf("got %v, want what came of it", err)
+					}
+					longest = max(longest, oci.RetryAfter(err))
+					time.Sleep(time.Second)
+				}
+				if n := len(s.questions()); n != row.tries || longest < row.most-time.Second || longest > row.most {
+					t.Errorf("it was asked for %d times in an hour, %v apart at most, want %d and %v", n, longest, row.tries, row.most)
+				}
+				s.set(func() { s.spent = nil })
+				if err := ask(); err == nil {
+					t.Error("it was asked for at once")
+				}
+				c.ForgetOf(alpine)
+				if err := ask(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
