@@ -68,12 +68,14 @@ func (s *site) newRefusedLogin(r refusal) RefusedLogin {
 }
 
 // refusedLogins leaves out what has been replaced: whether another password is
-// good nobody knows before it is tried.
+// good nobody knows before it is tried. One whose successor cannot be read is
+// replaced all the same, if that is what is used.
 func (s *site) refusedLogins(ctx context.Context) []RefusedLogin {
 	var all []RefusedLogin
 	for id, r := range s.accounts.refusals() {
 		cred, sure, err := s.credential(ctx, oci.Repository{Host: s.cfg.Name, Path: r.path})
-		if err == nil && sure && cred.id != id {
+		isUsed := sure || !cred.anonymous()
+		if err == nil && isUsed && cred.id != id {
 			continue
 		}
 		all = append(all, s.newRefusedLogin(r))

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -115,9 +116,14 @@ func TestAMirrorsRefusedLoginIsItsOwn(t *testing.T) {
 // One that nobody wants is told of for an hour after it might have been tried again.
 func TestARefusedLoginIsForgotten(t *testing.T) {
 	simulateLogins(t, func(w *world, host string) {
-		password := "wrong"
+		password, unreadable := "wrong", error(nil)
 		c := w.connect(func(cfg *Config) {
-			cfg.Credentials = PasswordFrom("me", func() (string, error) { return password, nil })
+			cfg.Credentials = PasswordFrom("me", func() (string, error) {
+				if unreadable != nil {
+					return "", unreadable
+				}
+				return password, nil
+			})
 		})
 		_ = resolve(w.t, c)
 		wantRefused(w.t, "at first", c, "me at "+host)
@@ -131,7 +137,10 @@ func TestARefusedLoginIsForgotten(t *testing.T) {
 		wantRefused(w.t, "with another", c)
 		mustResolve(w.t, c)
 		wantRefused(w.t, "with the right one", c)
-		password = "wrong"
+		unreadable = errors.New("no such file")
+		mustResolve(w.t, c)
+		wantRefused(w.t, "with the right one, which cannot be read any more", c)
+		unreadable, password = nil, "wrong"
 		c.Forget(w.t.Context(), alpine)
 		wantRefused(w.t, "when it is to be tried again", c)
 	})
