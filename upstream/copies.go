@@ -147,7 +147,7 @@ func (c *copies) question() *question { return &question{repo: c.blobs[0].repo, 
 // inCopies asks one place after the other, as inOrder does for any question. What
 // won is the caller's to release.
 func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimit.Class, places []*blob, ask func(context.Context, *question, *blob) (T, error), drop func(T)) (*leg[*blob, T], error) {
-	var verdict error
+	var said joint
 	var refused []*blob
 	r := race[*blob, T]{
 		client: c.client, q: q, places: places, patience: c.client.patience(class), drop: drop,
@@ -161,10 +161,12 @@ func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimi
 		failed: func(b *blob, err error) bool {
 			own := !c.foreign && b.site == c.client.primary
 			switch {
-			case own, c.foreign && weight(err) > weight(verdict):
-				verdict = err
+			case own, c.foreign && weight(err) > weight(said.primary):
+				said.primary = err
 			case !c.foreign && len(places) == 1:
-				verdict = notFinal(b, err)
+				said.primary = notFinal(b, err)
+			case !c.foreign:
+				said.other(b.site, err)
 			}
 			c.failed(b, err)
 			if isLack(err) {
@@ -185,7 +187,7 @@ func inCopies[T any](ctx context.Context, c *copies, q *question, class ratelimi
 	case won == nil && ctx.Err() != nil:
 		return nil, failure(ctx, c.client.cfg.Name, ctx.Err(), nil)
 	case won == nil:
-		return nil, verdict
+		return nil, said.err()
 	case !c.foreign:
 		for _, b := range refused {
 			b.site.lacked(q.repo)

@@ -12,10 +12,11 @@ import (
 
 // inOrder asks one site after the other, those that are well first, until one
 // has an answer. That there is none is only the primary's to say, once those that
-// stand before it have no answer, and its error is the one that counts.
+// stand before it have no answer, and its error is the one that counts: where that
+// asks to come again, the one that asks for the soonest.
 func inOrder[T any](ctx context.Context, c *Client, q *question, class ratelimit.Class, ask func(context.Context, *question, *site) (T, error)) (T, error) {
 	var none T
-	var verdict error
+	var said joint
 	var refused []*site
 	r := race[*site, T]{
 		client: c, q: q, places: c.order(ctx, q, class), patience: c.patience(class),
@@ -26,7 +27,9 @@ func inOrder[T any](ctx context.Context, c *Client, q *question, class ratelimit
 		},
 		failed: func(s *site, err error) bool {
 			if s == c.primary {
-				verdict = err
+				said.primary = err
+			} else {
+				said.other(s, err)
 			}
 			if isLack(err) && class != ratelimit.List {
 				refused = append(refused, s)
@@ -49,7 +52,37 @@ func inOrder[T any](ctx context.Context, c *Client, q *question, class ratelimit
 	case ctx.Err() != nil:
 		return none, failure(ctx, c.cfg.Name, ctx.Err(), nil)
 	}
-	return none, verdict
+	return none, said.err()
+}
+
+// joint is what the addresses of an upstream have said together of a question.
+type joint struct {
+	primary error
+	soonest error // of those of others that name a time after which to come again
+}
+
+// other takes in what another address than the primary said. One that is down names no
+// time by which it will have an answer.
+func (j *joint) other(s *site, err error) {
+	if isWait(err) && !s.breakers.isOpen(s.endpoint.Host) && (j.soonest == nil || oci.RetryAfter(err) < oci.RetryAfter(j.soonest)) {
+		j.soonest = err
+	}
+}
+
+// err is the primary's word, unless that is to come again, and another address may
+// have an answer before. What we say ourselves, since others come first, stands.
+func (j *joint) err() error {
+	isOurs := errors.Is(j.primary, oci.ErrReserved) || errors.Is(j.primary, oci.ErrCrowded)
+	if j.soonest != nil && isWait(j.primary) && !isOurs && oci.RetryAfter(j.soonest) < oci.RetryAfter(j.primary) {
+		return j.soonest
+	}
+	return j.primary
+}
+
+// isWait reports an error that names a time after which to come again.
+func isWait(err error) bool {
+	code := oci.CodeOf(err)
+	return (code == oci.TooManyRequests || code == oci.Unavailable) && oci.RetryAfter(err) > 0
 }
 
 // mayOverrule reports whether a site may have what the primary says there is not: it

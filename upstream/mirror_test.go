@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -194,6 +195,68 @@ func TestOnlyThePrimarysNoIsFinal(t *testing.T) {
 			t.Errorf("referrers, which the primary alone has: %v", err)
 		}
 	})
+}
+
+// Where all addresses want us to come again, we are to come when the first of them may
+// have an answer; what else the primary says counts alone.
+func TestWhoIsToldToComeAgainIsToldTheSoonest(t *testing.T) {
+	limited := func(after string) *ocitest.Effect {
+		e := ocitest.RetryLater(http.StatusTooManyRequests, after)
+		return &e
+	}
+	busy, missing, broken := ocitest.RetryLater(503, "10"), ocitest.Answer(404), ocitest.Answer(500)
+	for name, row := range map[string]struct {
+		primary, mirror *ocitest.Effect
+		code            oci.Code
+		after           time.Duration
+	}{
+		"the mirror sooner":       {limited("600"), limited("15"), oci.TooManyRequests, 15 * time.Second},
+		"the primary sooner":      {limited("15"), limited("600"), oci.TooManyRequests, 15 * time.Second},
+		"the mirror is busy":      {limited("600"), &busy, oci.Unavailable, 10 * time.Second},
+		"the mirror has no time":  {limited("600"), &broken, oci.TooManyRequests, 600 * time.Second},
+		"the mirror lacks it":     {limited("600"), &missing, oci.TooManyRequests, 600 * time.Second},
+		"the primary lacks it":    {&missing, limited("15"), oci.ManifestUnknown, 0},
+		"the mirror is down":      {limited("600"), nil, oci.TooManyRequests, 600 * time.Second},
+		"the primary has no time": {&broken, limited("15"), oci.Unavailable, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				t, mirror := w.t, w.another(ocitest.Habits{Auth: ocitest.NoAuth})
+				c := w.connect(mirroredAt(mirror))
+				w.hub.Inject(&ocitest.Fault{Effect: *row.primary})
+				if row.mirror == nil {
+					mirror.Close()
+				} else {
+					mirror.Inject(&ocitest.Fault{Effect: *row.mirror})
+				}
+				d := oci.Sum(nil)
+				for what, ask := range map[string]func() error{
+					"a manifest": func() error {
+						_, _, err := c.Manifest(t.Context(), alpine, d, oci.Ask{})
+						return err
+					},
+					"a blob": func() error {
+						_, _, err := openBlob(t, c, alpine, d).Stat(t.Context())
+						return err
+					},
+				} {
+					if row.mirror == nil {
+						for range tripAfter {
+							_ = ask()
+						}
+					}
+					err := ask()
+					code := oci.CodeOf(err)
+					if code == oci.BlobUnknown {
+						code = oci.ManifestUnknown
+					}
+					if code != row.code || oci.RetryAfter(err) != row.after {
+						t.Errorf("%s: %v, come again in %v", what, err, oci.RetryAfter(err))
+					}
+				}
+			})
+		})
+	}
 }
 
 // A body that breaks is the caller's to go on with, and goes on elsewhere.

@@ -59,9 +59,10 @@ func (s *Set) Outlook(ctx context.Context, repo oci.Repository, tag string) (Out
 	return c.Outlook(ctx, repo, tag)
 }
 
-// foresee is nil if there is a site that q would be sent to. Else the primary's word
-// counts, as for those who ask.
-func (c *Client) foresee(ctx context.Context, q *question, class ratelimit.Class, r oci.Request) (verdict error) {
+// foresee is nil if there is a site that q would be sent to. Else it is what all
+// say together, as for those who ask.
+func (c *Client) foresee(ctx context.Context, q *question, class ratelimit.Class, r oci.Request) error {
+	var said joint
 	for _, s := range c.sites {
 		err := s.breakers.foresee(target{url: s.url(r), repo: q.repo.Path})
 		if err == nil {
@@ -74,8 +75,10 @@ func (c *Client) foresee(ctx context.Context, q *question, class ratelimit.Class
 			return nil
 		}
 		if s == c.primary {
-			verdict = err
+			said.primary = err
+		} else {
+			said.other(s, err)
 		}
 	}
-	return verdict
+	return said.err()
 }
