@@ -239,6 +239,29 @@ func TestALimitIsTold(t *testing.T) {
 	}
 }
 
+// Where redirects lead nobody signs in, so that nothing is told to help there. A token
+// service is asked by a login, if there is one.
+func TestWhereALoginWouldHelp(t *testing.T) {
+	const remedy = "an account there has limits of its own"
+	for role, helps := range map[ocitest.Role]bool{ocitest.CDN: false, ocitest.Token: true} {
+		t.Run(string(role), func(t *testing.T) {
+			hub := ocitest.NewHub(t, ocitest.Config{})
+			image := ocitest.RandomImage(1, 1000)
+			hub.Push("library/app", "1", image)
+			hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: role}, Effect: ocitest.AbuseLimit()})
+			p := startProgram(t, hub)
+			client, o := newClient(t), operatorOf(t, p)
+			get(t, client, p.registry+"/v2/library/app/manifests/1")
+			get(t, client, p.registry+"/v2/library/app/blobs/"+image.Blobs[0].Digest.String())
+			p.log.await(t, "upstream: host limits us")
+			told := o.must("status", "--table") + o.must("explain", "--table", "app:1")
+			if !strings.Contains(told, "limits us for") || strings.Contains(told, remedy) != helps || strings.Contains(p.log.String(), remedy) != helps {
+				t.Errorf("want told that a login helps: %v\n%s\n%s", helps, told, p.log)
+			}
+		})
+	}
+}
+
 // Whoever has no login is told where one is set: for the address that limits him.
 func TestWhereALoginIsSet(t *testing.T) {
 	c := mustLoad(t,

@@ -185,7 +185,7 @@ func (l *Live) breakers(ctx context.Context) []Breaker {
 		if b.Err != nil {
 			one.Error = oci.Causes(b.Err)
 		}
-		if b.Paused.After(now) {
+		if b.Paused.After(now) && b.SignsIn {
 			one.Remedy = l.remedy(ctx, b.Upstream, b.Host)
 		}
 		all = append(all, one)

@@ -47,6 +47,7 @@ type Breaker struct {
 	Behind   time.Time // until when other addresses are asked before it; zero: it has its place
 	Why      Trouble   // for which it is behind them
 	Paused   time.Time // until when it asked us to wait, with some of its requests or all; zero if it did not
+	SignsIn  bool      // a login would be used there: it is no place that redirects lead to
 }
 
 // breakers keep requests away from hosts that do not answer. Each host, be it

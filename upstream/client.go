@@ -132,6 +132,7 @@ func (c *Client) Breakers() []Breaker {
 			if b.Part == "" {
 				b.Paused = pauses[b.Host]
 			}
+			b.SignsIn = s.signsInAt(b.Host)
 			if b.Part == "" && b.Host == s.endpoint.Host {
 				b.Behind, b.Why = s.standing.setBack()
 			}
@@ -139,6 +140,12 @@ func (c *Client) Breakers() []Breaker {
 		}
 	}
 	return all
+}
+
+// signsInAt reports whether a host is the site's own, or that of its token service.
+func (s *site) signsInAt(host string) bool {
+	d, _ := s.demands.of(s.origin)
+	return host == s.endpoint.Host || d.realm != nil && host == d.realm.Host
 }
 
 // Quotas is what upstream last told of what its accounts may pull: once of an account
