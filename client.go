@@ -41,8 +41,8 @@ server's: run it with them.
                       settings say. Without it ENTREPOT_URL, or else the name
                       that the certificate or this machine has, and the port of
                       ENTREPOT_LISTEN
-  --ca FILE           where clients have the certificate that signed the server's,
-                      if they do not trust it anyway
+  --ca FILE           where clients have the certificate that signed the
+                      server's, if they do not trust it anyway
   --cert FILE, --key FILE
                       where clients have a certificate of their own
   --user NAME, --password-file FILE

@@ -215,7 +215,9 @@ func helpCommand(w io.Writer, name string) error {
 	if !ok {
 		return usageError{unknownCommandText(name)}
 	}
-	fmt.Fprintf(w, "entrepot %s: %s.\n", c.name, c.summary)
+	var title strings.Builder
+	fold(&title, fmt.Sprintf("entrepot %s: %s.", c.name, c.summary), "")
+	fmt.Fprint(w, title.String())
 	if c.help != "" {
 		fmt.Fprintf(w, "\n%s", c.help)
 	}

@@ -16,19 +16,21 @@ import (
 
 const rulesHelp = `Usage: entrepot rules
 
-Lists the cache rules, ENTREPOT_RULE_<n>_TARGET and the like, in the order in which
-they are tried: the first that covers a name decides what it means.
+Lists the cache rules, ENTREPOT_RULE_<n>_TARGET and the like, in the order in
+which they are tried: the first that covers a name decides what it means.
 ` + operatorHelp
 
 const explainHelp = `Usage: entrepot explain [--ns docker.io] <reference>
 
 Says of a reference as a client writes it, with or without this cache's address,
-which upstream and repository it means and by which rule, whether it is held and still
-believed, who may have it, and what a pull would cost now. It asks no upstream. Of a
-server that runs it also knows what has failed lately, which of the upstream's hosts
-do not answer, what is left of the quota, and what clients are told meanwhile.
+which upstream and repository it means and by which rule, whether it is held and
+still believed, who may have it, and what a pull would cost now. It asks no
+upstream. Of a server that runs it also knows what has failed lately, which of
+the upstream's hosts do not answer, what is left of the quota, and what clients
+are told meanwhile.
 
-  --ns REGISTRY      as containerd asks that has this cache for a mirror of REGISTRY
+  --ns REGISTRY      as containerd asks that has this cache for a mirror of
+                     REGISTRY
 ` + operatorHelp
 
 func listRules(ctx context.Context, in Invocation) (err error) {

@@ -14,12 +14,13 @@ import (
 
 const refreshHelp = `Usage: entrepot refresh [--all] <reference>...
 
-Checks now what tags name, by HEAD, which Docker Hub does not count, and says what came
-of it: unchanged, moved, new, gone, or unconfirmed and why. That an upstream refused or
-did not have something is forgotten first, so that a new password or a new image counts
-at once. alpine:3.20 is one tag, held or not; 'alpine:3.*' are those that are held.
-With --all it checks every held tag of repositories: alpine, 'docker.io/*'. It needs a
-running server. The exit code is 1 if a tag is gone or could not be confirmed.
+Checks now what tags name, by HEAD, which Docker Hub does not count, and says
+what came of it: unchanged, moved, new, gone, or unconfirmed and why. That an
+upstream refused or did not have something is forgotten first, so that a new
+password or a new image counts at once. alpine:3.20 is one tag, held or not;
+'alpine:3.*' are those that are held. With --all it checks every held tag of
+repositories: alpine, 'docker.io/*'. It needs a running server. The exit code is
+1 if a tag is gone or could not be confirmed.
 
   --all              whole repositories
 ` + liveHelp
