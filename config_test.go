@@ -369,6 +369,8 @@ func TestProblemsAreNamed(t *testing.T) {
 		{"two accounts for one", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD=b", "ENTREPOT_UPSTREAM_0_NAME=docker.io", "ENTREPOT_UPSTREAM_0_USERNAME=c", "ENTREPOT_UPSTREAM_0_PASSWORD=d"}, []problem{{"ENTREPOT_DOCKERHUB_USERNAME", "ENTREPOT_UPSTREAM_0_USERNAME as well"}}},
 		{"value and file", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD=hunter2", "ENTREPOT_DOCKERHUB_PASSWORD_FILE=/x"}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "is set, and ENTREPOT_DOCKERHUB_PASSWORD as well"}}},
 		{"secret file missing", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD_FILE=" + absent}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "no such file"}}},
+		{"secret file missing here", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD_FILE=hub.token"}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "no such file or directory (in /"}}},
+		{"what is no image", []string{"ENTREPOT_WARM=foo/bar@"}, []problem{{"ENTREPOT_WARM", `"foo/bar@": digest "" has no algorithm`}}},
 		{"secret file empty", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD_FILE=" + empty}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "is empty"}}},
 		{"secret file is a directory", []string{"ENTREPOT_DOCKERHUB_USERNAME=a", "ENTREPOT_DOCKERHUB_PASSWORD_FILE=" + t.TempDir()}, []problem{{"ENTREPOT_DOCKERHUB_PASSWORD_FILE", "is a directory"}}},
 

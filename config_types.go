@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/big"
 	"net"
 	"net/mail"
@@ -12,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -717,7 +719,16 @@ func newSecret(st *secretState) Secret { return Secret{func() *secretState { ret
 func newSecretFile(path string) (Secret, error) {
 	s := newSecret(&secretState{path: path})
 	_, err := s.Value()
-	return s, err
+	return s, fromHere(path, err)
+}
+
+// fromHere says of a file that is not there where it was looked for.
+func fromHere(path string, err error) error {
+	here, werr := os.Getwd()
+	if werr != nil || filepath.IsAbs(path) || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return fmt.Errorf("%w (in %s)", err, here)
 }
 
 // IsSet reports whether there is a secret.
@@ -786,7 +797,7 @@ const maxSmallFile = 1 << 20
 func readSmallFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, fromHere(path, err)
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err == nil && info.IsDir() {

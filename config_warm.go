@@ -161,9 +161,9 @@ func parseImages(names *oci.Names, lines []string, where string) (images []warm.
 		im, err := warm.ParseImage(names, text)
 		switch {
 		case err != nil && where != "":
-			out.add("line %d%s: %s: %w", i+1, where, words.Quote(text), err)
+			out.add("line %d%s: %s: %s", i+1, where, words.Quote(text), oci.Reason(err))
 		case err != nil:
-			out.add("%s: %w", words.Quote(text), err)
+			out.add("%s: %s", words.Quote(text), oci.Reason(err))
 		case !seen[im]:
 			seen[im] = true
 			images = append(images, im)

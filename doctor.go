@@ -21,14 +21,14 @@ import (
 
 const doctorHelp = `Usage: entrepot doctor [--json] [image...]
 
-Looks at all that a server needs, as this machine and these settings have it: the
-settings, the data directory, the addresses to listen on, the certificate, and, for
-each upstream, its name, its TLS, its answer, its logins, the clock and what is left
-of the quota. Images that are named are looked up too. It pulls nothing and costs no
-quota; a server may be running meanwhile.
+Looks at all that a server needs, as this machine and these settings have it:
+the settings, the data directory, the addresses to listen on, the certificate,
+and, for each upstream, its name, its TLS, its answer, its logins, the clock and
+what is left of the quota. Images that are named are looked up too. It pulls
+nothing and costs no quota; a server may be running meanwhile.
 
-For what is wrong it says what to do. The exit code is that of the worst thing, the
-first of its kind:
+For what is wrong it says what to do. The exit code is that of the worst thing,
+the first of its kind:
 
   10  settings           13  name look-up        16  a login
   11  data directory     14  no connection       17  a limit, or a quota that is spent
@@ -116,7 +116,11 @@ func (f finding) print(w io.Writer, asJSON bool) {
 func examine(ctx context.Context, in invocation, images []string, tell func(finding)) {
 	cfg, found := readConfig(in.environ)
 	for _, p := range found {
-		tell(failed(badSettings, p.name, p.text, "entrepot help config lists what can be set"))
+		remedy := "entrepot help config lists what can be set"
+		if p.name == accessVar {
+			remedy = "docs/operations.md, Rights, has all that such a file may hold"
+		}
+		tell(failed(badSettings, p.name, p.text, remedy))
 	}
 	if len(found) > 0 {
 		return // what follows would be about other settings
@@ -209,7 +213,7 @@ func writableParent(dir string) (string, error) {
 		case err == nil:
 			probe, err := os.MkdirTemp(dir, ".entrepot-doctor")
 			if err != nil {
-				return "", err
+				return "", fmt.Errorf("%s: %w", dir, errors.Unwrap(err))
 			}
 			return dir, os.Remove(probe)
 		case !errors.Is(err, os.ErrNotExist) || filepath.Dir(dir) == dir:

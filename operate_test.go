@@ -137,12 +137,18 @@ func TestOperatorsSeeTheSameOfAServerAndAtRest(t *testing.T) {
 		t.Errorf("a pattern lists others:\n%s", told[5])
 	}
 	wantLines(t, told[7], `docker.io/library/alpine:3.20 +sha256:\w{12} +\S+KiB +[1-9]\d* +AGO`, `docker.io/team/later:latest +- +0B +all +AGO`)
+	wantLines(t, told[6], `.*"reference":"latest",.*"missing":-1\}`)
 	stopProgram(t, p)
 	for i, args := range commands {
 		if got := rest.must(args...); got != told[i] {
 			t.Errorf("%v at rest:\n%s\nof the server:\n%s", args, got, told[i])
 		}
 	}
+	for _, args := range [][]string{{"status", "--hours", "25"}, {"status", "--hours", "0"}, {"status", "--top", "101"}, {"df", "--next", "1001"}, {"df", "--next", "0"}} {
+		rest.refused(2, []string{args[0] + `: invalid value "` + args[2] + `" for flag ` + args[1] + ": want a number from "}, args...)
+	}
+	rest.refused(2, []string{`pin "A": `}, "pin", "A")
+	rest.refused(1, []string{`explain "a@": digest "" has no algorithm`}, "explain", "a@")
 	for _, args := range [][]string{{"df", "--table"}, {"df", "--next", "3", "--table"}} {
 		out := rest.must(args...)
 		wantLines(t, out, map[int]string{2: `docker.io +2 +3 +\d+ +\S+KiB +0B +80%`, 4: `sha256:\w{12} +\S+KiB +docker.io +docker.io/\S+ +last used .*`}[len(args)])

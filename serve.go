@@ -26,9 +26,10 @@ import (
 )
 
 const serveHelp = `Serves the registry, and on other addresses metrics and health, until SIGTERM or
-an interrupt. Then running answers may finish within ENTREPOT_SHUTDOWN_TIMEOUT; a
-second signal ends the program at once. SIGHUP has the files of certificates, users,
-rights, secrets and authorities read again. entrepot config shows what is configured.
+an interrupt. Then running answers may finish within ENTREPOT_SHUTDOWN_TIMEOUT;
+a second signal ends the program at once. SIGHUP has the files of certificates,
+users, rights, secrets and authorities read again. entrepot config shows what is
+configured.
 `
 
 // closeGrace is how long what is left may take after running answers have ended
@@ -211,9 +212,11 @@ func (f *front) connections() (open int64) {
 
 // stop ends the registry's answers in their time, and then, so that probes see
 // what is going on, the rest at once. It takes closeGrace more than timeout at
-// most.
+// most. Where the server has not come up it says nothing: the reason for that does.
 func (f *front) stop(timeout time.Duration, logger zerolog.Logger) {
-	f.ready.ready.Store(false)
+	if wasReady := f.ready.ready.Swap(false); !wasReady {
+		logger = zerolog.Nop()
+	}
 	logger.Info().Stringer("timeout", timeout).Msg("stopping: running answers may finish")
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()

@@ -211,3 +211,14 @@ func TestLinesToPasteArePlain(t *testing.T) {
 		t.Errorf("the log says %s", &stderr)
 	}
 }
+
+// A server that does not come up says why, and not that it stops.
+func TestAStartThatFailsSaysWhyAlone(t *testing.T) {
+	t.Parallel()
+	log := &programLog{serving: make(chan struct{})}
+	dir := filepath.Join(writeFile(t, ""), "data")
+	err := run(t.Context(), nil, environ("ENTREPOT_LISTEN=127.0.0.1:0", "ENTREPOT_ADMIN_LISTEN=", "ENTREPOT_DATA="+dir, "ENTREPOT_OFFLINE=true"), io.Discard, log)
+	if err == nil || !strings.Contains(err.Error(), dir) || strings.Contains(log.String(), "stopp") {
+		t.Errorf("%v, after:\n%s", err, log)
+	}
+}

@@ -317,8 +317,8 @@ func TestStatusTellsWhatClientsGet(t *testing.T) {
 
 func TestStatusNeedsAServer(t *testing.T) {
 	p, _, server, rest := heldWorld(t)
-	server.refused(1, []string{"hours: want a number from 1 to 24"}, "status", "--hours", "25")
-	server.refused(1, []string{"top: want a number from 0 to 100"}, "status", "--top", "-1")
+	server.refused(2, []string{"--hours: want a number from 1 to 24"}, "status", "--hours", "25")
+	server.refused(2, []string{"--top: want a number from 0 to 100"}, "status", "--top", "-1")
 	server.refused(2, []string{`it takes no argument, and not "5s"`}, "status", "5s")
 	server.refused(2, []string{`"5" is no interval`}, "status", "--watch", "5")
 	server.refused(2, []string{`"1ms" is no interval`}, "status", "--watch=1ms")

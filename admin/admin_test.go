@@ -114,8 +114,8 @@ func TestBadRequestsToTheAdminAPI(t *testing.T) {
 func TestAnAnswerIsLinesWithAnEnd(t *testing.T) {
 	api := newTestAPI(t)
 	for _, row := range []struct{ method, route, body, want string }{
-		{"POST", "pin", `{"repository":"docker.io/library/x","reference":"1"}`, `{"result":{"repository":"docker.io/library/x","reference":"1","since":"SINCE","bytes":0,"missing":0}}`},
-		{"GET", "pins", "", `{"item":{"repository":"docker.io/library/x","reference":"1","since":"SINCE","bytes":0,"missing":0}}` + "\n" + `{"result":{"count":1}}`},
+		{"POST", "pin", `{"repository":"docker.io/library/x","reference":"1"}`, `{"result":{"repository":"docker.io/library/x","reference":"1","since":"SINCE","bytes":0,"missing":-1}}`},
+		{"GET", "pins", "", `{"item":{"repository":"docker.io/library/x","reference":"1","since":"SINCE","bytes":0,"missing":-1}}` + "\n" + `{"result":{"count":1}}`},
 		{"POST", "unpin", `{"repository":"docker.io/library/x","reference":"1"}`, `{"result":{"repository":"docker.io/library/x","reference":"1"}}`},
 		{"GET", "repositories", "", `{"result":{"count":0}}`},
 		{"GET", "images?repository=docker.io/library/x", "", `{"result":{"count":0}}`},

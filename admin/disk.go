@@ -82,11 +82,13 @@ func (x *exchange) usage() error {
 	return x.result(newUsage(u))
 }
 
+// MaxEvictions is how many of the next evictions are told.
+const MaxEvictions = 1000
+
 func (x *exchange) evictions() error {
-	const most = 1000
 	n, err := strconv.Atoi(x.r.URL.Query().Get("n"))
-	if err != nil || n < 1 || n > most {
-		return badRequest("n: want a number from 1 to %d", most)
+	if err != nil || n < 1 || n > MaxEvictions {
+		return badRequest("n: want a number from 1 to %d", MaxEvictions)
 	}
 	victims, err := x.api.cfg.Disk.DryRun(x.r.Context(), n)
 	if err != nil {

@@ -146,12 +146,15 @@ type Memory struct {
 	Process int64 `json:"process"` // of which the tier is a part
 }
 
+// MaxTop is how many clients and repositories are told.
+const MaxTop = 100
+
 func (x *exchange) status() error {
 	hours, err := x.number("hours", 1, ledger.Hours, 6)
 	if err != nil {
 		return err
 	}
-	top, err := x.number("top", 0, 100, 10)
+	top, err := x.number("top", 0, MaxTop, 10)
 	if err != nil {
 		return err
 	}

@@ -97,11 +97,15 @@ type Pin struct {
 	Since      time.Time  `json:"since,omitzero"`
 	Digest     oci.Digest `json:"digest,omitzero"`
 	Bytes      int64      `json:"bytes"`
-	Missing    int        `json:"missing"` // digests of it that are not held
+	Missing    int        `json:"missing"` // digests of it that are not held; -1: all, however many they are
 }
 
 func newPin(p store.Pin) Pin {
-	return Pin{p.Repository.String(), p.Reference, p.Since, p.Digest, p.Held, p.Missing}
+	out := Pin{p.Repository.String(), p.Reference, p.Since, p.Digest, p.Held, p.Missing}
+	if p.Digest.IsZero() {
+		out.Missing = -1
+	}
+	return out
 }
 
 // Target names what is to be pinned, unpinned or removed.

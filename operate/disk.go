@@ -17,10 +17,11 @@ import (
 
 const pruneHelp = `Usage: entrepot prune [--unused 30d] [--dry-run]
 
-Removes what no repository has any more, as after entrepot rm --all. With --unused
-also all that nobody used for so long, and fills that nobody went on with. What is
-pinned, or being read, stays; so does what came within the last hour, unless --unused
-says less. entrepot df --next shows what goes for lack of room.
+Removes what no repository has any more, as after entrepot rm --all. With
+--unused also all that nobody used for so long, and fills that nobody went on
+with. What is pinned, or being read, stays; so does what came within the last
+hour, unless --unused says less. entrepot df --next shows what goes for lack of
+room.
 
   --unused AGE       such as 12h or 30d
   --dry-run          remove nothing: list what would be removed, and why
@@ -28,10 +29,10 @@ says less. entrepot df --next shows what goes for lack of room.
 
 const verifyHelp = `Usage: entrepot verify
 
-Reads all that is held and compares it with its digests, as fast as the disk gives
-it. What is damaged is dropped, and fetched again when somebody asks for it. The exit
-code is 3 if something was damaged, or could not be read. (A server does this by
-itself in the background: ENTREPOT_SCRUB_RATE.)
+Reads all that is held and compares it with its digests, as fast as the disk
+gives it. What is damaged is dropped, and fetched again when somebody asks for
+it. The exit code is 3 if something was damaged, or could not be read. (A server
+does this by itself in the background: ENTREPOT_SCRUB_RATE.)
 ` + operatorHelp
 
 const dfHelp = `Usage: entrepot df [--next 20]
@@ -156,12 +157,13 @@ func verify(ctx context.Context, in Invocation) (err error) {
 func usage(ctx context.Context, in Invocation) (err error) {
 	o := newOperation(in, "df")
 	defer o.end(&err)
-	next := o.flags.Int("next", 0, "")
+	next := 0
+	o.boundedInt(&next, "next", 1, admin.MaxEvictions)
 	if err := o.begin(ctx, 0, 0); err != nil {
 		return err
 	}
-	if *next != 0 {
-		return o.listEvictions(ctx, *next)
+	if next != 0 {
+		return o.listEvictions(ctx, next)
 	}
 	bar := o.newBar("counting files", false)
 	u, err := do[admin.Usage](ctx, o, "GET", "usage", nil, func(raw json.RawMessage) {

@@ -18,30 +18,32 @@ import (
 const lsHelp = `Usage: entrepot ls [pattern]
 
 Without a pattern: the repositories that are held. With the name of one: its
-images, by tag; manifests that were pulled by digest come after them. A pattern has
-* for any characters: 'docker.io/*' is all repositories of an upstream,
+images, by tag; manifests that were pulled by digest come after them. A pattern
+has * for any characters: 'docker.io/*' is all repositories of an upstream,
 'alpine:3.*' some tags of one. Names mean what they do to clients: alpine is
 docker.io/library/alpine.
 ` + operatorHelp
 
 const rmHelp = `Usage: entrepot rm [--all] [--dry-run] <reference>...
 
-Forgets tags: alpine:3.20, 'alpine:3.*'. The next client that asks for one has it
-checked with its upstream. By digest, alpine@sha256:..., it forgets one manifest, and
-what that alone leads to; a manifest that a tag or another one leads to is refused.
-With --all it forgets repositories with all that they have: alpine, 'docker.io/*'.
-Content goes by and by, as room is needed, or by entrepot prune, but for what came
-within the last hour. What is pinned is refused: entrepot unpin comes first.
+Forgets tags: alpine:3.20, 'alpine:3.*'. The next client that asks for one has
+it checked with its upstream. By digest, alpine@sha256:..., it forgets one
+manifest, and what that alone leads to; a manifest that a tag or another one
+leads to is refused. With --all it forgets repositories with all that they have:
+alpine, 'docker.io/*'. Content goes by and by, as room is needed, or by entrepot
+prune, but for what came within the last hour. What is pinned is refused:
+entrepot unpin comes first.
 
   --all              whole repositories
-  --dry-run          only say what would be removed, or refused, as things are now
+  --dry-run          only say what would be removed, or refused, as things are
+                     now
 ` + operatorHelp
 
 const pinHelp = `Usage: entrepot pin [<reference>...]
 
 Protects images from eviction and removal: what a tag names now and what it will
-name later, or one digest, with all that it leads to. It need not be held yet; that
-it is pinned does not fetch it. Without a reference: the pins there are.
+name later, or one digest, with all that it leads to. It need not be held yet;
+that it is pinned does not fetch it. Without a reference: the pins there are.
 ` + operatorHelp
 
 const unpinHelp = `Usage: entrepot unpin <reference>...
@@ -275,7 +277,7 @@ func (o *operation) listPins(ctx context.Context) error {
 	t := o.newTable("PIN", "DIGEST", "HELD", "MISSING", "SINCE")
 	err := each(ctx, o, "pins", nil, func(p admin.Pin, raw json.RawMessage) error {
 		missing := strconv.Itoa(p.Missing)
-		if p.Digest.IsZero() {
+		if p.Missing < 0 {
 			missing = "all"
 		}
 		return t.row(raw, admin.Target{Repository: p.Repository, Reference: p.Reference}.String(), words.Digest(p.Digest), words.Bytes(p.Bytes), missing, words.Ago(p.Since))

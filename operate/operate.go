@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"entrepot/admin"
@@ -72,23 +73,26 @@ type Settings struct {
 }
 
 const operatorHelp = `
-It asks the server that ENTREPOT_ADMIN_LISTEN names, if that has the data directory
-ENTREPOT_DATA, and otherwise opens the directory itself: run it as the same user then.
+It asks the server that ENTREPOT_ADMIN_LISTEN names, if that has the data
+directory ENTREPOT_DATA, and otherwise opens the directory itself: run it as the
+same user then.
 ` + askingHelp
 
 // liveHelp is for what only a running server can do.
 const liveHelp = `
-It asks the server that ENTREPOT_ADMIN_LISTEN names, if that has the data directory
-ENTREPOT_DATA, and needs it to run.
+It asks the server that ENTREPOT_ADMIN_LISTEN names, if that has the data
+directory ENTREPOT_DATA, and needs it to run.
 ` + askingHelp
 
 const askingHelp = `
-  --server ADDRESS   ask this admin listener instead; ENTREPOT_ADMIN_TOKEN is sent to it
-  --json             write lines of JSON (so is done anyway where no terminal reads it)
+  --server ADDRESS   ask this admin listener instead; ENTREPOT_ADMIN_TOKEN is
+                     sent to it
+  --json             write lines of JSON (so is done anyway where no terminal
+                     reads it)
   --table            write a table, also where no terminal reads it
 
-The exit code is 1 for what failed or was refused, 2 for a mistake in the command
-line.
+The exit code is 1 for what failed or was refused, 2 for a mistake in the
+command line.
 `
 
 // The exit codes that are not 1.
@@ -126,6 +130,18 @@ func newOperation(in Invocation, name string) *operation {
 	o.flags.BoolVar(&o.json, "json", false, "")
 	o.flags.BoolVar(&o.table, "table", false, "")
 	return o
+}
+
+// boundedInt adds a flag for a number.
+func (o *operation) boundedInt(to *int, name string, least, most int) {
+	o.flags.Func(name, "", func(text string) error {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < least || n > most {
+			return fmt.Errorf("want a number from %d to %d", least, most)
+		}
+		*to = n
+		return nil
+	})
 }
 
 // begin reads the command line and finds who answers. The caller ends it.

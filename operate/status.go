@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"entrepot/admin"
+	"entrepot/ledger"
 	"entrepot/words"
 
 	"golang.org/x/term"
@@ -22,16 +23,16 @@ const statusHelp = `Usage: entrepot status [--hours 6] [--top 5] [--watch [inter
 Shows what goes on in a running server: files that were changed and cannot be
 read, what is left of each quota, which hosts do not answer, what clients wait
 for, which logins are refused, how much was served from what is held, who and
-what spent most in the last hours, the blobs on their way in, disk and memory.
-A pull is a GET of a manifest, which is what Docker Hub counts. What several
+what spent most in the last hours, the blobs on their way in, disk and memory. A
+pull is a GET of a manifest, which is what Docker Hub counts. What several
 clients share is on the one that began it. Of the requests that failed, denied
 are those for what is not allowed or, as many registries say it, not there;
 limited those that met a quota or another limit; in trouble all others.
 
   --hours N          how far back, from 1 to 24; the running hour is one of them
   --top N            how many clients and repositories, up to 100
-  --watch [5s]       again and again, every two seconds or at another interval, until
-                     ^C; with --json a line each time
+  --watch [5s]       again and again, every two seconds or at another interval,
+                     until ^C; with --json a line each time
 
 It is coloured on a terminal, unless NO_COLOR is set.
 ` + liveHelp
@@ -45,8 +46,9 @@ const (
 func status(ctx context.Context, in Invocation) (err error) {
 	o := newOperation(in, "status")
 	defer o.end(&err)
-	hours := o.flags.Int("hours", 6, "")
-	top := o.flags.Int("top", 5, "")
+	hours, top := 6, 5
+	o.boundedInt(&hours, "hours", 1, ledger.Hours)
+	o.boundedInt(&top, "top", 0, admin.MaxTop)
 	w := &statusWatch{o: o}
 	o.flags.BoolFunc("watch", "", w.parseInterval)
 	if err := o.begin(ctx, 0, 1); err != nil {
@@ -60,7 +62,7 @@ func status(ctx context.Context, in Invocation) (err error) {
 			return o.misused("--watch: %v", err)
 		}
 	}
-	w.query = url.Values{"hours": {strconv.Itoa(*hours)}, "top": {strconv.Itoa(*top)}}
+	w.query = url.Values{"hours": {strconv.Itoa(hours)}, "top": {strconv.Itoa(top)}}
 	if w.interval == 0 {
 		return w.show(ctx)
 	}
