@@ -47,7 +47,7 @@ func (c *copies) Descriptor() oci.Descriptor {
 // Stat asks until a place has the blob.
 func (c *copies) Stat(ctx context.Context) (oci.Descriptor, oci.Outcome, error) {
 	q := c.question()
-	l, err := inCopies(ctx, c, q, ratelimit.Check, c.order(q, 0), func(ctx context.Context, q *question, b *blob) (struct{}, error) {
+	l, err := inCopies(ctx, c, q, ratelimit.Check, c.order(q), func(ctx context.Context, q *question, b *blob) (struct{}, error) {
 		if err := b.stat(ctx, q); err != nil {
 			return struct{}{}, err
 		}
@@ -66,7 +66,7 @@ func (c *copies) Open(ctx context.Context, offset, length int64) (oci.Reader, er
 	q := c.question()
 	c.recall()
 	l, err := c.open(ctx, q, offset, length)
-	if err == nil && !c.keepsTo(l.place, offset) { // another Open has the first bytes from elsewhere
+	if err == nil && !c.keepsTo(l.place) { // another Open has the first bytes from elsewhere
 		l.value.body.Close()
 		l.release()
 		l, err = c.open(ctx, q, offset, length)
@@ -82,7 +82,7 @@ func (c *copies) Open(ctx context.Context, offset, length int64) (oci.Reader, er
 }
 
 func (c *copies) open(ctx context.Context, q *question, offset, length int64) (*leg[*blob, *reader], error) {
-	return inCopies(ctx, c, q, ratelimit.Blob, c.order(q, offset), func(ctx context.Context, q *question, b *blob) (*reader, error) {
+	return inCopies(ctx, c, q, ratelimit.Blob, c.order(q), func(ctx context.Context, q *question, b *blob) (*reader, error) {
 		r, err := b.open(ctx, q, offset, length)
 		if err != nil {
 			return nil, err
@@ -105,20 +105,21 @@ func (c *copies) recall() {
 	c.opened = true
 }
 
-// keepsTo reports whether the handle may give what a place has from offset on: where all
-// has to come from one, that is the first it is asked of.
-func (c *copies) keepsTo(b *blob, offset int64) bool {
+// keepsTo reports whether the handle may give what a place has: where all has to come
+// from one, that is the first that has any.
+func (c *copies) keepsTo(b *blob) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.mixture == nil {
+	switch {
+	case c.mixture == nil:
 		return true
+	case c.only == nil:
+		c.only = b
+		c.mixture.begins(b.site)
+	case c.only == b:
+		c.mixture.goesOn(b.site)
 	}
-	if c.only != nil && c.only != b {
-		return false
-	}
-	c.mixture.gives(b.site, c.only == nil && offset == 0)
-	c.only = b
-	return true
+	return c.only == b
 }
 
 // leaveAfter is how long a body may bring nothing where another place may go on.
@@ -220,9 +221,9 @@ func weight(err error) int {
 	return 1
 }
 
-// order is by health, and then by how the places did for this blob, of which what
-// begins at offset is wanted. Where all has to come from one place, it is that one.
-func (c *copies) order(q *question, offset int64) []*blob {
+// order is by health, and then by how the places did for this blob. Where all has to
+// come from one place, it is that one.
+func (c *copies) order(q *question) []*blob {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.only != nil {
@@ -231,13 +232,13 @@ func (c *copies) order(q *question, offset int64) []*blob {
 	ranks := map[*blob]rank{}
 	for _, b := range c.blobs {
 		r := rank{fails: c.fails[b]}
-		if c.mixture != nil {
-			r.tries = c.mixture.rank(b.site, offset)
-		}
 		if q.ask.Refresh {
 			b.site.standing.forgetLacks(q.repo.Path)
 		}
 		r.health, r.rate = b.health()
+		if c.mixture != nil {
+			r.tries = c.mixture.rank(b.site, r.health == well)
+		}
 		ranks[b] = r
 	}
 	return slices.SortedStableFunc(slices.Values(c.blobs), func(a, b *blob) int { return ranks[a].compare(ranks[b]) })

@@ -361,8 +361,8 @@ func judge(got []byte, want ocitest.Content) string {
 	return "wrong"
 }
 
-// What was kept of a try at one address goes on there, unless it has failed: then the
-// next that begins anew is at another.
+// After a try at one address the next is there, too, whether it goes on with what was
+// kept or begins anew, unless that address has failed, or is slow.
 func TestATryAtOneAddressGoesOnThere(t *testing.T) {
 	blob := ocitest.Blob(7, 100_000)
 	bodies := ocitest.Match{Role: ocitest.CDN}
@@ -376,18 +376,18 @@ func TestATryAtOneAddressGoesOnThere(t *testing.T) {
 		cut.Remove()
 		for n, step := range []struct {
 			offset, length int64
-			fails          bool // the first, before that
+			before         func()
 			from           *ocitest.Hub
 		}{
-			{0, 20_000, false, first},
-			{20_000, 20_000, false, first},
-			{0, 20_000, false, second}, // which is another try
-			{20_000, 20_000, false, second},
-			{0, 20_000, false, first},
-			{20_000, 20_000, true, second},
+			{0, 20_000, nil, first},
+			{20_000, 20_000, nil, first},
+			{0, 20_000, nil, first},
+			{20_000, 20_000, func() { first.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Answer(404)}) }, second},
+			{0, 20_000, first.ClearFaults, second},
+			{20_000, 20_000, func() { time.Sleep(ailingAfterFailure); c.primary.isSlow(0, true) }, first},
 		} {
-			if step.fails {
-				first.Inject(&ocitest.Fault{Match: bodies, Effect: ocitest.Answer(404)})
+			if step.before != nil {
+				step.before()
 			}
 			r, err := openBlob(t, c, alpine, blob.Digest).Open(t.Context(), step.offset, step.length)
 			if err != nil {

@@ -16,7 +16,7 @@ const (
 )
 
 // mixtures are the blobs that came from several addresses, and were wrong. Each try
-// is at one address from then on: it is right, or tells who has the wrong bytes.
+// is at one address for a while: it is right, or tells who has the wrong bytes.
 type mixtures struct {
 	mu       sync.Mutex // guards byDigest, and until of what is in it
 	byDigest map[oci.Digest]*mixture
@@ -26,9 +26,9 @@ type mixtures struct {
 type mixture struct {
 	until time.Time
 
-	mu    sync.Mutex // guards what follows
-	tries map[*site]int
-	last  *site // it gave bytes last, and has not failed since
+	mu    sync.Mutex    // guards what follows
+	tries map[*site]int // how often it was turned to
+	last  *site         // it gave bytes last, and has not failed since
 }
 
 // add has d come from one address at a time.
@@ -58,24 +58,32 @@ func (m *mixtures) of(d oci.Digest) *mixture {
 	return known
 }
 
-// rank is how soon s is asked: what is kept of an earlier try goes on where that came
-// from, and of others those are first that were tried least.
-func (m *mixture) rank(s *site, offset int64) int {
+// rank is how soon s is asked. Where the last bytes came from, if that is well, the next
+// come from, too: they may go on with what is kept of those, and may have been right. Of
+// others those are first that were tried least.
+func (m *mixture) rank(s *site, isWell bool) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if offset > 0 && m.last == s {
+	if isWell && m.last == s {
 		return -1
 	}
 	return m.tries[s]
 }
 
-// gives notes that all of a try comes from s, of the whole if it begins there.
-func (m *mixture) gives(s *site, whole bool) {
+// begins notes that all that a handle gives will come from s.
+func (m *mixture) begins(s *site) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if whole {
+	if m.last != s {
 		m.tries[s]++
 	}
+	m.last = s
+}
+
+// goesOn notes that more came from s.
+func (m *mixture) goesOn(s *site) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.last = s
 }
 
