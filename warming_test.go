@@ -89,6 +89,7 @@ func TestWarmingAtOnce(t *testing.T) {
 	wantLines(t, o.must("warm", "--table", "alpine"), `docker.io/library/alpine:latest fetched 10\dKiB: sha256:\w{12}, 10\dKiB in 2 manifests and 3 blobs`)
 	wantLines(t, o.must("warm", "--table", "alpine"), `docker.io/library/alpine:latest is held already: sha256:\w{12}, 10\dKiB in 2 manifests and 3 blobs`)
 	wantLines(t, o.must("warm", "alpine", "--platform", "all"), `\{"repository":"docker.io/library/alpine","reference":"latest","digest":"sha256:\w{64}","manifests":3,"blobs":5,"bytes":\d+,"fetched":\d+\}`)
+	wantLines(t, o.must("warm", "alpine", "--table", "--platform", "linux/amd64,windows/amd64"), `.* is held already: .* and 3 blobs, nothing for windows/amd64`)
 	hub.Reset()
 	list := writeFile(t, "# what the nodes run\nteam/app:1   # by tag\n\nalpine@"+amd.Digest.String()+"\n")
 	wantLines(t, o.must("warm", "--file", list, "--table"), `docker.io/team/app:1 fetched .*`, `docker.io/library/alpine@`+amd.Digest.String()+` is held already: .*`)

@@ -50,6 +50,7 @@ type Warmed struct {
 	Bytes      int64      `json:"bytes"`             // of all that
 	Fetched    int64      `json:"fetched"`           // of them: that were not held before
 	Skipped    int        `json:"skipped,omitempty"` // layers that are had elsewhere, and there alone
+	Absent     []string   `json:"absent,omitempty"`  // platforms that were wanted, and that it is not for
 	Stale      string     `json:"stale,omitempty"`   // why the name was not confirmed
 }
 
@@ -61,6 +62,7 @@ type WarmEntry struct {
 	Digest     oci.Digest `json:"digest,omitzero"`
 	Bytes      int64      `json:"bytes"`
 	Skipped    int        `json:"skipped,omitempty"` // layers that are had elsewhere, and there alone
+	Absent     []string   `json:"absent,omitempty"`  // platforms that are wanted, and that it is not for
 	Checked    time.Time  `json:"checked,omitzero"`
 	Next       time.Time  `json:"next,omitzero"`
 	Error      string     `json:"error,omitempty"`
@@ -84,7 +86,7 @@ func warmError(list *warm.List) string {
 func newWarmEntry(e warm.Entry) WarmEntry {
 	out := WarmEntry{
 		Repository: e.Image.Repository.String(), Reference: e.Image.Reference, Status: string(e.Status),
-		Digest: e.Digest, Bytes: e.Bytes, Skipped: e.Skipped, Checked: e.Checked, Next: e.Next,
+		Digest: e.Digest, Bytes: e.Bytes, Skipped: e.Skipped, Absent: e.Absent, Checked: e.Checked, Next: e.Next,
 	}
 	if e.Err != nil {
 		out.Error = strings.TrimPrefix(ownText(e.Err), strings.ToLower(oci.CodeOf(e.Err).String())+": ") // the status says as much
@@ -141,7 +143,7 @@ func (x *exchange) warm() error {
 	if err != nil {
 		return &Error{"UPSTREAM", ownText(err)}
 	}
-	return x.result(Warmed{repo.String(), ask.Reference, res.Digest, res.Manifests, res.Blobs, res.Bytes, res.Fetched, res.Skipped, res.Stale})
+	return x.result(Warmed{repo.String(), ask.Reference, res.Digest, res.Manifests, res.Blobs, res.Bytes, res.Fetched, res.Skipped, res.Absent, res.Stale})
 }
 
 // everyMoment does something as often as progress is told, until stop returns.

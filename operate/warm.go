@@ -31,7 +31,7 @@ may be old.
 
   --platform LIST    such as linux/amd64,linux/arm64; native: Linux on the server's
                      architecture; all. The default is ENTREPOT_WARM_PLATFORMS of the
-                     server
+                     server. Those that an image is not for are named
   --file LIST        a file with one image in a line; # begins a comment
   --wait TIME        how long nothing may come of an image until it is given up
 ` + liveHelp
@@ -112,6 +112,9 @@ func (o *operation) warm(ctx context.Context, t admin.Target, platforms string, 
 	if done.Skipped > 0 {
 		fmt.Fprintf(o.in.Stdout, ", without %s from elsewhere", words.Count(done.Skipped, "layer"))
 	}
+	if len(done.Absent) > 0 {
+		fmt.Fprintf(o.in.Stdout, ", nothing for %s", words.Printable(strings.Join(done.Absent, ", ")))
+	}
 	if done.Stale != "" {
 		fmt.Fprintf(o.in.Stdout, " (%s)", words.Printable(done.Stale))
 	}
@@ -168,6 +171,9 @@ func (o *operation) showWarmList(ctx context.Context) error {
 		}
 		if e.Skipped > 0 {
 			notes = append(notes, "without "+words.Count(e.Skipped, "layer")+" from elsewhere")
+		}
+		if len(e.Absent) > 0 {
+			notes = append(notes, "nothing for "+strings.Join(e.Absent, ", "))
 		}
 		if len(notes) > 0 {
 			t.under(strings.Join(notes, "; "))

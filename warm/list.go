@@ -65,6 +65,7 @@ type Entry struct {
 	Digest  oci.Digest // that it named when it was last looked through
 	Bytes   int64      // of all that it consists of, for the platforms that are wanted
 	Skipped int        // layers that are had elsewhere, and there alone
+	Absent  []string   // platforms that are wanted, and that it is not for
 	Checked time.Time  // when its name was last confirmed; zero if it was not since the start
 	Next    time.Time  // when it is looked at again
 	Err     error      // why it is not warm
@@ -443,6 +444,7 @@ func (l *List) end(e *entry, digest oci.Digest, res Result, closed time.Duration
 		switch {
 		case !res.Digest.IsZero(): // it was looked through
 			e.Digest, e.Bytes, e.Skipped, e.looked, e.parts = digest, res.Bytes, res.Skipped, now, res.parts
+			e.Absent = res.Absent
 			if !res.whole {
 				e.looked = time.Time{}
 			}

@@ -8,8 +8,10 @@ package warm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -56,6 +58,8 @@ type plan struct {
 	manifests []oci.Descriptor // each behind those that it leads to
 	blobs     []blob           // each once
 	fetched   int64            // bytes of the manifests that were not held
+	config    *oci.Descriptor  // of a root that is no index
+	platforms []oci.Platform   // that indexes have of those that are wanted
 }
 
 // blob is a config or a layer.
@@ -112,8 +116,33 @@ func look(ctx context.Context, source oci.Source, repo oci.Repository, root oci.
 	if missing || res.Skipped > elsewhere {
 		return Result{}, errNotHeld
 	}
-	res.whole = true
+	res.whole, res.Absent = true, want.absent(r.found(ctx, source, repo))
 	return res, nil
+}
+
+// maxConfig bounds what is read of an image's config.
+const maxConfig = 4 << 20
+
+// found are the platforms of what was read, those of an index by its word, else by that
+// of the config, which is held by now; none if that does not say.
+func (p *plan) found(ctx context.Context, source oci.Source, repo oci.Repository) []oci.Platform {
+	if p.config == nil {
+		return p.platforms
+	}
+	var says struct{ OS, Architecture, Variant string }
+	b, err := source.Blob(ctx, repo, p.config.Digest, ask(false))
+	if err != nil {
+		return nil
+	}
+	content, err := b.Open(ctx, 0, -1)
+	if err != nil {
+		return nil
+	}
+	defer content.Close()
+	if json.NewDecoder(io.LimitReader(content, maxConfig)).Decode(&says) != nil || says.OS == "" || says.Architecture == "" {
+		return nil
+	}
+	return []oci.Platform{{OS: says.OS, Architecture: says.Architecture, Variant: says.Variant}}
 }
 
 func (r *reading) visit(ctx context.Context, d oci.Digest, depth int) error {
@@ -135,6 +164,9 @@ func (r *reading) visit(ctx context.Context, d oci.Digest, depth int) error {
 	children, err := r.children(links)
 	if err != nil {
 		return err
+	}
+	if depth == 0 && len(children) == 0 {
+		r.config = links.Config
 	}
 	for _, child := range children {
 		if err := r.visit(ctx, child.Digest, depth+1); err != nil {
@@ -167,6 +199,7 @@ func (r *reading) children(links *oci.Links) (wanted []oci.Child, err error) {
 	for _, child := range links.Manifests {
 		if r.want.want(child.Platform) {
 			wanted = append(wanted, child)
+			r.platforms = append(r.platforms, child.Platform)
 		} else if name := strings.Trim(fmt.Sprintf("%.40s/%.40s/%.40s", child.Platform.OS, child.Platform.Architecture, child.Platform.Variant), "/"); !slices.Contains(others, name) && len(others) < 20 {
 			others = append(others, name)
 		}

@@ -90,6 +90,20 @@ func (p Platforms) String() string {
 	return p.text
 }
 
+// absent are those of the platforms that none of found is; none where one of found is
+// not known.
+func (p Platforms) absent(found []oci.Platform) (names []string) {
+	if len(found) == 0 || slices.Contains(found, oci.Platform{}) {
+		return nil
+	}
+	for _, one := range p.list {
+		if alone := (Platforms{list: []oci.Platform{one}}); !slices.ContainsFunc(found, alone.want) {
+			names = append(names, one.String())
+		}
+	}
+	return names
+}
+
 // want reports whether a child of an index is to be fetched: also one of which
 // the index does not say what it is for.
 func (p Platforms) want(child oci.Platform) bool {

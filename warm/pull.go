@@ -30,10 +30,11 @@ type Result struct {
 	Digest    oci.Digest // that the reference names
 	Manifests int
 	Blobs     int
-	Bytes     int64  // of all that
-	Fetched   int64  // of them: that were not held before
-	Skipped   int    // layers that are had elsewhere, and there alone
-	Stale     string // why upstream did not confirm the name; empty if it did
+	Bytes     int64    // of all that
+	Fetched   int64    // of them: that were not held before
+	Skipped   int      // layers that are had elsewhere, and there alone
+	Absent    []string // platforms that were wanted, and that it is not for
+	Stale     string   // why upstream did not confirm the name; empty if it did
 
 	whole bool         // nothing is missing
 	parts []oci.Digest // all that it consists of, without what was skipped
@@ -105,7 +106,9 @@ func (r *run) pull(ctx context.Context, root oci.Digest) (Result, error) {
 	res.Bytes += r.progress.Now().BytesDone
 	res.Fetched = all.fetched + r.fetched.Load()
 	res.without(func(b blob) bool { return r.skipped[b.Digest] }, all)
-	res.whole = err == nil
+	if res.whole = err == nil; res.whole {
+		res.Absent = r.want.absent(all.found(ctx, r.source, r.im.Repository))
+	}
 	return res, err
 }
 

@@ -69,6 +69,41 @@ func TestPullFetchesThePlatformsThatAreWanted(t *testing.T) {
 	}
 }
 
+// Of what is wanted, what an image is not for is named, by a list too.
+func TestPullNamesThePlatformsThatAreNotThere(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		image ocitest.Image
+		want  string
+		names string
+	}{
+		{"an index", ocitest.Index(on("amd64", 1, 10), on("arm64", 2, 10)), "linux/amd64,windows/amd64,linux/arm/v7", "[windows/amd64 linux/arm/v7]"},
+		{"a manifest", on("amd64", 1, 10), "linux/amd64,windows/amd64", "[windows/amd64]"},
+		{"a manifest for another", on("amd64", 1, 10), "windows/amd64", "[windows/amd64]"},
+		{"all of them", on("amd64", 1, 10), "all", "[]"},
+		{"nothing missing", ocitest.Index(on("amd64", 1, 10), on("arm64", 2, 10)), "linux/amd64", "[]"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			simulate(t, ocitest.Habits{}, func(w *world) {
+				im, want := hubImage("library/alpine", "latest"), platforms(w.t, tc.want)
+				w.hub.Push("library/alpine", "latest", tc.image)
+				for range 2 {
+					res, err := w.puller.Pull(w.t.Context(), im, want, 0, new(warm.Progress))
+					if err != nil || fmt.Sprint(res.Absent) != tc.names {
+						w.t.Errorf("%v, %v; want %s", res.Absent, err, tc.names)
+					}
+				}
+				l, stop := w.list(warm.Config{Platforms: want}, im)
+				defer stop()
+				synctest.Wait()
+				if e := wantEntry(w.t, l, im, warm.Warm); fmt.Sprint(e.Absent) != tc.names {
+					w.t.Errorf("the list names %v", e.Absent)
+				}
+			})
+		})
+	}
+}
+
 func TestPullSaysWhatAnIndexHasInstead(t *testing.T) {
 	simulate(t, ocitest.Habits{}, func(w *world) {
 		w.hub.Push("library/alpine", "latest", ocitest.Index(on("amd64", 1, 10), on("arm64", 2, 10)))
