@@ -306,7 +306,8 @@ func (o *obstacle) refusal() error {
 }
 
 // clear waits until no obstacle is left. With claim the request then counts as
-// on its way.
+// on its way. What nobody waits for is told of a pause that is longer than a client's
+// patience: it can come again, and say meanwhile what it waits for.
 func (p *Pass) clear(ctx context.Context, deadline time.Time, claim bool) error {
 	for {
 		now := p.limiter.now()
@@ -317,7 +318,8 @@ func (p *Pass) clear(ctx context.Context, deadline time.Time, claim bool) error 
 		if o.unsure {
 			o.wait = deadline.Sub(now)
 		}
-		if o.never || o.wait <= 0 || now.Add(o.wait).After(deadline) {
+		isLong := p.call.Background && !o.unsure && o.wait > p.limiter.limits.Wait
+		if o.never || o.wait <= 0 || isLong || now.Add(o.wait).After(deadline) {
 			return o.refusal()
 		}
 		if err := sleep(ctx, o.wait, o.changed); err != nil {

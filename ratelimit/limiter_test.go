@@ -355,6 +355,31 @@ func TestAShortPauseIsSatOut(t *testing.T) {
 	})
 }
 
+// What nobody waits for sits out what a client would, and is told of longer pauses: who
+// is behind it says what it waits for, or gives up.
+func TestTheBackgroundIsToldOfALongPause(t *testing.T) {
+	for _, row := range []struct {
+		pause   string
+		refused time.Duration
+	}{{"7", 0}, {"30", 30 * time.Second}} {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(Limits{Rate: -1, Wait: 10 * time.Second})
+			call := Call{Host: "registry", Class: Pull, Background: true}
+			must(t, l, call)()
+			answered(t, l, call, 429, http.Header{"Retry-After": {row.pause}}, "")
+			p, err := l.Acquire(t.Context(), call)
+			if row.refused > 0 {
+				wantRefusal(t, err, oci.TooManyRequests, row.refused)
+				return
+			}
+			if err != nil {
+				t.Fatalf("a pause of %s s: %v", row.pause, err)
+			}
+			p.Release()
+		})
+	}
+}
+
 func TestAPauseReachesThoseWhoAlreadyWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := New(Limits{Rate: 1, Burst: 1, Wait: 10 * time.Second})
