@@ -83,12 +83,16 @@ func doctor(ctx context.Context, in invocation) error {
 		return usageError{fmt.Sprintf("doctor: %v: entrepot help doctor", err)}
 	}
 	var worst finding
-	wrong := 0
+	wrong, last := 0, "" // remedy
 	tell := func(f finding) {
 		if f.State == "failed" {
 			if wrong++; worst.Code == 0 || f.Code < worst.Code {
 				worst = f
 			}
+		}
+		again := f.Remedy != "" && f.Remedy == last && !*asJSON
+		if last = f.Remedy; again {
+			f.Remedy = "as above"
 		}
 		f.print(in.stdout, *asJSON)
 	}

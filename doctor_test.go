@@ -47,6 +47,7 @@ func TestDoctor(t *testing.T) {
 		"anonymous":      {hub: anonymous, want: []string{"ok    upstream docker.io: answers within"}},
 		"wrong settings": {environ: []string{"ENTREPOT_TAG_TTL=soon", "ENTREPOT_LSITEN=:1"}, code: 10, want: []string{"FAIL  ENTREPOT_LSITEN: there is no such setting", "FAIL  ENTREPOT_TAG_TTL"}},
 		"wrong rights":   {environ: []string{"ENTREPOT_USERS_FILE=" + writeFile(t, "a:b\n"), "ENTREPOT_ACCESS_FILE=" + writeFile(t, "rule: x")}, code: 10, want: []string{"FAIL  ENTREPOT_ACCESS_FILE", "      -> docs/operations.md, Rights, has all that such a file may hold\n"}},
+		"two mistakes":   {environ: []string{"ENTREPOT_TAG_TTL=soon", "ENTREPOT_LSITEN=:1"}, code: 10, want: []string{"      -> entrepot help config lists what can be set\nFAIL  ENTREPOT_TAG_TTL", "      -> as above\n"}},
 		"no directory":   {hub: anonymous, environ: []string{"ENTREPOT_DATA=" + filepath.Join(occupied, "data")}, code: 11, want: []string{"FAIL  data directory"}},
 		"no room":        {hub: anonymous, environ: []string{"ENTREPOT_MIN_FREE=1000TiB"}, code: 11, want: []string{"FAIL  data directory"}},
 		"address taken":  {hub: anonymous, environ: []string{"ENTREPOT_LISTEN=" + taken.Listener.Addr().String()}, code: 12, want: []string{"FAIL  ENTREPOT_LISTEN"}},

@@ -190,6 +190,7 @@ func TestExplainForeseesWhatUpstreamIsNotAskedFor(t *testing.T) {
 			p := startProgram(t, hub, "ENTREPOT_PREFETCH=off", "ENTREPOT_TAG_TTL_0_MATCH=docker.io/library/alpine:old", "ENTREPOT_TAG_TTL_0_TTL=1ns")
 			client := newClient(t)
 			p.pull(t, client, "alpine", "old", images["old"])
+			awaitNoFills(t, client, p.admin)
 			manifests := p.registry + "/v2/alpine/manifests/"
 			if status, body, _ := get(t, client, manifests+"partial"); status != http.StatusOK {
 				t.Fatal(body)

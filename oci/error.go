@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -199,13 +200,16 @@ func Causes(err error) string {
 		return text
 	}
 	cause := Causes(e.Err)
+	before, after := text, ""
 	if inner, ok := errors.AsType[*Error](e.Err); ok && inner.Detail != "" && strings.Contains(text, inner.Detail) {
 		_, cause, _ = strings.Cut(cause, inner.Error()+": ")
+		before, after, _ = strings.Cut(text, inner.Detail) // what follows is about more than the cause
+		before += inner.Detail
 	}
 	if cause == "" || strings.Contains(text, cause) {
 		return text
 	}
-	return text + ": " + cause
+	return before + ": " + cause + after
 }
 
 // IsUnknown reports whether upstream said that the thing does not exist.
@@ -250,7 +254,7 @@ func WriteError(w http.ResponseWriter, err error) int {
 	if e.Detail != "" {
 		message = e.Detail
 	}
-	body, _ := json.Marshal(wireErrors{[]wireError{{Code: row.Wire, Message: message}}})
+	body, _ := json.Marshal(wireErrors{[]wireError{{Code: row.Wire, Message: message + comeAgain(e)}}})
 	h := w.Header()
 	for _, name := range []string{"Content-Range", "Docker-Content-Digest", "ETag", "Last-Modified"} {
 		if name != "Content-Range" || row.Status != http.StatusRequestedRangeNotSatisfiable {
@@ -265,11 +269,28 @@ func WriteError(w http.ResponseWriter, err error) int {
 		if wait <= 0 {
 			wait = defaultRetryAfter
 		}
-		h.Set("Retry-After", strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10))
+		h.Set("Retry-After", strconv.FormatInt(int64(inSeconds(wait)/time.Second), 10))
 	}
 	w.WriteHeader(row.Status)
 	_, _ = w.Write(body)
 	return row.Status
+}
+
+// tellsWhen finds a time from now on.
+var tellsWhen = regexp.MustCompile(` in (about )?\d`)
+
+// comeAgain says when to ask again, which few clients show of the headers, unless the
+// message does.
+func comeAgain(e *Error) string {
+	if e.Code != TooManyRequests || e.RetryAfter <= 0 || tellsWhen.MatchString(e.Detail) {
+		return ""
+	}
+	return fmt.Sprintf("; come again in %v", inSeconds(e.RetryAfter))
+}
+
+// inSeconds rounds up, so that who comes then is not too early.
+func inSeconds(d time.Duration) time.Duration {
+	return (d + time.Second - 1).Truncate(time.Second)
 }
 
 // ReadError turns a registry's answer that is not a success into an Error.

@@ -297,7 +297,10 @@ func TestAboutNamesOnce(t *testing.T) {
 		{fmt.Errorf("manifest: %w", Errorf(Denied, "not today")), "a/b:1: not today"},
 		{Errorf(Unavailable, "docker.io/a/b:1 is not held"), "docker.io/a/b:1 is not held"},
 		{cause, "a/b:1: internal error"},
-		{&Error{Code: TooManyRequests, RetryAfter: time.Hour, Err: cause}, "a/b:1: too many requests"},
+		{&Error{Code: TooManyRequests, RetryAfter: time.Hour, Err: cause}, "a/b:1: too many requests; come again in 1h0m0s"},
+		{&Error{Code: TooManyRequests, Detail: "slow down", RetryAfter: 2500 * time.Millisecond}, "a/b:1: slow down; come again in 3s"},
+		{&Error{Code: TooManyRequests, Detail: "spent: there are more in 5h", RetryAfter: time.Minute}, "a/b:1: spent: there are more in 5h"},
+		{&Error{Code: Unavailable, Detail: "it is down", RetryAfter: time.Minute}, "a/b:1: it is down"},
 	} {
 		told := About("a/b:1", row.err)
 		w := httptest.NewRecorder()
@@ -340,7 +343,7 @@ func TestCauses(t *testing.T) {
 		{refused, "192.0.2.1:443 refuses the connection"},
 		{Errorf(Unavailable, "upstream: %w", refused), "unavailable: upstream: 192.0.2.1:443 refuses the connection"},
 		{fmt.Errorf("resolve: %w", first), "resolve: unavailable: registry.test: it cannot be reached: 192.0.2.1:443 refuses the connection"},
-		{&Error{Code: Unavailable, Detail: first.Detail + "; it is tried again in 8s", Err: first}, "unavailable: registry.test: it cannot be reached; it is tried again in 8s: 192.0.2.1:443 refuses the connection"},
+		{&Error{Code: Unavailable, Detail: first.Detail + "; it is tried again in 8s", Err: first}, "unavailable: registry.test: it cannot be reached: 192.0.2.1:443 refuses the connection; it is tried again in 8s"},
 		{&Error{Code: Unavailable, Detail: first.Detail, Err: &Error{Code: Unavailable, Detail: first.Detail}}, "unavailable: registry.test: it cannot be reached"},
 		{&Error{Code: Denied, Detail: "no", Err: fmt.Errorf("token: %w", first)}, "denied: no: token: unavailable: registry.test: it cannot be reached: 192.0.2.1:443 refuses the connection"},
 	} {
