@@ -67,13 +67,14 @@ func isFailure(r *proxy.Record) bool {
 	return r.Status >= http.StatusInternalServerError || r.Status == http.StatusTooManyRequests || r.Status == http.StatusForbidden || wasCut(r)
 }
 
-// spentBy tells the ledger of a request to an upstream. A redirect and a 401 only
-// lead to the request that counts.
+// spentBy tells the ledger of a request to an upstream. A 401 only leads to the
+// request that counts. A GET that is redirected was answered, whatever comes of
+// that; of HEADs the last one tells.
 func spentBy(l *ledger.Ledger, c *upstream.Call) {
 	s := ledger.Sum{Calls: 1}
 	if c.Kind == upstream.ManifestKind {
 		switch {
-		case c.Method == http.MethodGet && c.Status == http.StatusOK:
+		case c.Method == http.MethodGet && !c.Redirected && (c.Status/100 == 2 || c.Status/100 == 3):
 			s.Pulls = 1
 		case c.Method == http.MethodHead && c.Status != 0 && c.Status != http.StatusUnauthorized && c.Status/100 != 3:
 			s.Heads = 1

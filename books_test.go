@@ -159,3 +159,32 @@ func TestSavedIsWhatDidNotComeFromUpstream(t *testing.T) {
 		})
 	}
 }
+
+// A registry has counted what it redirects, whatever is found there.
+func TestARedirectedManifestIsOnePull(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		fault  *ocitest.Fault
+		status int
+	}{
+		{"all is well", nil, http.StatusOK},
+		{"the target fails", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.CDN}, Effect: ocitest.Answer(404)}, http.StatusNotFound},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			hub := ocitest.NewHub(t, ocitest.Config{Habits: ocitest.Habits{PullLimit: 100, RedirectManifests: true}})
+			image := ocitest.RandomImage(1, 1000)
+			hub.Push("library/app", "1", image)
+			p := startProgram(t, hub)
+			if row.fault != nil {
+				hub.Inject(row.fault)
+			}
+			if status, body, _ := get(t, newClient(t), p.registry+"/v2/library/app/manifests/"+image.Digest.String()); status != row.status {
+				t.Errorf("%d %s, want %d", status, body, row.status)
+			}
+			total := operatorOf(t, p).status().Spent.Total // a request upstream is counted before it is answered
+			if n := hub.CountedPulls(); n == 0 || total.Pulls != int64(n) {
+				t.Errorf("%d pulls, and the registry has counted %d", total.Pulls, n)
+			}
+		})
+	}
+}

@@ -136,6 +136,7 @@ type Call struct {
 	Client     string // for whom it was sent; empty: for nobody in particular
 	Kind       Kind
 	Method     string
+	Redirected bool          // it went where the answer to another one led
 	Status     int           // 0 if no answer came
 	Duration   time.Duration // to the answer's headers
 	Err        error         // why no answer came

@@ -30,6 +30,7 @@ func (s *site) follow(ctx context.Context, q *question, r request) (*answer, err
 		if err != nil {
 			return nil, err
 		}
+		r.redirected = true
 		if r.class = own; originOf(r.url) != s.origin {
 			r.class = ratelimit.Redirect
 		}

@@ -89,6 +89,8 @@ type request struct {
 	transfer bool       // the answer is a blob's body
 	resumed  bool       // it goes on with one
 
+	redirected bool // it goes where the answer to another one led
+
 	anonymous bool         // no challenge is answered
 	within    foreignHosts // set: redirects lead to these hosts only
 }
@@ -224,7 +226,7 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, re
 		q.account = l.account
 	}
 	call := Call{
-		Upstream: s.cfg.Name, Host: r.url.Host, Repository: q.repo.Path, Account: q.account, Client: q.ask.Client, Kind: r.kind, Method: r.method,
+		Upstream: s.cfg.Name, Host: r.url.Host, Repository: q.repo.Path, Account: q.account, Client: q.ask.Client, Kind: r.kind, Method: r.method, Redirected: r.redirected,
 	}
 	_, span := oci.BeginSpan(ctx, "upstream request", "entrepot.upstream", call.Upstream, "server.address", call.Host,
 		"http.request.method", call.Method, "entrepot.kind", string(call.Kind), "entrepot.repository", call.Repository)
