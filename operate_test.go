@@ -377,7 +377,7 @@ func TestMistakesInOperatorsCommandLines(t *testing.T) {
 		{"rm", "needs a reference"},
 		{"unpin", "needs a reference"},
 		{"prune x", `takes no argument, and not "x"`},
-		{"df --next x", `invalid value "x" for flag --next: parse error`},
+		{"df --next x", `invalid value "x" for flag --next: want a number from 1 to 1000`},
 		{"df --next", "flag needs an argument: --next"},
 		{"rm --all=-x y", `invalid boolean value "-x" for --all: `},
 	} {

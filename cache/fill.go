@@ -403,11 +403,10 @@ func (f *fill) end(err error) {
 	}
 	if err != nil && !errors.Is(err, errIdle) {
 		f.blob.noteFailure(DigestKind, err) // before anybody hears of it, and asks again
-		_, elsewhere := f.blob.elsewhere(f.c.ctx, err)
-		f.file.Fail(err)
-		if !elsewhere && f.c.ctx.Err() == nil {
+		if _, elsewhere := f.blob.elsewhere(f.c.ctx, err); !elsewhere && f.c.ctx.Err() == nil {
 			f.c.cfg.Warn("a fill failed", f.origin, fmt.Errorf("fill %s: %w", f.digest, err))
 		}
+		f.file.Fail(err)
 	}
 	if err := f.file.Close(); err != nil {
 		f.c.cfg.Warn("a fill could not be put away", f.origin, err)
