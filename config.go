@@ -347,7 +347,21 @@ func (c *Config) offline() (names []string) {
 
 // Names decides which repository a client means.
 func (c *Config) Names() *oci.Names {
-	return &oci.Names{Default: string(c.DefaultUpstream), Upstreams: c.upstreamNames(), Own: c.OwnNames, OwnPorts: c.ownPorts(), Rules: c.nameRules()}
+	return &oci.Names{Default: string(c.DefaultUpstream), Upstreams: c.upstreamNames(), Own: c.ownHosts(), OwnPorts: c.ownPorts(), Rules: c.nameRules()}
+}
+
+// ownHosts are the names that clients have for this cache, as far as they are set. One
+// that is an upstream's as well means that.
+func (c *Config) ownHosts() []string {
+	all := slices.Clone([]string(c.OwnNames))
+	if u, err := url.Parse(string(c.URL)); err == nil && u.Host != "" {
+		for _, host := range []string{u.Host, u.Hostname()} {
+			if host == u.Host || u.Port() == "443" || u.Port() == "80" {
+				all = append(all, host)
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(host string) bool { return slices.Contains(c.upstreamNames(), oci.FoldHost(host)) })
 }
 
 // ownPorts are those that clients ask the registry at.

@@ -162,7 +162,7 @@ func TestOperatorsSeeTheSameOfAServerAndAtRest(t *testing.T) {
 func TestNamesOfNoUpstream(t *testing.T) {
 	p, _, server, rest := heldWorld(t)
 	refused := []string{"ghcr.io is not an upstream of this server, nor this cache's own address (ENTREPOT_OWN_NAMES); its upstreams are docker.io"}
-	typo := []string{"doker.io is not an upstream of this server, nor this cache's own address (ENTREPOT_OWN_NAMES); did you mean docker.io?"}
+	typo := []string{"doker.io is not an upstream of this server, nor this cache's own address (ENTREPOT_OWN_NAMES); its upstreams are docker.io; did you mean docker.io?"}
 	everywhere := func(o operator, commands ...[]string) {
 		t.Helper()
 		for _, command := range commands {
@@ -193,6 +193,23 @@ func TestNamesOfNoUpstream(t *testing.T) {
 		wantLines(t, rest.must("ls", "--table", own+"/team/app:1"), `docker.io/team/app +1 .*`)
 		wantLines(t, rest.must("ls", "--table", own+"/team/*"), `docker.io/team/app .*`)
 		wantLines(t, rest.must("pin", "--table", own+"/team/app:1"), `pinned docker.io/team/app:1`)
+	}
+
+	// Without a port it has that of its scheme.
+	usual := operator{t, append(rest.environ, "ENTREPOT_URL=https://cache.example", "ENTREPOT_LISTEN=127.0.0.1:443")}
+	for _, own := range []string{"cache.example", "localhost"} {
+		wantLines(t, usual.must("explain", "--table", own+"/team/app:1"), `repository +docker.io/team/app`)
+		wantLines(t, usual.must("ls", "--table", own+"/team/app"), `docker.io/team/app +1 .*`)
+	}
+	wantLines(t, usual.must("explain", "--table", "cache.lan/team/app:1"), `note +cache.lan is no upstream and has the port of this cache, .*`)
+	for _, command := range []string{"ls", "pin", "rm"} {
+		usual.refused(1, []string{"cache.lan is not an upstream of this server"}, command, "cache.lan/team/app:1")
+	}
+
+	// One letter from an upstream, and no misspelling.
+	ghcr := operator{t, append(rest.environ, "ENTREPOT_UPSTREAMS=ghcr.io", "ENTREPOT_UPSTREAM_0_NAME=ghcr.io", "ENTREPOT_DEFAULT_UPSTREAM=ghcr.io")}
+	if _, err := ghcr.run("explain", "gcr.io/x:1"); err == nil || !strings.HasSuffix(err.Error(), "; its upstreams are ghcr.io") {
+		t.Errorf("a registry that is not configured: %v", err)
 	}
 
 	// What is held of an upstream that was taken out.

@@ -147,16 +147,34 @@ func (n *Names) CutOwn(name string) (rest, guessed string) {
 	if n.isOwn(first, "") {
 		return rest, ""
 	}
-	host, port, _ := net.SplitHostPort(first)
-	switch {
+	switch host, atOurs := n.atOwnPort(first); {
 	case rest == "" || slices.Contains(n.Upstreams, FoldHost(first)) || n.Rule(name, "", "") != nil:
-	case !slices.Contains(n.OwnPorts, port):
+	case !atOurs:
 	case host == "localhost" || net.ParseIP(host).IsLoopback():
 		return rest, ""
-	default:
+	case !IsPublic(first):
 		return rest, first
 	}
 	return name, ""
+}
+
+// atOwnPort reports whether a name's first part is a registry at one of our ports: 443
+// or 80 where it says none.
+func (n *Names) atOwnPort(first string) (host string, ours bool) {
+	if host, port, err := net.SplitHostPort(first); err == nil {
+		return host, slices.Contains(n.OwnPorts, port)
+	}
+	isOurs := func(port string) bool { return slices.Contains(n.OwnPorts, port) }
+	return strings.Trim(first, "[]"), IsRegistry(first) && (isOurs("443") || isOurs("80"))
+}
+
+// IsPublic reports whether host is a registry that everybody knows, and so neither ours
+// nor another one's name misspelt.
+func IsPublic(host string) bool { return slices.Contains(publicRegistries, FoldHost(host)) }
+
+var publicRegistries = []string{
+	DockerHub, "ghcr.io", "gcr.io", "quay.io", "lscr.io", "nvcr.io", "cgr.dev", "icr.io", "registry.k8s.io", "k8s.gcr.io", "mcr.microsoft.com",
+	"public.ecr.aws", "registry.gitlab.com", "registry.access.redhat.com", "registry.redhat.io", "docker.elastic.co", "xpkg.upbound.io",
 }
 
 // UnknownUpstream is in the chain of the error that a name has which leads to no

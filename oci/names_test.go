@@ -82,6 +82,36 @@ func TestRefusalOfAnUpstreamNamesTheKnownOnes(t *testing.T) {
 	}
 }
 
+// TestOwnAddressIsCut has a row for each form of our own address.
+func TestOwnAddressIsCut(t *testing.T) {
+	for _, row := range []struct {
+		name, ports   string
+		rest, guessed string
+	}{
+		{"cache.example/a", "", "a", ""},
+		{"localhost:5000/a", "5000", "a", ""},
+		{"[::1]:5000/a/b", "5000", "a/b", ""},
+		{"cache.lan:5000/a", "5000", "a", "cache.lan:5000"},
+		{"cache.lan:5000/a", "5001", "cache.lan:5000/a", ""},
+		{"localhost:5005/a", "5005", "localhost:5005/a", ""}, // an upstream
+		{"localhost/a", "443", "a", ""},
+		{"127.0.0.1/a", "80", "a", ""},
+		{"localhost/a", "5000", "localhost/a", ""},
+		{"cache.lan/a", "443", "a", "cache.lan"},
+		{"cache.lan:5000/a", "443", "cache.lan:5000/a", ""},
+		{"gcr.io/a", "443", "gcr.io/a", ""},
+		{"mcr.microsoft.com/a", "443", "mcr.microsoft.com/a", ""},
+		{"team/a", "443", "team/a", ""},
+		{"localhost", "443", "localhost", ""},
+	} {
+		n := names()
+		n.OwnPorts = []string{row.ports}
+		if rest, guessed := n.CutOwn(row.name); rest != row.rest || guessed != row.guessed {
+			t.Errorf("%s at port %s: %q, guessed %q; want %+v", row.name, row.ports, rest, guessed, row)
+		}
+	}
+}
+
 func TestReference(t *testing.T) {
 	d := "sha256:" + hex64
 	for s, want := range map[string]string{

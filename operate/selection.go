@@ -58,7 +58,9 @@ func selectionOf(names *oci.Names, s string) (sel selection, err error) {
 // repositoryPattern gives a name its full form. Upstreams that are not configured
 // any more may still have left something.
 func repositoryPattern(names *oci.Names, name string) (string, error) {
-	name, _ = names.CutOwn(name)
+	if rest, guessed := names.CutOwn(name); guessed == "" || strings.Contains(guessed, ":") {
+		name = rest // without a port it may be any registry, and nothing is done to another image than is meant
+	}
 	first, rest, _ := strings.Cut(name, "/")
 	isHost := oci.IsRegistry(first)
 	if !isPattern(name) {
