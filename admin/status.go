@@ -130,7 +130,17 @@ type Fill struct {
 	BytesPerSecond int64      `json:"bytesPerSecond"` // since it began
 	Readers        int        `json:"readers"`
 	Streams        int        `json:"streams"`
+	Trouble        string     `json:"trouble,omitempty"` // stalled, slow; empty also while nothing is asked of the upstream
 }
+
+// What is said of a fill that hardly comes.
+const (
+	Stalled = "stalled" // nothing has come for stalledAfter
+	Slow    = "slow"    // since it began it came, on average, at less than what an upstream is left for
+)
+
+// stalledAfter is how long nothing may come of what is asked for.
+const stalledAfter = 5 * time.Second
 
 // Disk is what is held on it.
 type Disk struct {
@@ -244,11 +254,34 @@ func newSpent(r ledger.Report, hours int) Spent {
 }
 
 func newFill(p cache.Progress, now time.Time) Fill {
-	f := Fill{p.Repository.String(), p.Digest, p.Client, p.From, p.Began.Round(0), p.Came.Round(0), p.Size, p.Landed, 0, p.Readers, p.Streams}
+	f := Fill{p.Repository.String(), p.Digest, p.Client, p.From, p.Began.Round(0), p.Came.Round(0), p.Size, p.Landed, 0, p.Readers, p.Streams, ""}
 	if took := now.Sub(p.Began).Seconds(); took > 0 {
 		f.BytesPerSecond = int64(float64(p.Landed-p.Had) / took)
 	}
+	f.Trouble = f.trouble(now)
 	return f
+}
+
+// trouble is how a fill hardly comes. Where nothing is asked of the upstream, for a
+// client that reads slowly, say, or all has landed and is hashed, none is told.
+func (f Fill) trouble(now time.Time) string {
+	switch {
+	case f.Streams == 0, f.Landed == f.Size:
+		return ""
+	case now.Sub(f.LastCame()) >= stalledAfter:
+		return Stalled
+	case f.BytesPerSecond < upstream.LeastRate && now.Sub(f.Began) >= upstream.LeastOver:
+		return Slow
+	}
+	return ""
+}
+
+// LastCame is when bytes came last, or when it began.
+func (f Fill) LastCame() time.Time {
+	if f.Came.IsZero() {
+		return f.Began
+	}
+	return f.Came
 }
 
 // processMemory is what this process has of the system's memory, as far as Go

@@ -340,34 +340,20 @@ func (p *picture) fills(s admin.Status) {
 		inks = append(inks, gauge(7, share, green)...)
 		p.line(append(inks, ink{plain, right(6, percent(f.Landed, f.Size)) + right(8, size) + right(10, words.Bytes(f.BytesPerSecond)+"/s") +
 			right(8, strconv.Itoa(f.Readers)) + right(8, strconv.Itoa(f.Streams))})...)
-		if text := slowText(f, s.Now); text != "" {
+		if text := fillText(f, s.Now); text != "" {
 			p.under(ink{yellow, "    " + text})
 		}
 	}
 	p.blocks[len(p.blocks)-1].more = max(0, len(s.Fills)-maxFills)
 }
 
-// The bounds of what is said to be slow: an address that sends less is left for another
-// where there is one.
-const (
-	stalledAfter = 5 * time.Second
-	slowAfter    = 10 * time.Second
-	slowRate     = 64 << 10 // bytes per second
-)
-
-// slowText says of a blob that it hardly comes; empty if it does.
-func slowText(f admin.Fill, now time.Time) string {
-	last := f.Came
-	if last.IsZero() {
-		last = f.Began
-	}
-	switch quiet := now.Sub(last); {
-	case f.Began.IsZero():
-		return ""
-	case quiet >= stalledAfter:
-		return "stalled: nothing has come for " + spanText(quiet)
-	case f.BytesPerSecond < slowRate && now.Sub(f.Began) >= slowAfter:
-		return "slow: it began " + spanText(now.Sub(f.Began)) + " ago"
+// fillText says of a blob how it hardly comes; empty if it does.
+func fillText(f admin.Fill, now time.Time) string {
+	switch f.Trouble {
+	case admin.Stalled:
+		return "stalled: nothing has come for " + spanText(now.Sub(f.LastCame()))
+	case admin.Slow:
+		return "slow on average: it began " + spanText(now.Sub(f.Began)) + " ago"
 	}
 	return ""
 }

@@ -74,8 +74,8 @@ func exampleStatus() admin.Status {
 		},
 		Fills: []admin.Fill{
 			{Repository: "docker.io/library/python", Digest: oci.Sum([]byte("1")), Size: 600 << 20, Landed: 420 << 20, BytesPerSecond: 52 << 20, Readers: 3, Streams: 4},
-			{Repository: "ghcr.io/x/y\x1b[2J", Digest: oci.Sum([]byte("2")), Size: -1, Landed: 1 << 20, Readers: 1, Streams: 1, Began: now.Add(-45 * time.Second), Came: now.Add(-12 * time.Second)},
-			{Repository: "ghcr.io/x/z", Digest: oci.Sum([]byte("3")), Size: 300 << 20, Landed: 20 << 10, BytesPerSecond: 211, Readers: 1, Streams: 1, Began: now.Add(-95 * time.Second), Came: now.Add(-time.Second)},
+			{Repository: "ghcr.io/x/y\x1b[2J", Digest: oci.Sum([]byte("2")), Size: -1, Landed: 1 << 20, Readers: 1, Streams: 1, Began: now.Add(-45 * time.Second), Came: now.Add(-12 * time.Second), Trouble: admin.Stalled},
+			{Repository: "ghcr.io/x/z", Digest: oci.Sum([]byte("3")), Size: 300 << 20, Landed: 20 << 10, BytesPerSecond: 211, Readers: 1, Streams: 1, Began: now.Add(-95 * time.Second), Came: now.Add(-time.Second), Trouble: admin.Slow},
 		},
 		Waiting: []admin.Waiting{{Upstream: "gcr.io", Questions: 3, Since: now.Add(-12 * time.Second)}},
 		Disk:    admin.Disk{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},

@@ -297,12 +297,12 @@ func (c *copies) agree(b *blob, size int64) error {
 	return oci.Errorf(oci.BadUpstream, "%s gave blob %s a size of %d, another place of %d", b.home.Host, b.digest, size, known)
 }
 
+// LeastRate is what a body has to come at, in bytes a second over LeastOver of waiting
+// for it, where another place could be asked. Time in which nobody reads does not
+// count.
 const (
-	// leastRate is what a body has to come at, in bytes a second over leastOver of
-	// waiting for it, where another place could be asked. Time in which nobody reads
-	// does not count.
-	leastRate = 64 << 10
-	leastOver = 10 * time.Second
+	LeastRate = 64 << 10
+	LeastOver = 10 * time.Second
 )
 
 // errSlow ends a body that comes too slowly, or not at all.
@@ -373,12 +373,12 @@ func (r *copiesReader) ended(err error) error {
 // keepsUp looks at the rate now and then. It is an error where the body comes too
 // slowly and another place may be faster.
 func (r *copiesReader) keepsUp() error {
-	if r.waited < leastOver {
+	if r.waited < LeastOver {
 		return nil
 	}
 	rate := int64(float64(r.came) / r.waited.Seconds())
 	r.waited, r.came = 0, 0
-	if rate >= leastRate {
+	if rate >= LeastRate {
 		return nil
 	}
 	leaves := r.copies.isFaster(r.blob, rate)

@@ -56,7 +56,7 @@ func TestASlowAddressIsLeft(t *testing.T) {
 		mirror.Set(rate(2000))
 		began := time.Now()
 		got, failures := pull(t.Context(), openBlob(t, c, alpine, blob.Digest))
-		if took := time.Since(began); !bytes.Equal(got, blob.Bytes()) || failures != 1 || took > leastOver+2*time.Second {
+		if took := time.Since(began); !bytes.Equal(got, blob.Bytes()) || failures != 1 || took > LeastOver+2*time.Second {
 			t.Errorf("%d bytes after %v and %d failures", len(got), took, failures)
 		}
 		mirror.Set(rate(0))
@@ -95,7 +95,7 @@ func TestWhereAllIsSlow(t *testing.T) {
 				began := time.Now()
 				got, failures := pull(t.Context(), openBlob(t, c, alpine, blob.Digest))
 				took, best := time.Since(began), time.Duration(len(got)/slow)*time.Second
-				if !bytes.Equal(got, blob.Bytes()) || failures != row.changes || took > best+2*leastOver {
+				if !bytes.Equal(got, blob.Bytes()) || failures != row.changes || took > best+2*LeastOver {
 					t.Errorf("%d bytes after %v and %d failures, want %v and %d", len(got), took, failures, best, row.changes)
 				}
 			})
