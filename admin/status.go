@@ -21,7 +21,7 @@ type Status struct {
 	Unread   []Unread  `json:"unread,omitempty"`  // files that were changed and cannot be read: what was read before stays
 	Breakers []Breaker `json:"breakers"`
 	Logins   []Login   `json:"logins"`            // that are refused
-	Waiting  []Waiting `json:"waiting,omitempty"` // upstreams that have not answered yet
+	Waiting  []Waiting `json:"waiting,omitempty"` // upstreams that have not answered for a second or more
 	Quotas   []Quota   `json:"quotas"`
 	Spent    Spent     `json:"spent"`
 	Fills    []Fill    `json:"fills"` // those that run, the oldest first
@@ -59,7 +59,7 @@ type Breaker struct {
 }
 
 // Waiting is how much an upstream was asked for clients, of manifests and lists, that it
-// has not answered yet; a turn that is waited for included.
+// has not answered for a second or more; a turn that is waited for included.
 type Waiting struct {
 	Upstream  string    `json:"upstream"`
 	Questions int       `json:"questions"`

@@ -98,8 +98,8 @@ func (s *Set) Breakers() []Breaker {
 	return all
 }
 
-// Waiting lists the upstreams that have not answered yet what they were asked for
-// clients, of manifests and lists, by name.
+// Waiting lists the upstreams that have not answered for a while what they were asked
+// for clients, of manifests and lists, by name.
 func (s *Set) Waiting() []Waiting { return s.waits.list() }
 
 // Forget is the Client's, of the upstream that the repository names.

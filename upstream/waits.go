@@ -9,12 +9,16 @@ import (
 	"entrepot/oci"
 )
 
-// Waiting is what an upstream was asked for clients and has not answered yet.
+// Waiting is what an upstream was asked for clients and has not answered for leastWait.
 type Waiting struct {
 	Upstream  string
 	Questions int       // one at least
 	Since     time.Time // of the oldest
 }
+
+// leastWait is how long a question goes unanswered before it is worth a word: many are
+// on their way at any moment.
+const leastWait = time.Second
 
 // waits are the questions that are not answered yet. The zero value has none.
 type waits struct {
@@ -49,7 +53,11 @@ func (w *waits) begin(upstream string, ask oci.Ask) (end func()) {
 func (w *waits) list() (all []Waiting) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	now := time.Now()
 	for one := range w.asked {
+		if now.Sub(one.since) < leastWait {
+			continue
+		}
 		i, found := slices.BinarySearchFunc(all, one.upstream, func(a Waiting, name string) int { return strings.Compare(a.Upstream, name) })
 		if !found {
 			all = slices.Insert(all, i, Waiting{one.upstream, 0, one.since})

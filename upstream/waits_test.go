@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -196,6 +197,36 @@ func TestEveryOtherWaitHasItsBound(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Of the questions that are on their way those are told that have been for a while, and
+// that somebody waits for.
+func TestWhatIsUnansweredForAWhileIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w waits
+		want := func(when string, want ...Waiting) {
+			t.Helper()
+			if got := w.list(); !slices.Equal(got, want) {
+				t.Errorf("%s: %v, want %v", when, got, want)
+			}
+		}
+		began := time.Now()
+		first, background := w.begin("b.example", oci.Ask{}), w.begin("b.example", oci.Ask{Background: true})
+		time.Sleep(leastWait - 1)
+		second, other := w.begin("b.example", oci.Ask{}), w.begin("a.example", oci.Ask{})
+		want("at first")
+		time.Sleep(1)
+		want("when the first has waited", Waiting{"b.example", 1, began})
+		time.Sleep(leastWait)
+		then := began.Add(leastWait - 1)
+		want("when all have", Waiting{"a.example", 1, then}, Waiting{"b.example", 2, began})
+		first()
+		want("when the first is answered", Waiting{"a.example", 1, then}, Waiting{"b.example", 1, then})
+		second()
+		other()
+		background()
+		want("at the end")
+	})
 }
 
 // pause reports whether it ended by itself.
