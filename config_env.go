@@ -68,6 +68,25 @@ func eachValue(c *Config, visit func(name string, s setting, v any)) {
 	walkValues(reflect.ValueOf(c).Elem(), "", "", 0, visit)
 }
 
+// namesOfFiles are the settings that name some of these files, as NAME=PATH.
+func (c *Config) namesOfFiles(paths []string) (all []string) {
+	eachValue(c, func(name string, _ setting, v any) {
+		path := ""
+		switch v := v.(type) {
+		case *File:
+			path = string(*v)
+		case *CAFile:
+			path = v.path
+		case *Secret:
+			name, path = name+fileSuffix, v.path()
+		}
+		if path != "" && slices.Contains(paths, path) {
+			all = append(all, name+"="+path)
+		}
+	})
+	return all
+}
+
 func walkValues(v reflect.Value, name, pattern string, depth int, visit func(string, setting, any)) {
 	for f, field := range v.Fields() {
 		if key, ok := f.Tag.Lookup("env"); ok {

@@ -81,20 +81,29 @@ func (c *Config) aboutWarm() []string {
 
 // leftOut is why some of a list is no image, or too much.
 type leftOut struct {
-	first error
-	more  int // lines
+	why   string // of the first
+	place string // of it; empty if the list has none
+	more  int    // lines
 }
 
+// Error says why before where, whose path may be long.
 func (l *leftOut) Error() string {
-	if l.more == 0 {
-		return l.first.Error()
+	var places []string
+	if l.place != "" {
+		places = append(places, l.place)
 	}
-	return fmt.Sprintf("%v (and %s more)", l.first, words.Count(l.more, "line"))
+	if l.more > 0 {
+		places = append(places, "and "+words.Count(l.more, "line")+" more")
+	}
+	if len(places) == 0 {
+		return l.why
+	}
+	return l.why + " (" + strings.Join(places, ", ") + ")"
 }
 
-func (l *leftOut) add(format string, args ...any) {
-	if l.first == nil {
-		l.first = fmt.Errorf(format, args...)
+func (l *leftOut) add(place, format string, args ...any) {
+	if l.why == "" {
+		l.why, l.place = fmt.Sprintf(format, args...), place
 		return
 	}
 	l.more++
@@ -145,7 +154,7 @@ func readImages(names *oci.Names, file string) ([]warm.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseImages(names, strings.Split(strings.TrimPrefix(string(content), byteOrderMark), "\n"), " of file "+words.Quote(file))
+	return parseImages(names, strings.Split(strings.TrimPrefix(string(content), byteOrderMark), "\n"), "file "+words.Quote(file))
 }
 
 // parseImages reads one image of each line, but for a leftOut; where says what they are
@@ -161,9 +170,9 @@ func parseImages(names *oci.Names, lines []string, where string) (images []warm.
 		im, err := warm.ParseImage(names, text)
 		switch {
 		case err != nil && where != "":
-			out.add("line %d%s: %s: %s", i+1, where, words.Quote(text), oci.Reason(err))
+			out.add(fmt.Sprintf("line %d of %s", i+1, where), "%s: %s", words.Quote(text), oci.Reason(err))
 		case err != nil:
-			out.add("%s: %s", words.Quote(text), oci.Reason(err))
+			out.add("", "%s: %s", words.Quote(text), oci.Reason(err))
 		case !seen[im]:
 			seen[im] = true
 			images = append(images, im)
@@ -171,9 +180,9 @@ func parseImages(names *oci.Names, lines []string, where string) (images []warm.
 	}
 	if n := len(images); n > warm.MaxImages {
 		images = images[:warm.MaxImages]
-		out.add("there are %d images%s: want %d at most", n, where, warm.MaxImages)
+		out.add(where, "there are %d images: want %d at most", n, warm.MaxImages)
 	}
-	if out.first == nil {
+	if out.why == "" {
 		return images, nil
 	}
 	return images, &out

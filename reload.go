@@ -42,13 +42,14 @@ type reloader struct {
 	log     zerolog.Logger
 	hangups <-chan os.Signal // those that ask for all to be read again
 	all     []*reloadable
-	also    []func(now time.Time) // is done with each look
+	named   func(paths []string) []string // the settings that name files, NAME=PATH
+	also    []func(now time.Time)         // is done with each look
 	stop    chan struct{}
 	work    sync.WaitGroup
 }
 
-func newReloader(log zerolog.Logger, hangups <-chan os.Signal) *reloader {
-	return &reloader{log: log, hangups: hangups, stop: make(chan struct{})}
+func newReloader(log zerolog.Logger, hangups <-chan os.Signal, named func(paths []string) []string) *reloader {
+	return &reloader{log: log, hangups: hangups, named: named, stop: make(chan struct{})}
 }
 
 // catchHangups keeps SIGHUP from ending the process, from now until its exit:
@@ -138,7 +139,7 @@ func (r *reloader) unread() (all []admin.Unread) {
 		told, since := one.told, one.since
 		one.mu.Unlock()
 		if told != "" {
-			all = append(all, admin.Unread{What: one.what, Error: told, Since: since})
+			all = append(all, admin.Unread{What: one.what, Error: told, Settings: r.named(one.paths()), Since: since})
 		}
 	}
 	return all
@@ -172,7 +173,7 @@ func (one *reloadable) read(log zerolog.Logger, seen []os.FileInfo) {
 		log.Info().Str("what", one.what).Strs("files", one.paths()).Bool("changed", changed).Msg("read again")
 	case err.Error() != one.told:
 		one.tell(err)
-		log.Warn().Str("what", one.what).Err(err).Msg("cannot be read: what was read before stays")
+		log.Warn().Str("what", one.what).Strs("files", one.paths()).Err(err).Msg("cannot be read: what was read before stays")
 	}
 }
 

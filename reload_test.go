@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -198,8 +199,8 @@ func TestFilesThatCannotBeReadAreShown(t *testing.T) {
 	o, rules := operatorOf(t, p.program), filepath.Join(p.dir, "rules")
 	replaceFile(t, rules, []byte("rules: nobody"))
 	p.log.await(t, "cannot be read: what was read before stays")
-	wantLines(t, o.must("status", "--table"), `FILES  1 cannot be read: what was read before stays`, `  rights for \d+s: .*`)
-	wantLines(t, o.must("status"), `.*"unread":\[\{"what":"rights","error":"[^"]+","since":"SINCE"\}\].*`)
+	wantLines(t, o.must("status", "--table"), `FILES  1 cannot be read: what was read before stays`, "  rights for \\d+s: not an access file: line 1: want a list here, and not.*", `    ENTREPOT_ACCESS_FILE=.*`)
+	wantLines(t, o.must("status"), `.*"unread":\[\{"what":"rights","error":"[^"]+","settings":\["ENTREPOT_ACCESS_FILE=`+regexp.QuoteMeta(rules)+`"\],"since":"SINCE"\}\].*`)
 	replaceFile(t, rules, []byte(testRules))
 	p.log.await(t, "read again")
 	if out := o.must("status", "--table"); strings.Contains(out, "cannot be read") {

@@ -74,7 +74,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 	traced := openTraces(cfg, about, watcher)
 	defer traced.close(logger)
 
-	reloads := newReloader(logger, hangups)
+	reloads := newReloader(logger, hangups, cfg.namesOfFiles)
 	shown, err := openCertificates(cfg, watcher, reloads)
 	if err != nil {
 		return err

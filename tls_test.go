@@ -194,7 +194,7 @@ func TestReloader(t *testing.T) {
 		return err
 	}
 	var log bytes.Buffer
-	r := newReloader(zerolog.New(&log), nil)
+	r := newReloader(zerolog.New(&log), nil, nil)
 	r.add("thing", load, path)
 	now := time.Now().Add(reloadEvery)
 	r.round(now)
@@ -221,7 +221,7 @@ func TestReloader(t *testing.T) {
 func TestFilesThatAreBeingWrittenAreLeftForTheNextLook(t *testing.T) {
 	path := writeFile(t, "1")
 	var loaded []string
-	r := newReloader(zerolog.Nop(), nil)
+	r := newReloader(zerolog.Nop(), nil, nil)
 	r.add("thing", func() error {
 		content, err := os.ReadFile(path)
 		loaded = append(loaded, string(content))

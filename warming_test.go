@@ -118,7 +118,7 @@ func TestWarmingAtOnce(t *testing.T) {
 	} {
 		o.refused(2, []string{row.want}, strings.Fields(row.line)...)
 	}
-	o.refused(1, []string{"line 2 of file", `"alpine:"`}, "warm", "--file", writeFile(t, "alpine\nalpine:\n"))
+	o.refused(1, []string{`"alpine:"`, "(line 2 of file"}, "warm", "--file", writeFile(t, "alpine\nalpine:\n"))
 	o.refused(1, []string{"names no image"}, "warm", "--file", writeFile(t, "# none\n"))
 	o.refused(1, []string{"is not an upstream of this server"}, "warm", "ghcr.io/x/y")
 	stopProgram(t, p)
@@ -234,10 +234,10 @@ func TestAWarmListThatCannotBeReadIsTold(t *testing.T) {
 			t.Fatal(o.must("warm"))
 		}
 	}
-	why := `line 3 of file .*: ":x": .*\(and 1 line more\)`
+	why := `":x": .* \(line 3 of file .*, and 1 line more\)`
 	wantLines(t, o.must("warm", "--table"), "the list cannot be read as it is: "+why, "IMAGE .*", "docker.io/team/app:1 +warm .*")
-	wantLines(t, o.must("status", "--table"), "WARM .* 1 of 1 here", " +the list cannot be read as it is: line 3 of file .*")
-	if status := o.must("status", "--json"); !strings.Contains(status, `"warmError":"line 3 of file `) {
+	wantLines(t, o.must("status", "--table"), "WARM .* 1 of 1 here", " +ENTREPOT_WARM_FILE cannot be read as it is: \":x\": .*")
+	if status := o.must("status", "--json"); !strings.Contains(status, `"warmError":"\":x\": `) {
 		t.Errorf("status says %s", status)
 	}
 	if _, scrape, _ := get(t, newClient(t), p.admin+"/metrics"); !strings.Contains(scrape, "\nentrepot_warm_list_failed 1\n") {

@@ -406,6 +406,8 @@ func TestAccessFile(t *testing.T) {
 	for name, row := range map[string]struct{ content, want string }{
 		"empty":           {"", ""},
 		"no YAML":         {"rules: [", "not an access file"},
+		"no list":         {"rules: nobody", "not an access file: line 1: want a list here, and not `nobody`"},
+		"no text":         {"rules: [{who: [{a: b}]}]\ngroups: [a]", "line 1: want text here, and not a mapping; line 2: want a mapping here, and not a list"},
 		"unknown field":   {"rule: []\ngrups: {}", "not an access file: line 1: field rule is not known here; line 2: field grups is not known here"},
 		"two documents":   {"rules: []\n---\nrules: []", "want one document"},
 		"nobody":          {"rules: [{repositories: ['**']}]", "number 1: who and repositories"},

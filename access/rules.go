@@ -69,10 +69,37 @@ type rule struct {
 // goType is how the decoder names a part of the file.
 var goType = regexp.MustCompile(`(field \S+) not found in type [\w.]+`)
 
+// otherKind is how the decoder says that something of one kind stands where another is
+// wanted.
+var otherKind = regexp.MustCompile("cannot unmarshal !!(\\w+)(?: (`.*`))? into (\\S+)")
+
 // yamlText says what is wrong with a file to who has written it, in one line.
 func yamlText(err error) string {
 	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "yaml: "), "unmarshal errors:\n  ")
-	return goType.ReplaceAllString(strings.ReplaceAll(text, "\n  ", "; "), "$1 is not known here")
+	all := strings.Split(text, "\n  ")
+	for i, one := range all {
+		one = goType.ReplaceAllString(one, "$1 is not known here")
+		if m := otherKind.FindStringSubmatchIndex(one); m != nil {
+			value := map[string]string{"seq": "a list", "map": "a mapping"}[one[m[2]:m[3]]]
+			if m[4] >= 0 {
+				value = one[m[4]:m[5]]
+			}
+			one = one[:m[0]] + "want " + kindOf(one[m[6]:m[7]]) + " here, and not " + value + one[m[1]:]
+		}
+		all[i] = one
+	}
+	return strings.Join(all, "; ")
+}
+
+// kindOf is a type of Go as who writes YAML calls it.
+func kindOf(goType string) string {
+	switch {
+	case strings.HasPrefix(goType, "[]"):
+		return "a list"
+	case goType == "string":
+		return "text"
+	}
+	return "a mapping"
 }
 
 // parseRules reads the access file. names has the upstreams that patterns may

@@ -34,9 +34,10 @@ type Status struct {
 
 // Unread is what cannot be read from its files, though it was before.
 type Unread struct {
-	What  string    `json:"what"` // such as users, rights or TLS certificate
-	Error string    `json:"error"`
-	Since time.Time `json:"since"`
+	What     string    `json:"what"` // such as users, rights or TLS certificate
+	Error    string    `json:"error"`
+	Settings []string  `json:"settings,omitempty"` // that name the files, NAME=PATH
+	Since    time.Time `json:"since"`
 }
 
 // Breaker is how a host of an upstream answers.

@@ -103,6 +103,27 @@ func (p *picture) render(inks []ink) string {
 	return strings.TrimRight(b.String(), " ")
 }
 
+// fold is text in so many lines at most, one at least, of which the first has room for
+// first columns, and the others for width. What is left is in the last one.
+func fold(text string, first, width, most int) (lines []string) {
+	text = strings.TrimSpace(words.Printable(text))
+	for room := first; ; room = width {
+		runes := []rune(text)
+		if room = max(room, 1); len(runes) <= room || len(lines) == most-1 {
+			return append(lines, text)
+		}
+		end := room
+		for end > 0 && runes[end] != ' ' {
+			end--
+		}
+		if end == 0 && len(lines) > 0 { // a word that is longer than a line
+			end = room
+		}
+		lines = append(lines, string(runes[:end]))
+		text = strings.TrimSpace(string(runes[end:]))
+	}
+}
+
 // left puts text at the start of a column, and cuts a longer one in its middle:
 // it is at the ends that names differ.
 func left(width int, text string) string {
@@ -143,7 +164,15 @@ func (p *picture) unread(s admin.Status) {
 	}
 	p.heading("FILES", filesWeight, ink{bold, "FILES  "}, ink{red, strconv.Itoa(len(s.Unread)) + " cannot be read"}, ink{plain, ": what was read before stays"})
 	for _, u := range s.Unread {
-		p.line(ink{plain, "  " + u.What + " for " + spanText(s.Now.Sub(u.Since)) + ": "}, ink{dim, u.Error})
+		title := "  " + u.What + " for " + spanText(s.Now.Sub(u.Since)) + ": "
+		why := fold(u.Error, p.width-len([]rune(title)), p.width-4, 3)
+		p.line(ink{plain, title}, ink{dim, why[0]})
+		for _, line := range why[1:] {
+			p.under(ink{dim, "    " + line})
+		}
+		for _, setting := range u.Settings {
+			p.under(ink{plain, "    " + setting})
+		}
 	}
 }
 
@@ -383,8 +412,17 @@ func (p *picture) warm(s admin.Status) {
 	if all > 0 {
 		p.warmCounts(s, all)
 	}
-	if s.WarmError != "" {
-		p.head(ink{bold, map[bool]string{true: "WARM    ", false: "        "}[all == 0]}, ink{red, "the list cannot be read as it is: " + words.Printable(s.WarmError)})
+	if s.WarmError == "" {
+		return
+	}
+	const title = "WARM    "
+	name := strings.Repeat(" ", len(title))
+	if all == 0 {
+		name = title
+	}
+	for _, line := range fold("ENTREPOT_WARM_FILE cannot be read as it is: "+s.WarmError, p.width-len(title), p.width-len(title), 4) {
+		p.head(ink{bold, name}, ink{red, line})
+		name = strings.Repeat(" ", len(title))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +29,7 @@ func exampleStatus() admin.Status {
 	}
 	return admin.Status{
 		Version: "v1.2.3", Data: "/var/lib/entrepot", Since: now.Add(-75 * time.Hour), Now: now, Offline: []string{"registry.k8s.io"},
-		Unread: []admin.Unread{{What: "rights", Error: "rights.yaml: line 3: mapping values are not allowed here", Since: now.Add(-192 * time.Second)}},
+		Unread: []admin.Unread{{What: "rights", Error: "not an access file: line 3: mapping values are not allowed here", Settings: []string{"ENTREPOT_ACCESS_FILE=/etc/entrepot/rights.yaml"}, Since: now.Add(-192 * time.Second)}},
 		Breakers: []admin.Breaker{
 			{Upstream: "docker.io", Host: "registry-1.docker.io", State: "closed"},
 			{Upstream: "docker.io", Host: "auth.docker.io", State: "closed", Failures: 2, Failed: now.Add(-40 * time.Second), Error: "unavailable: auth.docker.io: no answer in time"},
@@ -81,6 +82,8 @@ func exampleStatus() admin.Status {
 		Disk:    admin.Disk{Held: 34 * gib, Budget: 40 * gib, Free: 120 * gib},
 		Memory:  admin.Memory{Held: 12 << 20, Budget: 64 << 20, Process: 45 << 20},
 		Warm:    map[string]int{"warm": 112, "missing": 1, "waiting": 15, "failed": 2},
+
+		WarmError: `":x": the name is empty (line 3 of file "/var/lib/configuration-of-the-caches/entrepot/warm/images-of-the-fourth-floor-and-others.txt", and 1 line more)`,
 	}
 }
 
@@ -136,6 +139,30 @@ func TestStatusPictureFits(t *testing.T) {
 	}
 }
 
+// Text that is longer than a line goes on in the next ones, at words where there are
+// any.
+func TestTextIsFolded(t *testing.T) {
+	for _, row := range []struct {
+		text               string
+		first, width, most int
+		want               []string
+	}{
+		{"", 5, 10, 3, []string{""}},
+		{"one two", 7, 10, 3, []string{"one two"}},
+		{"one two", 6, 10, 3, []string{"one", "two"}},
+		{"one two", 2, 10, 3, []string{"", "one two"}},
+		{"one two three", 5, 5, 2, []string{"one", "two three"}},
+		{"a /long/path/of/a/file", 10, 8, 9, []string{"a", "/long/pa", "th/of/a/", "file"}},
+		{"nö wäy", 3, 3, 9, []string{"nö", "wäy"}},
+		{"ab", -1, 0, 9, []string{"", "a", "b"}},
+		{"a\x1b[2J", 9, 9, 9, []string{"a?[2J"}},
+	} {
+		if got := fold(row.text, row.first, row.width, row.most); !slices.Equal(got, row.want) {
+			t.Errorf("%q in %d and %d: %q, want %q", row.text, row.first, row.width, got, row.want)
+		}
+	}
+}
+
 // On a narrow terminal bars and names are cut before numbers are.
 func TestQuotasFitNarrowTerminals(t *testing.T) {
 	for width, want := range map[int]string{
@@ -168,7 +195,7 @@ func TestStatusPictureFitsItsHeight(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%dx%d", size.width, size.height), func(t *testing.T) {
 			s := exampleStatus()
-			s.Unread = nil
+			s.Unread, s.WarmError = nil, ""
 			for i := range maxFills + 1 {
 				s.Fills = append(s.Fills, admin.Fill{Repository: "docker.io/library/more", Digest: oci.Sum([]byte{byte(i)}), Size: 10})
 			}
