@@ -212,16 +212,24 @@ func (c *Cache) decide(ctx context.Context, repo oci.Repository, key func() stri
 	case r.Serve == Ask, r.Serve == Confirm:
 		failed = nil
 	case facts.Said == Spoilt:
-		failed = askedAgain(failed, time.Until(again))
+		failed = &shunned{failed, time.Until(again)}
 	}
 	return r, failed
 }
 
-// askedAgain is why something was of no use, and when the next try may be.
-func askedAgain(err error, wait time.Duration) error {
+// shunned is why something that was of no use is not asked for, and when it will be.
+type shunned struct {
+	err  error // that it was told
+	wait time.Duration
+}
+
+func (s *shunned) Error() string { return s.err.Error() }
+
+// Unwrap is what clients are told.
+func (s *shunned) Unwrap() error {
 	return &oci.Error{
-		Code: oci.CodeOf(err), Detail: fmt.Sprintf("%s; it is asked for again in %v", oci.Reason(err), max(wait.Round(time.Second), time.Second)),
-		RetryAfter: wait, Err: err,
+		Code: oci.CodeOf(s.err), Detail: fmt.Sprintf("%s; it is asked for again in %v", oci.Reason(s.err), max(s.wait.Round(time.Second), time.Second)),
+		RetryAfter: s.wait, Err: s.err,
 	}
 }
 

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -129,21 +130,29 @@ const maxFailures = 4096
 func (fs *failures) put(key string, pause time.Duration, login string, err error) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
+	if len(fs.until) >= maxFailures {
+		maps.DeleteFunc(fs.until, func(_ string, f failure) bool { return time.Since(f.at) >= hopelessFor })
+	}
 	if fs.until == nil || len(fs.until) >= maxFailures {
 		fs.until = make(map[string]failure) // forgetting costs one more question each
 	}
 	fs.until[key] = failure{time.Now().Add(pause), pause, login, err}
 }
 
-// grow is the pause after one more failure in a row: twice the last, which ended no
-// longer ago than the longest lasts, or the least.
+// grow is the pause after one more failure in a row by which a manifest was of no use:
+// twice the last, which ended no longer ago than the longest lasts, or the least. Two that
+// were on their way at the same time are one.
 func (fs *failures) grow(key string, least, most time.Duration) time.Duration {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	if last, ok := fs.until[key]; ok && time.Since(last.at) < most {
-		least = max(least, 2*last.pause)
+	switch last, ok := fs.until[key]; {
+	case !ok || wordOf(last.err) != Spoilt || time.Since(last.at) >= most:
+		return min(least, most)
+	case time.Now().Before(last.at):
+		return min(last.pause, most)
+	default:
+		return min(max(least, 2*last.pause), most)
 	}
-	return min(least, most)
 }
 
 // get returns when the question may be asked again, and why not before, to which

@@ -121,15 +121,15 @@ func (c *Cache) lookElsewhere(ctx context.Context, repo oci.Repository) {
 // elsewhere is where a manifest places the layer, after upstream has answered with
 // err that it does not have it; ok is false if there is no such place.
 func (b *blob) elsewhere(ctx context.Context, err error) (foreignLayer, bool) {
-	if _, ok := b.c.upstream.(oci.ForeignSource); !ok || b.isElsewhere() || !isLack(err) {
+	if _, ok := b.c.upstream.(oci.ForeignSource); !ok || b.isElsewhere() || !saysMissing(err) {
 		return foreignLayer{}, false
 	}
 	return b.c.elsewhere(ctx, b.repo, b.dg)
 }
 
-// isLack reports that upstream said that it does not have a blob, be it to nobody since
+// saysMissing reports that upstream said that it does not have a blob, be it to nobody since
 // it refused our login: who lists such a layer has others for it.
-func isLack(err error) bool {
+func saysMissing(err error) bool {
 	e, ok := errors.AsType[*oci.Error](err)
 	return ok && (oci.IsUnknown(e) || oci.IsUnknown(e.Err))
 }

@@ -290,7 +290,7 @@ func (l Ladder) after(c Case) Rung {
 	r := Rung{Serve: Error}
 	switch {
 	case c.Said == NoAPI && c.Kind == ReferrersKind:
-		return Rung{Serve: Fallback, Again: min(cmp.Or(c.Retry, noAPIFor), noAPIFor)}
+		return fallback(c)
 	case c.Said.isFinal():
 		r.Again = max(0, l.Remember)
 	case c.Said == Spoilt:
@@ -302,6 +302,11 @@ func (l Ladder) after(c Case) Rung {
 		r.Record = Drop
 	}
 	return r
+}
+
+// fallback is for a referrers API that there is not.
+func fallback(c Case) Rung {
+	return Rung{Serve: Fallback, Again: min(cmp.Or(c.Retry, noAPIFor), noAPIFor)}
 }
 
 // answered is for what upstream has.
@@ -326,7 +331,7 @@ func (l Ladder) instead(c Case) Rung {
 	r := Rung{Serve: Ours, Mark: oci.Stale, Again: min(max(l.Pause, c.Retry), mostPause)}
 	switch {
 	case c.Said == NoAPI && c.Kind == ReferrersKind:
-		return Rung{Serve: Fallback, Again: min(cmp.Or(c.Retry, noAPIFor), noAPIFor)}
+		return fallback(c)
 	case c.Said == Slow:
 		r.Again, r.Behind = 0, true
 	case c.Background && (c.Said == Limited || c.Said == Unfetched):

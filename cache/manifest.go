@@ -148,6 +148,7 @@ func (c *Cache) fetchManifest(ctx context.Context, repo oci.Repository, dg oci.D
 		c.heard(repo.Host, out, err, err == nil || saidBy(err).isFinal())
 		if err == nil {
 			c.keepManifest(repo, m)
+			c.failures.forget(manifestKey(repo, dg))
 		} else {
 			c.noteManifestFailure(ctx, repo, dg, ask, err)
 		}

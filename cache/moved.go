@@ -77,8 +77,8 @@ func (c *Cache) hasOf(repo oci.Repository) store.Has {
 	return func(d oci.Digest) bool { return c.has(d) && c.isMember(repo, d) }
 }
 
-// Holds reports whether content is here, and may be served under repo without a word to
-// upstream.
+// Holds reports whether content is here and, where rights are in play, may be served under
+// repo without a word to upstream.
 func (c *Cache) Holds(repo oci.Repository, d oci.Digest) bool { return c.hasOf(repo)(d) }
 
 // wantsPulls reports that there is an image to serve instead of what a tag names now,
@@ -113,6 +113,9 @@ func (c *Cache) fetchMoved(ctx context.Context, repo oci.Repository, desc oci.De
 
 // unfetched is why a tag is served as it was.
 func unfetched(err error) error {
+	if again, ok := errors.AsType[*shunned](err); ok {
+		err = again.err // with which no time is told that is over soon
+	}
 	if e, ok := errors.AsType[*oci.Error](err); ok && e.Code == oci.BadUpstream && !isBroken(err) {
 		hopeless := *e
 		hopeless.RetryAfter, err = hopelessFor, &hopeless

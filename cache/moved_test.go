@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -805,4 +806,63 @@ func TestWhatIsOfNoUseIsAskedForMoreAndMoreRarely(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The pause of what is of no use grows with that alone, once for all who asked at the same
+// time, and begins anew once it has come.
+func TestAPauseGrowsWithItsOwnFailures(t *testing.T) {
+	spoilt, gone := fmt.Errorf("%w: %w", oci.ErrSpoilt, oci.ErrUnavailable), oci.ErrManifestUnknown
+	synctest.Test(t, func(t *testing.T) {
+		var fs failures
+		pause := func() time.Duration {
+			d := fs.grow("x", spoiltFor, hopelessFor)
+			fs.put("x", d, "", spoilt)
+			return d
+		}
+		fs.put("x", time.Hour, "", gone)
+		for _, row := range []struct {
+			name  string
+			after time.Duration
+			want  time.Duration
+		}{
+			{"after a 404", 0, spoiltFor},
+			{"at the same time", 0, spoiltFor},
+			{"again", spoiltFor, 2 * spoiltFor},
+			{"once more", time.Minute, 4 * spoiltFor},
+			{"long after", time.Hour, spoiltFor},
+		} {
+			time.Sleep(row.after)
+			if got := pause(); got != row.want {
+				t.Errorf("%s: %v, want %v", row.name, got, row.want)
+			}
+		}
+		for i := range maxFailures { // which are over by the time that there is no more room
+			fs.put(strconv.Itoa(i), time.Second, "", gone)
+		}
+		time.Sleep(hopelessFor + time.Second)
+		fs.put("y", time.Hour, "", gone)
+		for i := range maxFailures - 1 {
+			fs.put("z"+strconv.Itoa(i), time.Second, "", gone)
+		}
+		if _, _, err := fs.get("y", time.Now()); err == nil {
+			t.Error("what is in force made room for what is over")
+		}
+	})
+}
+
+// A tag whose new manifest is shunned is not told for a quarter of an hour that it is asked
+// for again in seconds.
+func TestAShunnedManifestPromisesATagNothing(t *testing.T) {
+	moving(t, false, Config{TTL: time.Hour}, func(m *movingTag) {
+		m.s.set(func() { m.s.spent = fmt.Errorf("%w: %w", oci.ErrSpoilt, oci.Errorf(oci.BadUpstream, "it is another")) })
+		if _, _, err := m.c.Manifest(m.t.Context(), alpine, m.next.Digest, oci.Ask{}); err == nil {
+			m.t.Fatal("it came")
+		}
+		if _, _, err := m.c.Manifest(m.t.Context(), alpine, m.next.Digest, oci.Ask{}); !strings.Contains(err.Error(), "it is another") || oci.RetryAfter(err) != spoiltFor {
+			m.t.Errorf("a client is told %v, to come again in %v", err, oci.RetryAfter(err))
+		}
+		if out := m.is(m.old, oci.Stale); !strings.HasSuffix(out.Why, "it is another") {
+			m.t.Errorf("the tag is served as it was since %s", out.Why)
+		}
+	})
 }

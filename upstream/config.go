@@ -61,8 +61,8 @@ type Timeouts struct {
 	ResponseHeader time.Duration // from the request sent to the answer's headers; 10 s
 	Token          time.Duration // a new token, from the look-up of credentials to its last byte; 15 s
 	FirstByte      time.Duration // from an answer's headers to the first byte of its body; 10 s
-	Stall          time.Duration // between two bytes of a body; 20 s; a quarter of it where another address may go on with a blob
-	Body           time.Duration // from an answer's headers to its last byte, of what is no blob; 30 s; of a token half of Token at most
+	Stall          time.Duration // between two bytes of a body; 20 s; of a token half of Token at most, as FirstByte; a quarter of it where another address may go on with a blob
+	Body           time.Duration // from an answer's headers to its last byte, of what is no blob; 30 s
 
 	// Answer is the time that a client has for the headers of an answer; 15 s. Of
 	// less than that the other defaults, but Stall and Body, take their share.
@@ -104,13 +104,13 @@ func (t Timeouts) withDefaults() Timeouts {
 // headers bounds one exchange as a whole, up to the answer's headers.
 func (t Timeouts) headers() time.Duration { return t.Dial + t.TLS + t.ResponseHeader }
 
-// body bounds what comes behind the headers of what is no blob; of a token so that its
-// end is noted before that of the time for all of it.
-func (t Timeouts) body(k Kind) time.Duration {
+// of are those for the body of a kind: that a token stalls is to be noted before the time
+// for all of it is up, unless its headers took most of that.
+func (t Timeouts) of(k Kind) Timeouts {
 	if k == TokenKind {
-		return min(t.Body, t.Token/2)
+		t.FirstByte, t.Stall = min(t.FirstByte, t.Token/2), min(t.Stall, t.Token/2)
 	}
-	return t.Body
+	return t
 }
 
 // Kind is what a request is for.

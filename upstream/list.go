@@ -247,8 +247,8 @@ func (s *site) page(ctx context.Context, q *question, r request, unknown oci.Cod
 }
 
 // listRefusal maps what is no list. A registry without the referrers API answers
-// its route as it does any unknown one; with it, it never answers 404, unless it
-// hides the repository from nobody: that it has no API is then soon asked again.
+// its route as it does any unknown one; with it, it never answers 404, unless we asked
+// as nobody, from whom it may hide the repository: that is then soon asked again.
 func (s *site) listRefusal(a *answer, unknown oci.Code) error {
 	if unknown == oci.Unsupported {
 		switch a.status {

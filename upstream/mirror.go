@@ -69,11 +69,12 @@ func (j *joint) other(s *site, err error) {
 	}
 }
 
-// err is the primary's word, unless that is to come again, and another address may
-// have an answer before. What we say ourselves, since others come first, stands.
+// err is the primary's word, unless that is to come again, and another address says
+// the same of a time before. What we say ourselves, since others come first, stands.
 func (j *joint) err() error {
 	isOurs := errors.Is(j.primary, oci.ErrReserved) || errors.Is(j.primary, oci.ErrCrowded)
-	if j.soonest != nil && isWait(j.primary) && !isOurs && oci.RetryAfter(j.soonest) < oci.RetryAfter(j.primary) {
+	isAlike := oci.CodeOf(j.soonest) == oci.CodeOf(j.primary) // of a quota that is spent no trouble of a mirror's tells
+	if j.soonest != nil && isAlike && isWait(j.primary) && !isOurs && oci.RetryAfter(j.soonest) < oci.RetryAfter(j.primary) {
 		return j.soonest
 	}
 	return j.primary

@@ -212,7 +212,7 @@ func TestWhoIsToldToComeAgainIsToldTheSoonest(t *testing.T) {
 	}{
 		"the mirror sooner":       {limited("600"), limited("15"), oci.TooManyRequests, 15 * time.Second},
 		"the primary sooner":      {limited("15"), limited("600"), oci.TooManyRequests, 15 * time.Second},
-		"the mirror is busy":      {limited("600"), &busy, oci.Unavailable, 10 * time.Second},
+		"the mirror is busy":      {limited("600"), &busy, oci.TooManyRequests, 600 * time.Second},
 		"the mirror has no time":  {limited("600"), &broken, oci.TooManyRequests, 600 * time.Second},
 		"the mirror lacks it":     {limited("600"), &missing, oci.TooManyRequests, 600 * time.Second},
 		"the primary lacks it":    {&missing, limited("15"), oci.ManifestUnknown, 0},

@@ -258,22 +258,22 @@ func (s *site) transmit(ctx context.Context, q *question, r request, l login, re
 	oci.EndSpan(span, nil, "http.response.status_code", call.Status)
 	s.cfg.Observe(call)
 	a := &answer{status: resp.StatusCode, header: resp.Header, url: r.url, length: resp.ContentLength}
-	b := newBody(resp.Body, s.cfg.Timeouts, cancel, release, func(err error) error {
+	b := newBody(resp.Body, s.cfg.Timeouts.of(r.kind), cancel, release, func(err error) error {
 		cause := context.Cause(ctx)
-		if errors.Is(cause, errStalled) {
+		if reused.Load() && errors.Is(cause, errStalled) {
 			s.transports.Load().closeIdle()
 		}
 		return bodyFailure(caller, r.url.Host, err, cause)
 	})
 	a.body = b
 	if r.kind != BlobKind {
-		b.endIn(s.cfg.Timeouts.body(r.kind), cancel)
+		b.endIn(s.cfg.Timeouts.Body, cancel)
 	}
 	if a.status < 300 && (r.kind == ManifestKind || r.kind == BlobKind) {
 		b.received = func(n int64) { s.cfg.Received(call, n) }
 	}
 	if a.status >= 300 || r.method == http.MethodHead {
-		drain := time.AfterFunc(drainTime, func() { cancel(errStalled) })
+		drain := time.AfterFunc(drainTime, func() { cancel(nil) })
 		a.start = readStart(a.body)
 		drain.Stop()
 		_ = a.body.Close()
@@ -307,7 +307,7 @@ func bodyOutcome(ctx context.Context, err error) outcome {
 		return answered
 	case ctx.Err() != nil:
 		return unsaid
-	case oci.CodeOf(err) == oci.Timeout:
+	case errors.Is(err, errStalled):
 		return hung
 	}
 	return answered

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -176,4 +177,88 @@ func stallingTokens(w *world) (host string, mend func()) {
 	go func() { defer close(served); _ = server.Serve(l) }()
 	w.t.Cleanup(func() { close(ended); _ = server.Close(); <-served })
 	return l.Addr().String(), func() { close(mended) }
+}
+
+// An answer that comes slowly, as long as something comes, is none that hangs: nothing
+// is kept from its host, nor are the connections to it given up.
+func TestWhatDripsIsWell(t *testing.T) {
+	for name, ask := range map[string]func(context.Context, *Client) error{
+		"a list": func(ctx context.Context, c *Client) error {
+			_, _, err := c.Tags(ctx, alpine, oci.Page{}, oci.Ask{})
+			return err
+		},
+		"an error": func(ctx context.Context, c *Client) error {
+			_, _, err := c.Resolve(ctx, alpine, "missing", oci.Ask{})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, open, func(w *world) {
+				host, dials := drippingServer(w), atomic.Int32{}
+				c := connectAt(w.t, "http://"+host, time.Now, func(cfg *Config) {
+					cfg.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+						dials.Add(1)
+						return w.net.DialContext(ctx, network, addr)
+					}
+				})
+				crowd := func() {
+					var all sync.WaitGroup
+					for range 8 {
+						all.Go(func() {
+							if err := resolve(w.t, c); err != nil {
+								w.t.Error(err)
+							}
+						})
+					}
+					all.Wait()
+				}
+				crowd()
+				if err := ask(w.t.Context(), c); err == nil {
+					w.t.Error("it came")
+				}
+				before := dials.Load()
+				crowd()
+				if n := dials.Load() - before; n > 1 { // its own was given up
+					w.t.Errorf("%d connections were dialled anew", n)
+				}
+				if err := ask(w.t.Context(), c); oci.CodeOf(err) == oci.Unavailable {
+					w.t.Errorf("it is not asked for again: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// drippingServer has every tag but missing, of which it takes for ever to say so, as to
+// list them.
+func drippingServer(w *world) (host string) {
+	l, ended := w.net.Listen("registry.example"), make(chan struct{})
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch path := r.URL.Path; {
+		case strings.HasSuffix(path, "/missing") && r.Method == http.MethodHead, !strings.HasSuffix(path, "/list") && !strings.HasSuffix(path, "/missing"):
+			time.Sleep(time.Second)
+			w.Header().Set("Docker-Content-Digest", oci.Sum(nil).String())
+			if strings.HasSuffix(path, "/missing") {
+				w.WriteHeader(http.StatusMethodNotAllowed)
+			}
+			return
+		case strings.HasSuffix(path, "/missing"):
+			w.WriteHeader(http.StatusNotFound)
+		}
+		for {
+			_, _ = io.WriteString(w, " ")
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-time.After(500 * time.Millisecond):
+			case <-r.Context().Done():
+				return
+			case <-ended:
+				return
+			}
+		}
+	})}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = server.Serve(l) }()
+	w.t.Cleanup(func() { close(ended); _ = server.Close(); <-served })
+	return l.Addr().String()
 }

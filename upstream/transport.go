@@ -119,8 +119,9 @@ func (t *transports) mustProxy(req *http.Request) (*url.URL, error) {
 	return proxy, nil
 }
 
-// closeIdle has what is asked next dial anew: where one connection of the pool is dead,
-// since what lies between has lost its state, the others are, too.
+// closeIdle has what is asked next over HTTP/1.1 dial anew: where one connection of the
+// pool is dead, since what lies between has lost its state, the others are, too. A dead
+// one of HTTP/2 is found out by its pings.
 func (t *transports) closeIdle() {
 	for _, tr := range []*http.Transport{t.api, t.blobs, t.proxiedAPI, t.proxiedBlobs} {
 		if tr != nil {

@@ -113,6 +113,9 @@ const (
 	lookEvery = 6 * time.Hour
 	// countEvery is how often it is looked whether something was evicted.
 	countEvery = time.Minute
+	// maxCounted is of how many images that is looked at a time, those first of which it
+	// was longest ago.
+	maxCounted = 500
 	// rereadEvery is how late a change of the list is noticed at most, and that a
 	// quota is there again.
 	rereadEvery = 10 * time.Second
@@ -147,6 +150,7 @@ type entry struct {
 	looked   time.Time    // when it was last found whole; zero if something is missing
 	parts    []oci.Digest // of it that were there then
 	ended    time.Time    // its last turn
+	counted  time.Time    // when it was last looked whether all of it is here still
 	pause    time.Duration
 	progress *Progress
 }
@@ -272,10 +276,11 @@ func (l *List) count() {
 		}
 	}
 	l.mu.Unlock()
-	for _, e := range whole { // none of them is busy: turns begin in this goroutine alone
+	slices.SortStableFunc(whole, func(a, b *entry) int { return a.counted.Compare(b.counted) })
+	for _, e := range whole[:min(len(whole), maxCounted)] { // none of them is busy: turns begin in this goroutine alone
 		held := l.holds(e.Image.Repository, e.parts)
 		l.mu.Lock()
-		e.Status = statusOf(e.Err, held, true)
+		e.Status, e.counted = statusOf(e.Err, held, true), now
 		l.mu.Unlock()
 	}
 }
