@@ -29,10 +29,11 @@ type reloadable struct {
 	paths func() []string // to look at
 	load  func() error
 	seen  []os.FileInfo
+	told  string // the error that was logged last; empty after a success, and at SIGHUP
 
 	mu    sync.Mutex // guards what follows; it is written by the reloader's goroutine alone
-	told  string     // the error that was logged last; empty after a success
-	since time.Time  // when it was first in the way; zero after a success
+	err   error      // of the last reading
+	since time.Time  // when reading first failed; zero after a success
 }
 
 // reloader looks after what is reloadable. Where reading fails, what was read
@@ -127,7 +128,7 @@ func (r *reloader) round(now time.Time) {
 func (r *reloader) readAll() {
 	r.log.Info().Int("things", len(r.all)).Msg("SIGHUP: reading files again; settings are environment variables, and take a restart")
 	for _, one := range r.all {
-		one.tell(nil)
+		one.told = ""
 		one.read(r.log, look(one.paths()))
 	}
 }
@@ -136,10 +137,10 @@ func (r *reloader) readAll() {
 func (r *reloader) unread() (all []admin.Unread) {
 	for _, one := range r.all {
 		one.mu.Lock()
-		told, since := one.told, one.since
+		err, since := one.err, one.since
 		one.mu.Unlock()
-		if told != "" {
-			all = append(all, admin.Unread{What: one.what, Error: told, Settings: r.named(one.paths()), Since: since})
+		if err != nil {
+			all = append(all, admin.Unread{What: one.what, Error: err.Error(), Settings: r.named(one.paths()), Since: since})
 		}
 	}
 	return all
@@ -149,7 +150,7 @@ func (r *reloader) unread() (all []admin.Unread) {
 // seen the next time, and so is one that has only just come.
 func (one *reloadable) refresh(log zerolog.Logger, now time.Time) {
 	seen := look(one.paths())
-	if one.told == "" && slices.EqualFunc(seen, one.seen, sameFile) {
+	if one.err == nil && slices.EqualFunc(seen, one.seen, sameFile) {
 		return
 	}
 	if !slices.ContainsFunc(seen, func(file os.FileInfo) bool { return isUnsettled(file, now) }) {
@@ -167,28 +168,28 @@ func (one *reloadable) read(log zerolog.Logger, seen []os.FileInfo) {
 	changed := !slices.EqualFunc(seen, one.seen, sameFile)
 	err := one.load()
 	one.seen = seen
+	one.note(err)
 	switch {
 	case err == nil:
-		one.tell(nil)
+		one.told = ""
 		log.Info().Str("what", one.what).Strs("files", one.paths()).Bool("changed", changed).Msg("read again")
 	case err.Error() != one.told:
-		one.tell(err)
+		one.told = err.Error()
 		log.Warn().Str("what", one.what).Strs("files", one.paths()).Err(err).Msg("cannot be read: what was read before stays")
 	}
 }
 
-// tell notes what came of the last reading.
-func (one *reloadable) tell(err error) {
+// note keeps what came of the last reading.
+func (one *reloadable) note(err error) {
 	one.mu.Lock()
 	defer one.mu.Unlock()
 	switch {
 	case err == nil:
-		one.told, one.since = "", time.Time{}
-		return
-	case one.told == "":
+		one.since = time.Time{}
+	case one.err == nil:
 		one.since = time.Now()
 	}
-	one.told = err.Error()
+	one.err = err
 }
 
 // look is what the file system says of files; nil for one that it does not have.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"math"
 	"net"
@@ -16,6 +17,9 @@ import (
 
 	"entrepot/internal/ocitest"
 	"entrepot/store"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
 )
 
 // hangUp sends SIGHUP to the process, a thousand a second, so many times or until
@@ -205,5 +209,37 @@ func TestFilesThatCannotBeReadAreShown(t *testing.T) {
 	p.log.await(t, "read again")
 	if out := o.must("status", "--table"); strings.Contains(out, "cannot be read") {
 		t.Errorf("it has been read since:\n%s", out)
+	}
+}
+
+// Whoever asks for files to be read again is told again of what cannot be. It is in the
+// way since it first was, for all that.
+func TestHangupsTellAgainOfWhatCannotBeRead(t *testing.T) {
+	var log bytes.Buffer
+	var broken error
+	r := newReloader(zerolog.New(&log), nil, func([]string) []string { return []string{"SETTING=file"} })
+	r.add("thing", func() error {
+		if n := len(r.unread()); broken != nil && log.Len() > 0 && n != 1 {
+			t.Errorf("while it is read %d things cannot be", n)
+		}
+		return broken
+	}, writeFile(t, "1"))
+	broken = errors.New("it is broken")
+	r.all[0].read(r.log, nil)
+	before := r.unread()
+	if len(before) != 1 || before[0].Since.IsZero() || before[0].Error != "it is broken" || before[0].Settings[0] != "SETTING=file" {
+		t.Fatalf("%+v", before)
+	}
+	r.round(time.Now().Add(reloadEvery))
+	r.readAll()
+	if diff := cmp.Diff(before, r.unread()); diff != "" {
+		t.Errorf("after SIGHUP (-before +after):\n%s", diff)
+	}
+	if n := strings.Count(log.String(), "it is broken"); n != 2 {
+		t.Errorf("told %d times, want at first and at SIGHUP:\n%s", n, &log)
+	}
+	broken = nil
+	if r.readAll(); len(r.unread()) > 0 {
+		t.Errorf("it has been read: %+v", r.unread())
 	}
 }
