@@ -151,6 +151,22 @@ func (w *waits) isNews(p admin.Warming) bool {
 	return true
 }
 
+// entryText is what is said below an image of the list; empty for nothing. The error
+// comes last: it may be long, and is then cut.
+func entryText(e admin.WarmEntry) string {
+	var notes []string
+	if len(e.Absent) > 0 {
+		notes = append(notes, "nothing for "+strings.Join(e.Absent, ", "))
+	}
+	if e.Skipped > 0 {
+		notes = append(notes, "without "+words.Count(e.Skipped, "layer")+" from elsewhere")
+	}
+	if e.Error != "" {
+		notes = append(notes, e.Error)
+	}
+	return strings.Join(notes, "; ")
+}
+
 func (o *operation) showWarmList(ctx context.Context) error {
 	t := o.newTable("IMAGE", "STATUS", "NEXT", "CHECKED", "SIZE", "DIGEST")
 	t.width, _ = o.terminal()
@@ -165,18 +181,8 @@ func (o *operation) showWarmList(ctx context.Context) error {
 		if err := t.row(raw, admin.Target{Repository: e.Repository, Reference: e.Reference}.String(), status, next, words.Ago(e.Checked), words.Bytes(e.Bytes), words.Digest(e.Digest)); err != nil {
 			return err
 		}
-		var notes []string
-		if e.Error != "" {
-			notes = append(notes, e.Error)
-		}
-		if e.Skipped > 0 {
-			notes = append(notes, "without "+words.Count(e.Skipped, "layer")+" from elsewhere")
-		}
-		if len(e.Absent) > 0 {
-			notes = append(notes, "nothing for "+strings.Join(e.Absent, ", "))
-		}
-		if len(notes) > 0 {
-			t.under(strings.Join(notes, "; "))
+		if text := entryText(e); text != "" {
+			t.under(text)
 		}
 		return nil
 	})

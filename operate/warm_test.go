@@ -26,3 +26,22 @@ func TestWaitsAreTold(t *testing.T) {
 		t.Error("another reason is said once")
 	}
 }
+
+// What is short stands before an error, which may be cut.
+func TestNotesOfAnImageStandBeforeItsError(t *testing.T) {
+	for _, row := range []struct {
+		entry admin.WarmEntry
+		want  string
+	}{
+		{admin.WarmEntry{}, ""},
+		{admin.WarmEntry{Error: "no answer"}, "no answer"},
+		{
+			admin.WarmEntry{Error: "no answer", Skipped: 1, Absent: []string{"linux/riscv64", "linux/386"}},
+			"nothing for linux/riscv64, linux/386; without 1 layer from elsewhere; no answer",
+		},
+	} {
+		if got := entryText(row.entry); got != row.want {
+			t.Errorf("%+v: %q, want %q", row.entry, got, row.want)
+		}
+	}
+}
