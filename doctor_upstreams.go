@@ -204,7 +204,7 @@ func (p patient) examineLogins(ctx context.Context) []finding {
 
 // diagnose says of what the question to an address failed.
 func (p patient) diagnose(ctx context.Context, subject string, ping upstream.Ping) finding {
-	detail := plainText(ping.Err)
+	detail := oci.Why(ping.Err)
 	var nameless *net.DNSError
 	switch {
 	case errors.As(ping.Err, &nameless):
@@ -234,19 +234,6 @@ func (p patient) limitRemedy(account, host string) string {
 	return remedy
 }
 
-// plainText is oci.Causes without the error's code.
-func plainText(err error) string {
-	e, ok := errors.AsType[*oci.Error](err)
-	if !ok {
-		return oci.Causes(err)
-	}
-	text := e.Detail
-	if e.Err != nil && !strings.Contains(text, e.Err.Error()) {
-		text += ": " + oci.Causes(e.Err)
-	}
-	return text
-}
-
 func clockFinding(host string, skew time.Duration) finding {
 	detail := fmt.Sprintf("it and %s are %s apart", host, skew.Round(time.Second))
 	const remedy = "let the machine's clock be set by the network: tokens, signed URLs and the age of tags depend on it"
@@ -262,7 +249,7 @@ func (p patient) examineImages(ctx context.Context) []finding {
 		subject := "image " + im.String()
 		res, _, err := p.client.Resolve(ctx, im.repo, im.reference, oci.Ask{Refresh: true})
 		if err != nil {
-			all = append(all, failed(badImage, subject, plainText(err), "see that it is there, and that the account may pull it"))
+			all = append(all, failed(badImage, subject, oci.Why(err), "see that it is there, and that the account may pull it"))
 			continue
 		}
 		all = append(all, well(subject, "%s", words.Digest(res.Digest)))

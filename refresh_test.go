@@ -79,7 +79,7 @@ func TestRefreshKeepsPauses(t *testing.T) {
 	}
 	hub.Reset()
 	server := operator{t, environ("ENTREPOT_UPSTREAMS=docker.io", "ENTREPOT_DATA="+dir, "ENTREPOT_ADMIN_LISTEN="+strings.TrimPrefix(p.admin, "http://"))}
-	server.refused(1, []string{"refresh docker.io/library/alpine:latest: unconfirmed: ", "asked us to wait"}, "refresh", "alpine")
+	server.refused(1, []string{"refresh docker.io/library/alpine:latest: unconfirmed: localhost:", "asked us to wait"}, "refresh", "alpine")
 	if n := len(hub.Requests()); n > 0 {
 		t.Errorf("%d requests while it asked us to wait: %v", n, hub.Requests())
 	}

@@ -103,12 +103,12 @@ func TestWarmingAtOnce(t *testing.T) {
 	// One that fails does not keep the others back.
 	out, err := o.run("warm", "--table", "--wait", "0s", "nosuch:1", "alpine")
 	wantLines(t, out, `docker.io/library/alpine:latest is held already: .*`)
-	if exitCode(err) != 1 || !strings.Contains(err.Error(), "warm docker.io/library/nosuch:1: ") {
+	if exitCode(err) != 1 || !strings.Contains(err.Error(), "warm docker.io/library/nosuch:1: localhost:") {
 		t.Errorf("warm of what does not exist: %v", err)
 	}
 	o.refused(1, []string{"has nothing for linux/s390x, but for linux/amd64, linux/arm64"}, "warm", "--platform", "linux/s390x", "alpine")
 	hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: ocitest.RetryLater(http.StatusTooManyRequests, "3600")})
-	o.refused(1, []string{"warm docker.io/team/new:1: toomanyrequests: "}, "warm", "--wait", "1m", "team/new:1")
+	o.refused(1, []string{"warm docker.io/team/new:1: localhost:"}, "warm", "--wait", "1m", "team/new:1")
 
 	for _, row := range []struct{ line, want string }{
 		{"warm --platform linux alpine", `"linux" is not a platform`},
@@ -251,7 +251,7 @@ func TestAWarmListThatCannotBeReadIsTold(t *testing.T) {
 // What clients may not pull is not fetched for them either.
 func TestWarmingAsksThePolicy(t *testing.T) {
 	hub, _, o, _, _ := warmWorld(t, "ENTREPOT_POLICY_0_MATCH=docker.io/team/*", "ENTREPOT_POLICY_0_ACTION=deny")
-	o.refused(1, []string{"warm docker.io/team/app:1: ", "denied"}, "warm", "team/app:1")
+	o.refused(1, []string{"warm docker.io/team/app:1: policy: ", "denies"}, "warm", "team/app:1")
 	if n := hub.Count(ocitest.Match{Repo: "team/app", Method: "GET", Role: ocitest.Registry}); n != 0 {
 		t.Errorf("%d GETs for what is denied", n)
 	}

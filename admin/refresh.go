@@ -2,7 +2,6 @@ package admin
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"entrepot/cache"
@@ -86,7 +85,7 @@ func newRefreshed(t Target, before *cache.Record, res oci.Resolved, out oci.Outc
 	}
 	switch {
 	case err != nil:
-		r.Outcome, r.Why = Unconfirmed, ownText(err)
+		r.Outcome, r.Why = Unconfirmed, oci.Why(err)
 		if oci.IsUnknown(err) {
 			r.Outcome = Gone
 		}
@@ -105,13 +104,4 @@ func newRefreshed(t Target, before *cache.Record, res oci.Resolved, out oci.Outc
 		r.Outcome = Moved
 	}
 	return r
-}
-
-// ownText is the causes of err without what was being done, for who has just named
-// it.
-func ownText(err error) string {
-	if e, ok := errors.AsType[*oci.Error](err); ok {
-		return oci.Causes(e)
-	}
-	return oci.Causes(err)
 }

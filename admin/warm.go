@@ -2,7 +2,6 @@ package admin
 
 import (
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
@@ -32,7 +31,7 @@ type Warming struct {
 	BlobsDone int       `json:"blobsDone"`
 	Bytes     int64     `json:"bytes"` // of blobs, as far as is known
 	BytesDone int64     `json:"bytesDone"`
-	Waiting   string    `json:"waiting,omitempty"` // for what
+	Waiting   string    `json:"waiting,omitempty"` // for what, without until when
 	Until     time.Time `json:"until,omitzero"`
 }
 
@@ -89,7 +88,7 @@ func newWarmEntry(e warm.Entry) WarmEntry {
 		Digest: e.Digest, Bytes: e.Bytes, Skipped: e.Skipped, Absent: e.Absent, Checked: e.Checked, Next: e.Next,
 	}
 	if e.Err != nil {
-		out.Error = strings.TrimPrefix(ownText(e.Err), strings.ToLower(oci.CodeOf(e.Err).String())+": ") // the status says as much
+		out.Error = oci.LastingWhy(e.Err) // it stands beside Next
 	}
 	if e.Status == warm.Fetching {
 		p := newWarming(e.State)
@@ -141,7 +140,7 @@ func (x *exchange) warm() error {
 		return err
 	})
 	if err != nil {
-		return &Error{"UPSTREAM", ownText(err)}
+		return &Error{"UPSTREAM", oci.Why(err)}
 	}
 	return x.result(Warmed{repo.String(), ask.Reference, res.Digest, res.Manifests, res.Blobs, res.Bytes, res.Fetched, res.Skipped, res.Absent, res.Stale})
 }

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -227,8 +228,9 @@ func (s *shunned) Error() string { return s.err.Error() }
 
 // Unwrap is what clients are told.
 func (s *shunned) Unwrap() error {
+	when := fmt.Sprintf("; it is asked for again in %v", max(s.wait.Round(time.Second), time.Second))
 	return &oci.Error{
-		Code: oci.CodeOf(s.err), Detail: fmt.Sprintf("%s; it is asked for again in %v", oci.Reason(s.err), max(s.wait.Round(time.Second), time.Second)),
+		Code: oci.CodeOf(s.err), Detail: strings.TrimSuffix(oci.Reason(s.err), oci.When(s.err)) + when, When: when,
 		RetryAfter: s.wait, Err: s.err,
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -96,7 +95,7 @@ func (c *Cache) Tags(ctx context.Context, repo oci.Repository, page oci.Page, as
 		out.Checked, out.Why = time.Now(), "asked upstream"
 		return page.Of(found.list.Tags), out, nil
 	case Ours:
-		out.Why = fmt.Sprintf("only the tags that are held: %v", err)
+		out.Why = "only the tags that are held: " + oci.Reason(err)
 		return page.Of(held), out, nil
 	}
 	return oci.TagList{}, out, err

@@ -164,7 +164,7 @@ func (c *Cache) answer(ctx context.Context, q *tagQuestion, r Rung, found resolu
 			err = q.missing[0].err
 		}
 		image := c.image(ctx, q, err)
-		out.Checked, out.Why = image.Checked, whyStale(err)
+		out.Checked, out.Why, out.When = image.Checked, whyStale(err), oci.When(err)
 		return resolved(image), out, nil
 	}
 	return oci.Resolved{}, out, err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -81,6 +80,7 @@ func (c Code) String() string { return errorTable[c].Wire }
 type Error struct {
 	Code       Code
 	Detail     string        // what a client may read: no credential, no signed URL
+	When       string        // the end of Detail that says when to come again; empty if it does not
 	RetryAfter time.Duration // how long to leave upstream alone; 0 if nobody said
 	Err        error         // the cause, for our log alone
 }
@@ -112,7 +112,7 @@ func (e *Error) Is(target error) bool {
 func About(name string, err error) *Error {
 	told := Error{Code: CodeOf(err), RetryAfter: RetryAfter(err), Err: err}
 	if e, ok := errors.AsType[*Error](err); ok {
-		told.Detail = e.Detail
+		told.Detail, told.When = e.Detail, e.When
 	}
 	switch {
 	case told.Detail == "":
@@ -191,10 +191,41 @@ func Reason(err error) string {
 	return e.Detail
 }
 
+// Why is Reason with the causes that an Error keeps from clients: for operators who know
+// what was being done.
+func Why(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return withCauses(Reason(e), e)
+	}
+	return err.Error()
+}
+
+// LastingWhy is Why without the time after which to come again: for who tells that
+// beside it, or later, or compares what stood in the way twice.
+func LastingWhy(err error) string {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		return err.Error()
+	}
+	lasting := *e
+	lasting.Detail, lasting.When = strings.TrimSuffix(e.Detail, e.When), ""
+	return Why(&lasting)
+}
+
+// When is what err says of when to come again, as the end of its Detail; empty if it does
+// not.
+func When(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.When
+	}
+	return ""
+}
+
 // Causes is err's text with the causes that an Error keeps from clients, without what
 // it quotes of them.
-func Causes(err error) string {
-	text := err.Error()
+func Causes(err error) string { return withCauses(err.Error(), err) }
+
+func withCauses(text string, err error) string {
 	e, ok := errors.AsType[*Error](err)
 	if !ok || e.Err == nil {
 		return text
@@ -276,13 +307,10 @@ func WriteError(w http.ResponseWriter, err error) int {
 	return row.Status
 }
 
-// tellsWhen finds a time from now on.
-var tellsWhen = regexp.MustCompile(` in (about )?\d`)
-
 // comeAgain says when to ask again, which few clients show of the headers, unless the
 // message does.
 func comeAgain(e *Error) string {
-	if e.Code != TooManyRequests || e.RetryAfter <= 0 || tellsWhen.MatchString(e.Detail) {
+	if e.Code != TooManyRequests || e.RetryAfter <= 0 || e.When != "" {
 		return ""
 	}
 	return fmt.Sprintf("; come again in %v", inSeconds(e.RetryAfter))

@@ -299,7 +299,9 @@ func TestAboutNamesOnce(t *testing.T) {
 		{cause, "a/b:1: internal error"},
 		{&Error{Code: TooManyRequests, RetryAfter: time.Hour, Err: cause}, "a/b:1: too many requests; come again in 1h0m0s"},
 		{&Error{Code: TooManyRequests, Detail: "slow down", RetryAfter: 2500 * time.Millisecond}, "a/b:1: slow down; come again in 3s"},
-		{&Error{Code: TooManyRequests, Detail: "spent: there are more in 5h", RetryAfter: time.Minute}, "a/b:1: spent: there are more in 5h"},
+		{&Error{Code: TooManyRequests, Detail: "spent: there are more in 5h", When: ": there are more in 5h", RetryAfter: time.Minute}, "a/b:1: spent: there are more in 5h"},
+		{ReadError(429, http.Header{"Retry-After": {"60"}}, []byte(`{"errors":[{"message":"100 pulls in 6 hours"}]}`), BlobUnknown, now), "a/b:1: 100 pulls in 6 hours; come again in 1m0s"},
+		{&Error{Code: TooManyRequests, Detail: "slow down"}, "a/b:1: slow down"},
 		{&Error{Code: Unavailable, Detail: "it is down", RetryAfter: time.Minute}, "a/b:1: it is down"},
 	} {
 		told := About("a/b:1", row.err)
@@ -328,6 +330,26 @@ func TestReason(t *testing.T) {
 	} {
 		if got := Reason(row.err); got != row.want {
 			t.Errorf("%v: %q, want %q", row.err, got, row.want)
+		}
+	}
+}
+
+// Operators who know what was being done read the causes without a code, and without
+// the time to come again where it stands beside them.
+func TestWhy(t *testing.T) {
+	refused := errors.New("192.0.2.1:443 refuses the connection")
+	down := &Error{Code: Unavailable, Detail: "registry.test: it cannot be reached", Err: refused}
+	const when = "; it is tried again in 8s"
+	for _, row := range []struct {
+		err           error
+		want, lasting string
+	}{
+		{fmt.Errorf("resolve docker.io/library/alpine:1: %w", &Error{Code: Unavailable, Detail: down.Detail + when, When: when, Err: down}), down.Detail + ": " + refused.Error() + when, down.Detail + ": " + refused.Error()},
+		{ErrManifestUnknown, "manifest unknown to registry", "manifest unknown to registry"},
+		{refused, refused.Error(), refused.Error()},
+	} {
+		if got, lasting := Why(row.err), LastingWhy(row.err); got != row.want || lasting != row.lasting {
+			t.Errorf("%v: %q and %q, want %q and %q", row.err, got, lasting, row.want, row.lasting)
 		}
 	}
 }

@@ -95,6 +95,7 @@ type Outcome struct {
 	Cache   CacheStatus
 	Checked time.Time // when upstream last confirmed it; zero if it never had to
 	Why     string    // in a few words, for the log and the Warning header
+	When    string    // the end of Why that says when upstream is asked again; empty if it does not
 	Spent   int       // requests to upstream that this question caused
 	Whole   bool      // of a Reader: a stretch was asked for, and all of the blob comes
 	From    string    // of a Reader from upstream: the host of the address that was asked

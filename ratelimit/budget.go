@@ -122,20 +122,21 @@ func (b *budget) obstacle(call Call, share float64, now time.Time, claim bool) *
 // spent says that nothing is left for a while: until the window ends, or until it is
 // time to find out whether there is more.
 func (b *budget) spent(wait time.Duration, now time.Time) *obstacle {
-	detail := fmt.Sprintf("the pulls%s are spent: ", b.of())
+	detail := fmt.Sprintf("the pulls%s are spent", b.of())
 	if b.quota.Limit > 0 && b.quota.Window > 0 {
-		detail = fmt.Sprintf("the %d pulls%s in %v are spent: ", b.quota.Limit, b.of(), b.quota.Window)
+		detail = fmt.Sprintf("the %d pulls%s in %v are spent", b.quota.Limit, b.of(), b.quota.Window)
 	}
+	when := ""
 	resets := b.quota.Resets.Sub(now).Round(time.Second)
 	switch {
 	case resets <= 0:
-		detail += fmt.Sprintf("when there are more is not known, and found out in %v", wait.Round(time.Second))
+		when = fmt.Sprintf(": when there are more is not known, and found out in %v", wait.Round(time.Second))
 	case b.quota.Exact:
-		detail += fmt.Sprintf("there are more in %v", resets)
+		when = fmt.Sprintf(": there are more in %v", resets)
 	default:
-		detail += fmt.Sprintf("there are more in %v at the latest, and in %v it is found out whether there are before", resets, wait.Round(time.Second))
+		when = fmt.Sprintf(": there are more in %v at the latest, and in %v it is found out whether there are before", resets, wait.Round(time.Second))
 	}
-	return &obstacle{wait: wait, retry: wait, code: oci.TooManyRequests, detail: detail, changed: b.changed}
+	return &obstacle{wait: wait, retry: wait, code: oci.TooManyRequests, detail: detail, when: when, changed: b.changed}
 }
 
 // keptFor is how long what is kept is not asked for. It can be back before the window

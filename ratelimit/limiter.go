@@ -10,6 +10,7 @@ package ratelimit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -270,9 +271,12 @@ func (p *Pass) tooMany(turns *turns, err error) error {
 	if !ok {
 		return err
 	}
-	e := oci.Errorf(oci.TooManyRequests, "requests to %s are limited to %v a second: the next turn is in %v", p.call.Host, turns.rate, late.wait.Round(time.Second))
-	e.RetryAfter, e.Err = late.wait, oci.ErrCrowded
-	return e
+	when := fmt.Sprintf(": the next turn is in %v", late.wait.Round(time.Second))
+	return &oci.Error{
+		Code:   oci.TooManyRequests,
+		Detail: fmt.Sprintf("requests to %s are limited to %v a second", p.call.Host, turns.rate) + when, When: when,
+		RetryAfter: late.wait, Err: oci.ErrCrowded,
+	}
 }
 
 // busy is the error of who had no connection.
@@ -297,12 +301,13 @@ type obstacle struct {
 	code    oci.Code
 	retry   time.Duration
 	detail  string
+	when    string          // what is said behind that of when to come again; may be empty
 	cause   error           // what callers tell it by; may be nil
 	changed <-chan struct{} // closed when it may have gone before its time; nil: it cannot
 }
 
 func (o *obstacle) refusal() error {
-	return &oci.Error{Code: o.code, Detail: o.detail, RetryAfter: o.retry, Err: o.cause}
+	return &oci.Error{Code: o.code, Detail: o.detail + o.when, When: o.when, RetryAfter: o.retry, Err: o.cause}
 }
 
 // clear waits until no obstacle is left. With claim the request then counts as

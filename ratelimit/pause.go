@@ -65,7 +65,7 @@ func (p *Pass) pauseLocked(now time.Time) *obstacle {
 	}
 	return &obstacle{
 		wait: wait, code: longest.code, retry: wait,
-		detail: fmt.Sprintf("%s asked us to wait: the next request is in %v", p.call.Host, wait.Round(time.Second)),
+		detail: p.call.Host + " asked us to wait", when: fmt.Sprintf(": the next request is in %v", wait.Round(time.Second)),
 	}
 }
 

@@ -266,12 +266,8 @@ func (b *breakers) refusalLocked(br *breaker, t target) error {
 			wait = max(wait, part.rests.Sub(now)+probeGrace)
 		}
 	}
-	return &oci.Error{
-		Code:       oci.Unavailable,
-		Detail:     fmt.Sprintf("%s; it is tried again in %v", detail(br.err), max(wait.Round(time.Second), time.Second)),
-		RetryAfter: wait,
-		Err:        br.err,
-	}
+	when := fmt.Sprintf("; it is tried again in %v", max(wait.Round(time.Second), time.Second))
+	return &oci.Error{Code: oci.Unavailable, Detail: detail(br.err) + when, When: when, RetryAfter: wait, Err: br.err}
 }
 
 // note tells what came of a request that began at a time; retry is how long the

@@ -406,7 +406,7 @@ func (l *List) check(ctx context.Context, im Image) (d oci.Digest, checked time.
 	case err != nil:
 		return oci.Digest{}, time.Time{}, err
 	case out.Cache == oci.Stale:
-		return named.Digest, time.Time{}, oci.Errorf(oci.Unavailable, "%s", out.Why)
+		return named.Digest, time.Time{}, &oci.Error{Code: oci.Unavailable, Detail: out.Why, When: out.When}
 	}
 	return named.Digest, out.Checked, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -222,6 +223,29 @@ func TestAListSurvivesAnOutage(t *testing.T) {
 		slices.Sort(got)
 		if want := []string{fmt.Sprint(warm.ListRead, ""), fmt.Sprint(warm.Fetched, "library/never"), fmt.Sprint(warm.Troubled, "library/held"), fmt.Sprint(warm.Troubled, "library/never"), fmt.Sprint(warm.Recovered, "library/held")}; !slices.Equal(got, want) {
 			w.t.Errorf("told %q, want %q", got, want)
+		}
+	})
+}
+
+// When its upstream may be asked again stands beside why an image is stale, and not in it.
+func TestAnEntrySaysWhyWithoutATime(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		held := hubImage("library/held", "1")
+		w.hub.Push("library/held", "1", on("amd64", 1, 1000))
+		_, stop := w.list(warm.Config{}, held)
+		synctest.Wait()
+		stop()
+		w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: ocitest.RetryLater(http.StatusTooManyRequests, "3600")})
+		for _, path := range []string{"other", "another"} { // of which the second is not asked for
+			_, _, _ = w.cache.Resolve(w.t.Context(), hubImage("library/"+path, "1").Repository, "1", oci.Ask{})
+		}
+		time.Sleep(20 * time.Minute)
+		l, stop := w.list(warm.Config{}, held)
+		defer stop()
+		synctest.Wait()
+		e := wantEntry(w.t, l, held, warm.Stale)
+		if why := oci.LastingWhy(e.Err); !strings.Contains(e.Err.Error(), ": the next request is in ") || !strings.HasSuffix(why, " asked us to wait") {
+			w.t.Errorf("why: %v; at any time: %s", e.Err, why)
 		}
 	})
 }

@@ -3,6 +3,8 @@ package warm
 import (
 	"sync"
 	"time"
+
+	"entrepot/oci"
 )
 
 // Progress is how far an image is. It is written by one Pull and read by
@@ -17,7 +19,7 @@ type Progress struct {
 type State struct {
 	Blobs, BlobsDone int
 	Bytes, BytesDone int64     // of blobs; Bytes is what manifests say until the blobs themselves do
-	Waiting          string    // what stands in the way; empty for nothing
+	Waiting          string    // what stands in the way, without when to come again; empty for nothing
 	Until            time.Time // when it will be tried again
 }
 
@@ -45,6 +47,6 @@ func (p *Progress) mayWait(until time.Time, patience time.Duration, why error) b
 	if until.After(p.last.Add(patience)) {
 		return false
 	}
-	p.state.Waiting, p.state.Until = why.Error(), until
+	p.state.Waiting, p.state.Until = oci.LastingWhy(why), until
 	return true
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -122,9 +124,9 @@ func TestPullWaitsForItsUpstream(t *testing.T) {
 		waiting string
 		atLeast time.Duration
 	}{
-		{"429 with Retry-After", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest, Method: "GET"}, Effect: ocitest.RetryLater(429, "300"), Times: 1}, "toomanyrequests", 5 * time.Minute},
+		{"429 with Retry-After", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest, Method: "GET"}, Effect: ocitest.RetryLater(429, "300"), Times: 1}, "injected by a test", 5 * time.Minute},
 		{"503 of blobs", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.BlobKind}, Effect: ocitest.RetryLater(503, "120"), Times: 1}, "", 2 * time.Minute}, // a fill sits that out by itself
-		{"down", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}, Effect: ocitest.Answer(502), Times: 3}, "unavailable", time.Second},
+		{"down", &ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry, Kind: ocitest.Manifest}, Effect: ocitest.Answer(502), Times: 3}, "answers 502", time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			simulate(t, ocitest.Habits{}, func(w *world) {
@@ -152,6 +154,34 @@ func TestPullWaitsForItsUpstream(t *testing.T) {
 			})
 		})
 	}
+}
+
+// However often a host that is down is tried, it is said in the same words: the time
+// stands beside them.
+func TestWhatIsWaitedForIsOneText(t *testing.T) {
+	simulate(t, ocitest.Habits{}, func(w *world) {
+		w.hub.Push("library/alpine", "latest", on("amd64", 1, 1000))
+		w.hub.Inject(&ocitest.Fault{Match: ocitest.Match{Role: ocitest.Registry}, Effect: ocitest.Answer(502)})
+		var progress warm.Progress
+		said, tries := map[string]bool{}, map[time.Time]bool{}
+		ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Minute)
+		defer cancel()
+		work := make(chan struct{})
+		go func() {
+			defer close(work)
+			_, _ = w.puller.Pull(ctx, hubImage("library/alpine", "latest"), warm.Platforms{}, time.Hour, &progress)
+		}()
+		for ctx.Err() == nil {
+			time.Sleep(time.Second)
+			if now := progress.Now(); now.Waiting != "" {
+				said[now.Waiting], tries[now.Until] = true, true
+			}
+		}
+		<-work
+		if len(said) != 1 || len(tries) < 5 {
+			w.t.Errorf("said in %d tries: %q", len(tries), slices.Collect(maps.Keys(said)))
+		}
+	})
 }
 
 func TestPullGivesUpInTheEnd(t *testing.T) {
