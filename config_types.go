@@ -719,7 +719,7 @@ func newSecret(st *secretState) Secret { return Secret{func() *secretState { ret
 func newSecretFile(path string) (Secret, error) {
 	s := newSecret(&secretState{path: path})
 	_, err := s.Value()
-	return s, fromHere(path, err)
+	return s, err
 }
 
 // fromHere says of a file that is not there where it was looked for.
@@ -752,7 +752,7 @@ func (st *secretState) read() (string, error) {
 	}
 	now, err := os.Stat(st.path)
 	if err != nil {
-		return st.value, err
+		return st.value, fromHere(st.path, err)
 	}
 	if st.seen != nil && os.SameFile(now, st.seen) && now.ModTime().Equal(st.seen.ModTime()) && now.Size() == st.seen.Size() {
 		return st.value, nil

@@ -84,10 +84,22 @@ type leftOut struct {
 	why   string // of the first
 	place string // of it; empty if the list has none
 	more  int    // lines
+	over  string // that there is too much; empty if there is not
 }
 
-// Error says why before where, whose path may be long.
 func (l *leftOut) Error() string {
+	var all []string
+	if l.over != "" {
+		all = append(all, l.over)
+	}
+	if l.why != "" {
+		all = append(all, l.lines())
+	}
+	return strings.Join(all, "; ")
+}
+
+// lines says why before where, whose path may be long.
+func (l *leftOut) lines() string {
 	var places []string
 	if l.place != "" {
 		places = append(places, l.place)
@@ -131,7 +143,7 @@ func (l *warmList) read() ([]warm.Image, error) {
 	}
 	now, err := os.Stat(l.file)
 	if err != nil {
-		return nil, err
+		return nil, fromHere(l.file, err)
 	}
 	if l.seen != nil && os.SameFile(now, l.seen) && now.ModTime().Equal(l.seen.ModTime()) && now.Size() == l.seen.Size() {
 		return l.images, l.err
@@ -180,9 +192,12 @@ func parseImages(names *oci.Names, lines []string, where string) (images []warm.
 	}
 	if n := len(images); n > warm.MaxImages {
 		images = images[:warm.MaxImages]
-		out.add(where, "there are %d images: want %d at most", n, warm.MaxImages)
+		out.over = fmt.Sprintf("there are %d images: want %d at most", n, warm.MaxImages)
+		if where != "" {
+			out.over += " (" + where + ")"
+		}
 	}
-	if out.why == "" {
+	if out == (leftOut{}) {
 		return images, nil
 	}
 	return images, &out

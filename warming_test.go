@@ -16,6 +16,7 @@ import (
 	"entrepot/admin"
 	"entrepot/internal/ocitest"
 	"entrepot/oci"
+	"entrepot/warm"
 )
 
 // warmWorld is a server over a hub with an index for two platforms, and an
@@ -235,7 +236,8 @@ func TestAWarmListThatCannotBeReadIsTold(t *testing.T) {
 		}
 	}
 	why := `":x": .* \(line 3 of file .*, and 1 line more\)`
-	wantLines(t, o.must("warm", "--table"), "the list cannot be read as it is: "+why, "IMAGE .*", "docker.io/team/app:1 +warm .*")
+	wantLines(t, o.must("warm", "--table"), "some of the list was left out: "+why, "IMAGE .*", "docker.io/team/app:1 +warm .*")
+	wantLines(t, o.must("warm"), `.*"repository":"docker.io/team/app".*`, `\{"count":1,"error":".*","partial":true\}`)
 	wantLines(t, o.must("status", "--table"), "WARM .* 1 of 1 here", " +ENTREPOT_WARM_FILE cannot be read as it is: \":x\": .*")
 	if status := o.must("status", "--json"); !strings.Contains(status, `"warmError":"\":x\": `) {
 		t.Errorf("status says %s", status)
@@ -245,6 +247,57 @@ func TestAWarmListThatCannotBeReadIsTold(t *testing.T) {
 	}
 	if !strings.Contains(p.log.String(), "warm list: read, but for what is no image") {
 		t.Error("the log does not say so")
+	}
+}
+
+// A list of which no line is an image is none, and not a setting that is missing.
+func TestAWarmListOfNoImagesIsTold(t *testing.T) {
+	_, _, o, _, _ := warmWorld(t, "ENTREPOT_WARM_FILE="+writeFile(t, ":x\n"))
+	for !strings.Contains(o.must("warm"), `"error":`) {
+		if t.Context().Err() != nil {
+			t.Fatal(o.must("warm"))
+		}
+	}
+	wantLines(t, o.must("warm", "--table"), `the list cannot be read as it is: ":x": .*`, "no image is kept warm: no line of the list is an image")
+	wantLines(t, o.must("warm"), `\{"count":0,"error":".*"\}`)
+}
+
+// That a list is too long is told beside its first line that is no image.
+func TestAWarmListThatIsTooLongIsTold(t *testing.T) {
+	lines := []string{":x", ":y"}
+	for i := range warm.MaxImages + 1 {
+		lines = append(lines, fmt.Sprint("team/app:", i))
+	}
+	images, err := parseImages(mustLoad(t).Names(), lines, "")
+	if want := `there are 10001 images: want 10000 at most; ":x": `; len(images) != warm.MaxImages || err == nil || !strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(err.Error(), " (and 1 line more)") {
+		t.Errorf("%d images, %v; want %s", len(images), err, want)
+	}
+}
+
+// Where a relative file was looked for is said while the server runs, too.
+func TestARelativeFileThatGoesMissingIsSaidToBe(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"images", "password"} {
+		if err := os.WriteFile(name, []byte("alpine"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := newWarmList(mustLoad(t, "ENTREPOT_WARM_FILE=images"))
+	secret, err := newSecretFile("password")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads := map[string]func() error{
+		"images":   func() error { _, err := list.read(); return err },
+		"password": func() error { _, err := secret.Value(); return err },
+	}
+	for name, read := range reads {
+		if err := errors.Join(read(), os.Remove(name)); err != nil {
+			t.Fatal(err)
+		}
+		if err := read(); err == nil || strings.Count(err.Error(), " (in ") != 1 {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

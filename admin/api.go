@@ -142,7 +142,7 @@ func routes() map[string]route {
 		"prune":        {post, (*exchange).prune, alone, "`unusedSeconds`, `dryRun`", "Removes what no repository has, and, above 0, what was not used for so long; or has an item for each thing that it would remove"},
 		"refresh":      {post, (*exchange).refresh, notAtRest, "`repository`, `reference`", "Forgets what its upstream refused of the repository or did not have, and checks now what a tag names; a pause that a 429 asked for is kept"},
 		"warm":         {post, (*exchange).warm, notAtRest, "`repository`, `reference`, and `platforms`, `waitSeconds`", "Fetches an image, for these platforms or those of the server's list, in the background, and waits for its upstream so long; leaving ends it"},
-		"warmlist":     {get, (*exchange).warmList, notAtRest, "", "An item for each image that is kept warm, and how it is"},
+		"warmlist":     {get, (*exchange).warmList, notAtRest, "", "An item for each image that is kept warm, and how it is; the result has the error of a list that cannot be read, partial where that is about some of its lines"},
 		"verify":       {post, (*exchange).verify, alone, "", "Compares all that is held with its digests, and drops what is damaged"},
 	}
 }

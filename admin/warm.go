@@ -72,6 +72,8 @@ type WarmEntry struct {
 type WarmList struct {
 	Count int    `json:"count"`
 	Error string `json:"error,omitempty"` // why the list, or some of its lines, cannot be read: the last one that could counts
+	// Partial says that Error is about some of the lines: the others count.
+	Partial bool `json:"partial,omitempty"`
 }
 
 // warmError is why the list, or some of it, cannot be read; empty if it can.
@@ -104,7 +106,7 @@ func (x *exchange) warmList() error {
 			return err
 		}
 	}
-	return x.result(WarmList{len(entries), warmError(x.api.cfg.Live.List)})
+	return x.result(WarmList{len(entries), warmError(x.api.cfg.Live.List), x.api.cfg.Live.List.Totals().Partial})
 }
 
 func (x *exchange) warm() error {

@@ -27,7 +27,8 @@ list that the server keeps warm (ENTREPOT_WARM), and how each is: missing if ups
 does not have it, or not for us; waiting for a quota or another limit, or for what is on
 its way for others; failed if it could not be had; deferred until
 ENTREPOT_WARM_WINDOW; evicted if some of it made room since; stale if it is here, and
-may be old.
+may be old. As JSON, a last line without a repository has the error of a list
+that cannot be read, or, where that is "partial", of a line that is no image.
 
   --platform LIST    such as linux/amd64,linux/arm64; native: Linux on the server's
                      architecture; all. The default is ENTREPOT_WARM_PLATFORMS of the
@@ -193,8 +194,16 @@ func (o *operation) showWarmList(ctx context.Context) error {
 	if err := json.Unmarshal(raw, &told); err != nil {
 		return err
 	}
-	if told.Error != "" {
-		fmt.Fprintf(o.in.Stderr, "the list cannot be read as it is: %s\n", words.Printable(told.Error))
+	if told.Error == "" {
+		return t.end("no image is kept warm: set ENTREPOT_WARM or ENTREPOT_WARM_FILE for the server")
 	}
-	return t.end("no image is kept warm: set ENTREPOT_WARM or ENTREPOT_WARM_FILE for the server")
+	what := "the list cannot be read as it is"
+	if told.Partial {
+		what = "some of the list was left out"
+	}
+	fmt.Fprintf(o.in.Stderr, "%s: %s\n", what, words.Printable(told.Error))
+	if o.json {
+		return o.writeLine(raw)
+	}
+	return t.end("no image is kept warm: no line of the list is an image")
 }

@@ -139,6 +139,7 @@ type List struct {
 	checking int   // entries whose name is being asked about
 	turns    int   // entries that are busy
 	readErr  error // why the list, or some of it, could not be read, as it was told
+	partial  bool  // readErr is about some of it
 	total    Totals
 }
 
@@ -161,6 +162,7 @@ type Totals struct {
 	Checked time.Time // when a name was last confirmed
 	Fetched int64     // bytes
 	Err     error     // why the list, or some of it, cannot be read
+	Partial bool      // it is about some of it, and the rest counts
 }
 
 // NewList makes a list that Run works on.
@@ -204,7 +206,7 @@ func (l *List) reread() {
 	if err != nil && len(images) == 0 {
 		l.mu.Lock()
 		isNews := l.readErr == nil || l.readErr.Error() != err.Error()
-		l.readErr = err
+		l.readErr, l.partial = err, false
 		n := len(l.entries)
 		l.mu.Unlock()
 		if isNews {
@@ -223,7 +225,7 @@ func (l *List) take(images []Image, err error) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	changed = (l.readErr == nil) != (err == nil) || err != nil && l.readErr.Error() != err.Error()
-	l.readErr = err
+	l.readErr, l.partial = err, err != nil
 	wanted := make(map[Image]bool, len(images))
 	for _, im := range images {
 		wanted[im] = true
@@ -534,7 +536,7 @@ func (l *List) Totals() Totals {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.total
-	t.Err = l.readErr
+	t.Err, t.Partial = l.readErr, l.partial
 	t.Images = map[Status]int{Pending: 0, Fetching: 0, Warm: 0, Deferred: 0, Evicted: 0, Stale: 0, Missing: 0, Waiting: 0, Failed: 0}
 	for _, e := range l.entries {
 		t.Images[e.Status]++
