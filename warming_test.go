@@ -311,6 +311,27 @@ func TestWarmingAsksThePolicy(t *testing.T) {
 	o.must("warm", "alpine")
 }
 
+// An image of the list is told of as evicted as soon as it was pruned.
+func TestWhatIsPrunedIsNotWarm(t *testing.T) {
+	_, _, o, _, _ := warmWorld(t, "ENTREPOT_WARM=team/app:1,alpine")
+	await := func(what string, isSo func() bool) {
+		t.Helper()
+		for !isSo() {
+			if t.Context().Err() != nil {
+				t.Fatalf("%s:\n%s", what, o.must("warm"))
+			}
+		}
+	}
+	await("not all is fetched", func() bool { return o.status().Warm["warm"] == 2 })
+	o.must("rm", "--all", "team/app")
+	await("something is in use", func() bool {
+		o.must("prune", "--unused", "1s")
+		return strings.HasPrefix(o.must("verify", "--table"), "read 0 files")
+	})
+	wantLines(t, o.must("warm", "--table"), "IMAGE .*", "docker.io/library/alpine:latest +evicted .*", "docker.io/team/app:1 +evicted .*")
+	wantLines(t, o.must("status", "--table"), "WARM .* 0 of 2 here, 2 evicted")
+}
+
 // Where credentials are in play, what one image has shown to be its own is not yet
 // another's: that reads it once.
 func TestImagesThatShareAForeignLayerAreWarmed(t *testing.T) {

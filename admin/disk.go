@@ -194,6 +194,9 @@ func (x *exchange) prune() error {
 		p, err = x.api.cfg.Disk.Prune(x.r.Context(), store.Pruning{Unused: unused, Progress: func(done float64) { tell(Share{done}) }})
 		return err
 	})
+	if live := x.api.cfg.Live; live != nil { // also after one that was ended: what was removed stays so
+		live.List.Recount()
+	}
 	if err != nil {
 		return err
 	}

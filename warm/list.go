@@ -267,22 +267,35 @@ func (l *List) hasten(ctx context.Context) {
 	}
 }
 
-// count looks whether what was whole still is.
-func (l *List) count() {
-	now := time.Now()
+// count looks whether what was whole still is. Of what has only just come the last
+// bytes may be on their way to the disk.
+func (l *List) count() { l.countEnded(time.Now().Add(-countEvery), maxCounted) }
+
+// Recount does so at once, of all images: for who has removed something.
+func (l *List) Recount() { l.countEnded(time.Now(), MaxImages) }
+
+// countEnded looks at so many images at most whose last turn had ended by a time.
+func (l *List) countEnded(by time.Time, most int) {
+	type whole struct {
+		*entry
+		endedAt, countedAt time.Time
+		parts              []oci.Digest
+	}
+	var all []whole
 	l.mu.Lock()
-	var whole []*entry
 	for _, e := range l.entries {
-		if !e.busy && !e.looked.IsZero() && now.Sub(e.ended) >= countEvery && e.Status != Deferred {
-			whole = append(whole, e)
+		if !e.busy && !e.looked.IsZero() && !e.ended.After(by) && e.Status != Deferred {
+			all = append(all, whole{e, e.ended, e.counted, e.parts})
 		}
 	}
 	l.mu.Unlock()
-	slices.SortStableFunc(whole, func(a, b *entry) int { return a.counted.Compare(b.counted) })
-	for _, e := range whole[:min(len(whole), maxCounted)] { // none of them is busy: turns begin in this goroutine alone
-		held := l.holds(e.Image.Repository, e.parts)
+	slices.SortStableFunc(all, func(a, b whole) int { return a.countedAt.Compare(b.countedAt) })
+	for _, w := range all[:min(len(all), most)] {
+		held := l.holds(w.Image.Repository, w.parts)
 		l.mu.Lock()
-		e.Status, e.counted = statusOf(e.Err, held, true), now
+		if !w.busy && w.ended.Equal(w.endedAt) { // no turn has begun meanwhile
+			w.Status, w.counted = statusOf(w.Err, held, true), time.Now()
+		}
 		l.mu.Unlock()
 	}
 }
