@@ -95,6 +95,7 @@ type Config struct {
 	DockerConfig Dir      `env:"DOCKER_CONFIG" empty:"none" doc:"Directory of a Docker config.json whose logins, and credential helpers, are used for upstreams without a password here; not read unless set"`
 
 	sources map[string]string // where each variable got its value, unless it is the default
+	fitted  map[string]bool   // those whose default is shorter here, as ENTREPOT_HEADER_TIMEOUT wants it
 }
 
 // UpstreamConfig adds an upstream, or overrides one of the list.
@@ -153,6 +154,7 @@ func readConfig(environ []string) (*Config, problems) {
 			}
 		}
 	})
+	c.fitWaits()
 	c.check(&found)
 	slices.SortStableFunc(found, func(a, b problem) int { return cmp.Compare(a.name, b.name) })
 	return c, found
@@ -185,9 +187,12 @@ func (c *Config) check(found *problems) {
 	if c.HeaderTimeout < Duration(time.Second) && !found.concern("ENTREPOT_HEADER_TIMEOUT") {
 		found.add("ENTREPOT_HEADER_TIMEOUT", "%s would refuse what an upstream is about to answer: want 1s or more", c.HeaderTimeout)
 	}
-	c.boundWait(found, "ENTREPOT_QUEUE_WAIT", &c.QueueWait, c.HeaderTimeout*2/3)
-	c.boundWait(found, "ENTREPOT_CHECK_WAIT", &c.CheckWait, c.HeaderTimeout/2)
-	if c.QueueWait > 0 && c.QueueWait < leastQueueWait && !found.concern("ENTREPOT_QUEUE_WAIT") {
+	for _, w := range c.boundedWaits() {
+		if *w.wait > w.most && !found.concern(w.name, "ENTREPOT_HEADER_TIMEOUT") {
+			found.add(w.name, "%s is too long for a client that has its answer after ENTREPOT_HEADER_TIMEOUT=%s: want %s or less, or more there", *w.wait, c.HeaderTimeout, w.most)
+		}
+	}
+	if c.QueueWait > 0 && c.QueueWait < leastQueueWait && !c.fitted["ENTREPOT_QUEUE_WAIT"] && !found.concern("ENTREPOT_QUEUE_WAIT") {
 		found.add("ENTREPOT_QUEUE_WAIT", "%s is over before any turn comes: want %s or more, or 0s to wait for none", c.QueueWait, leastQueueWait)
 	}
 	if bool(c.AccessLog) && (c.LogLevel == "warn" || c.LogLevel == "error") {
@@ -210,15 +215,27 @@ func (c *Config) check(found *problems) {
 // leastQueueWait is the shortest wait that can be meant: five turns of twenty a second.
 const leastQueueWait = Duration(250 * time.Millisecond)
 
-// boundWait refuses a wait that an answer's deadline leaves no room for; its default is
-// what room there is.
-func (c *Config) boundWait(found *problems, name string, wait *Duration, most Duration) {
-	switch {
-	case *wait <= most || found.concern(name, "ENTREPOT_HEADER_TIMEOUT"):
-	case c.sources[name] == "":
-		*wait, c.sources[name] = most, "default, as far as ENTREPOT_HEADER_TIMEOUT allows"
-	default:
-		found.add(name, "%s is too long for a client that has its answer after ENTREPOT_HEADER_TIMEOUT=%s: want %s or less, or more there", *wait, c.HeaderTimeout, most)
+// boundedWait is a wait that an answer's deadline leaves so much room for.
+type boundedWait struct {
+	name string
+	wait *Duration
+	most Duration
+}
+
+func (c *Config) boundedWaits() []boundedWait {
+	return []boundedWait{
+		{"ENTREPOT_QUEUE_WAIT", &c.QueueWait, c.HeaderTimeout * 2 / 3},
+		{"ENTREPOT_CHECK_WAIT", &c.CheckWait, c.HeaderTimeout / 2},
+	}
+}
+
+// fitWaits shortens the waits that are not set to what room there is.
+func (c *Config) fitWaits() {
+	c.fitted = map[string]bool{}
+	for _, w := range c.boundedWaits() {
+		if c.sources[w.name] == "" && *w.wait > w.most {
+			*w.wait, c.fitted[w.name] = w.most, true
+		}
 	}
 }
 

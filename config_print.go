@@ -17,6 +17,8 @@ func printConfig(w io.Writer, c *Config) error {
 	eachValue(c, func(name string, s setting, v any) {
 		from, ok := c.sources[name]
 		switch {
+		case c.fitted[name]:
+			from = "default, as far as ENTREPOT_HEADER_TIMEOUT allows"
 		case !ok && s.preset != "":
 			from = "default"
 		case !ok:
