@@ -80,10 +80,10 @@ func newAdminAPI(disk *store.Disk, live *admin.Live, cfg *Config, version string
 }
 
 // newLive is what a running server has beside its disk.
-func newLive(cfg *Config, held *cache.Cache, upstreams *upstream.Set, spent *ledger.Ledger, ahead *warming, began time.Time) *admin.Live {
+func newLive(cfg *Config, held *cache.Cache, upstreams *upstream.Set, spent *ledger.Ledger, ahead *warming, unread func() []admin.Unread, began time.Time) *admin.Live {
 	return &admin.Live{
 		Cache: held, Upstreams: upstreams, Ledger: spent, Puller: ahead.puller, List: ahead.list, Platforms: ahead.platforms,
-		Offline: cfg.offline(), SettingOf: cfg.loginSettings, SignIn: cfg.signInRemedy, Since: began,
+		Offline: cfg.offline(), SettingOf: cfg.loginSettings, SignIn: cfg.signInRemedy, Since: began, Unread: unread,
 	}
 }
 

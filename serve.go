@@ -141,8 +141,7 @@ func serve(ctx context.Context, in invocation) (err error) {
 
 	defer stop() // before what they answer from
 	front.api.open(withTokens(traced.requests(api), guard, seen))
-	live := newLive(cfg, held, upstreams, spent, ahead, began)
-	live.Unread = reloads.unread
+	live := newLive(cfg, held, upstreams, spent, ahead, reloads.unread, began)
 	front.operators.open(newAdminGuard(newAdminAPI(disk, live, cfg, about.Version), cfg, logger))
 	front.ready.ready.Store(true)
 	announce(newWelcome(cfg, about.Version, lines, shown), in, cfg, logger)
