@@ -134,6 +134,25 @@ func TestAnAnswerIsLinesWithAnEnd(t *testing.T) {
 	}
 }
 
+// A name that leads nowhere is refused with where names may lead.
+func TestNamesOfNoUpstream(t *testing.T) {
+	for _, row := range []struct {
+		upstreams []string
+		want      string
+	}{
+		{nil, "ENTREPOT_OWN_NAMES); it has no upstream"},
+		{[]string{"ghcr.io", "docker.io"}, "; its upstreams are ghcr.io, docker.io; did you mean docker.io?"},
+		{[]string{"ghcr.io", "quay.io"}, "; its upstreams are ghcr.io, quay.io"},
+	} {
+		api := newTestAPI(t)
+		api.cfg.Upstreams = row.upstreams
+		got := wantRefusal(t, askAPI(t, api, "GET", "images?repository=dokcer.io/x", "", ""))
+		if got.Code != "BAD_REQUEST" || !strings.HasSuffix(got.Message, row.want) {
+			t.Errorf("of %v: %+v, want %q", row.upstreams, got, row.want)
+		}
+	}
+}
+
 // One verify at a time: a second one would only slow the disk down.
 func TestHeavyWorkIsDoneByOneAtATime(t *testing.T) {
 	api := newTestAPI(t)

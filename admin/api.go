@@ -52,7 +52,7 @@ type Config struct {
 	Memory  int64  // likewise, of the memory tier
 	Rules   []Rule // in the order in which they are tried
 
-	Upstreams []string // their names, one at least
+	Upstreams []string // their names
 
 	// Meaning says what a client means by a name, which has sent ns beside it.
 	Meaning func(ctx context.Context, name, ns string) (Meaning, error)

@@ -257,7 +257,11 @@ func (api *API) hasUpstream(repo oci.Repository) bool {
 
 // noUpstream says that a name leads nowhere, and perhaps where it was to lead.
 func (api *API) noUpstream(host string) *Error {
-	text := words.Printable(host) + " is not an upstream of this server, nor this cache's own address (ENTREPOT_OWN_NAMES); its upstreams are " + strings.Join(api.cfg.Upstreams, ", ")
+	text := words.Printable(host) + " is not an upstream of this server, nor this cache's own address (ENTREPOT_OWN_NAMES)"
+	if len(api.cfg.Upstreams) == 0 {
+		return badRequest("%s; it has no upstream", text)
+	}
+	text += "; its upstreams are " + strings.Join(api.cfg.Upstreams, ", ")
 	near := slices.MinFunc(api.cfg.Upstreams, func(a, b string) int { return words.Distance(host, a) - words.Distance(host, b) })
 	if words.Distance(host, near) <= 2 && !oci.IsPublic(host) {
 		text += "; did you mean " + near + "?"
