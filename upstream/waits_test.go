@@ -215,7 +215,7 @@ func TestWhatIsUnansweredForAWhileIsTold(t *testing.T) {
 		time.Sleep(leastWait - 1)
 		second, other := w.begin("b.example", oci.Ask{}), w.begin("a.example", oci.Ask{})
 		want("at first")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		want("when the first has waited", Waiting{"b.example", 1, began})
 		time.Sleep(leastWait)
 		then := began.Add(leastWait - 1)
