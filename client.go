@@ -29,8 +29,8 @@ what has to be restarted, and how the client logs in. The settings are the
 server's: run it with them.
 
   docker       daemon.json, for dockerd
-  containerd   hosts.toml for every registry, or for the one that is named, which
-               may be this server's own address
+  containerd   hosts.toml for every registry, or for the one that is named,
+               which may be this server's own address
   podman       registries.conf for podman, buildah and skopeo
   crio         the same for CRI-O
   buildkit     buildkitd.toml
@@ -46,9 +46,9 @@ server's: run it with them.
   --cert FILE, --key FILE
                       where clients have a certificate of their own
   --user NAME, --password-file FILE
-                      the login to write into a containerd's or k3s's file, which
-                      have to be kept from others then; without them there are
-                      words in its place
+                      the login to write into a containerd's or k3s's file,
+                      which have to be kept from others then; without them
+                      there are words in its place
 
 Examples:
   entrepot client docker >/etc/docker/daemon.json

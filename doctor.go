@@ -30,10 +30,10 @@ nothing and costs no quota; a server may be running meanwhile.
 For what is wrong it says what to do. The exit code is that of the worst thing,
 the first of its kind:
 
-  10  settings           13  name look-up        16  a login
-  11  data directory     14  no connection       17  a limit, or a quota that is spent
-  12  an address         15  TLS                 18  the clock
-                                                 19  an image
+  10  settings         13  name look-up    16  a login
+  11  data directory   14  no connection   17  a limit, or a spent quota
+  12  an address       15  TLS             18  the clock
+                                           19  an image
 `
 
 // ailment is a kind of thing that can be wrong, by the exit code it leads to.

@@ -70,9 +70,9 @@ type invocation struct {
 // commands are what the program can do, in the order of the help text.
 func commands() []command {
 	return slices.Concat([]command{
-		{"serve", "serve the registry until SIGTERM (what entrepot does without a command)", serveHelp, serve},
+		{"serve", "serve the registry until SIGTERM; also without a command", serveHelp, serve},
 	}, operatorCommands(), []command{
-		{"client", "print what makes docker, containerd, podman and others use this server", clientHelp, printClient},
+		{"client", "print what makes docker, containerd and others use this server", clientHelp, printClient},
 		{"doctor", "look at all that a server needs, and say what to mend", doctorHelp, doctor},
 		{"config", "show the effective configuration, and where each value came from", configHelp, showConfig},
 		{"healthcheck", "ask the running server whether it is well; the exit code tells", healthcheckHelp, healthcheck},
@@ -178,7 +178,8 @@ Examples:
       serve on :5000 and keep images in ./data
   ENTREPOT_DATA=/var/lib/entrepot ENTREPOT_CACHE_SIZE=200GiB entrepot
       keep them elsewhere, and at most so many
-  ENTREPOT_DOCKERHUB_USERNAME=me ENTREPOT_DOCKERHUB_PASSWORD_FILE=hub.token entrepot
+  ENTREPOT_DOCKERHUB_USERNAME=me \
+    ENTREPOT_DOCKERHUB_PASSWORD_FILE=hub.token entrepot
       pull from Docker Hub with your own account and its higher limits
   docker pull localhost:5000/library/alpine
   docker pull localhost:5000/mcr.microsoft.com/dotnet/runtime:9.0

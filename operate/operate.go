@@ -34,14 +34,14 @@ type Command struct {
 // Commands are all of them, in the order of the help text.
 func Commands() []Command {
 	return []Command{
-		{"status", "show what goes on: quotas, outages, who spends what, what is on its way", statusHelp, status},
+		{"status", "show quotas, outages, who spends what, and what is on its way", statusHelp, status},
 		{"ls", "list what is held: repositories, or the images of one", lsHelp, list},
 		{"rules", "list the cache rules, in the order in which they are tried", rulesHelp, listRules},
-		{"explain", "say what a name means, whether it is held, and what a pull would cost", explainHelp, explain},
+		{"explain", "say what a name means, if it is held, and what a pull would cost", explainHelp, explain},
 		{"rm", "forget tags, manifests, or whole repositories", rmHelp, remove},
 		{"pin", "protect images from eviction, or list those that are", pinHelp, pin},
 		{"unpin", "take a pin away", unpinHelp, unpin},
-		{"warm", "fetch images before a client asks, or list those that are kept warm", warmHelp, warmImages},
+		{"warm", "fetch images ahead of clients, or list those that are kept warm", warmHelp, warmImages},
 		{"refresh", "check now what tags name, whatever is remembered of them", refreshHelp, refresh},
 		{"prune", "remove what nobody needs any more", pruneHelp, prune},
 		{"verify", "compare all that is held with its digests", verifyHelp, verify},

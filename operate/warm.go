@@ -15,24 +15,27 @@ import (
 	"entrepot/words"
 )
 
-const warmHelp = `Usage: entrepot warm [--platform linux/amd64,...] [--file LIST] [--wait 30m] <image>...
+const warmHelp = `Usage: entrepot warm [--platform linux/amd64,...] [--file LIST] [--wait 30m]
+                     <image>...
        entrepot warm
 
-Has the server fetch images: what their names mean now, and all that leads to, unless
-it is held. Clients go first, and the part of a quota that is kept for them is left
-alone. What is limited or down is tried again at the time that upstream names. What
-has come stays: an image that was interrupted goes on where it stopped. Interrupting
-the command ends the work, but for blobs that are on their way. Without an image: the
-list that the server keeps warm (ENTREPOT_WARM), and how each is: missing if upstream
-does not have it, or not for us; waiting for a quota or another limit, or for what is on
-its way for others; failed if it could not be had; deferred until
-ENTREPOT_WARM_WINDOW; evicted if some of it made room since; stale if it is here, and
-may be old. As JSON, a last line without a repository has the error of a list
-that cannot be read, or, where that is "partial", of a line that is no image.
+Has the server fetch images: what their names mean now, and all that leads to,
+unless it is held. Clients go first, and the part of a quota that is kept for
+them is left alone. What is limited or down is tried again at the time that
+upstream names. What has come stays: an image that was interrupted goes on where
+it stopped. Interrupting the command ends the work, but for blobs that are on
+their way. Without an image: the list that the server keeps warm
+(ENTREPOT_WARM), and how each is: missing if upstream does not have it, or not
+for us; waiting for a quota or another limit, or for what is on its way for
+others; failed if it could not be had; deferred until ENTREPOT_WARM_WINDOW;
+evicted if some of it made room since; stale if it is here, and may be old. As
+JSON, a last line without a repository has the error of a list that cannot be
+read, or, where that is "partial", of a line that is no image.
 
-  --platform LIST    such as linux/amd64,linux/arm64; native: Linux on the server's
-                     architecture; all. The default is ENTREPOT_WARM_PLATFORMS of the
-                     server. Those that an image is not for are named
+  --platform LIST    such as linux/amd64,linux/arm64; native: Linux on the
+                     server's architecture; all. The default is
+                     ENTREPOT_WARM_PLATFORMS of the server. Those that an image
+                     is not for are named
   --file LIST        a file with one image in a line; # begins a comment
   --wait TIME        how long nothing may come of an image until it is given up
 ` + liveHelp
