@@ -126,7 +126,7 @@ func (b *budget) spent(wait time.Duration, now time.Time) *obstacle {
 	if b.quota.Limit > 0 && b.quota.Window > 0 {
 		detail = fmt.Sprintf("the %d pulls%s in %v are spent", b.quota.Limit, b.of(), b.quota.Window)
 	}
-	when := ""
+	var when string
 	resets := b.quota.Resets.Sub(now).Round(time.Second)
 	switch {
 	case resets <= 0:
