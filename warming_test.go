@@ -238,7 +238,7 @@ func TestAWarmListThatCannotBeReadIsTold(t *testing.T) {
 	why := `":x": .* \(line 3 of file .*, and 1 line more\)`
 	wantLines(t, o.must("warm", "--table"), "some of the list was left out: "+why, "IMAGE .*", "docker.io/team/app:1 +warm .*")
 	wantLines(t, o.must("warm"), `.*"repository":"docker.io/team/app".*`, `\{"count":1,"error":".*","partial":true\}`)
-	wantLines(t, o.must("status", "--table"), "WARM .* 1 of 1 here", " +ENTREPOT_WARM_FILE cannot be read as it is: \":x\": .*")
+	wantLines(t, o.must("status", "--table"), "WARM .* 1 of 1 here", " +ENTREPOT_WARM_FILE cannot be taken as it is: \":x\": .*")
 	if status := o.must("status", "--json"); !strings.Contains(status, `"warmError":"\":x\": `) {
 		t.Errorf("status says %s", status)
 	}

@@ -222,7 +222,4 @@ func (c *Cache) retry(repo oci.Repository, l lost) {
 	}
 	_, _ = io.Copy(io.Discard, r)
 	_ = r.Close()
-	if filled, ok := r.(*fillReader); ok {
-		_ = filled.fill.awaitEnd(c.ctx) // which has it in place
-	}
 }

@@ -98,11 +98,17 @@ func (r *fillReader) part() (err error) {
 	return err
 }
 
+// Close gives the reader back. Where nobody waits for the bytes, and all were read, it
+// returns when they are in place: they were fetched for that.
 func (r *fillReader) Close() (err error) {
 	r.closing.Do(func() {
+		isAll := r.past == nil && r.Pos() == r.Size()
 		err = r.part()
 		if r.past != nil {
 			err = errors.Join(err, r.past.Close())
+		}
+		if isAll && r.blob.ask.Background {
+			_ = r.fill.awaitEnd(r.ctx)
 		}
 	})
 	return err

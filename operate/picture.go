@@ -420,7 +420,7 @@ func (p *picture) warm(s admin.Status) {
 	if all == 0 {
 		name = title
 	}
-	for _, line := range fold("ENTREPOT_WARM_FILE cannot be read as it is: "+s.WarmError, p.width-len(title), p.width-len(title), 4) {
+	for _, line := range fold("ENTREPOT_WARM_FILE cannot be taken as it is: "+s.WarmError, p.width-len(title), p.width-len(title), 4) {
 		p.head(ink{bold, name}, ink{red, line})
 		name = strings.Repeat(" ", len(title))
 	}
