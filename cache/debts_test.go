@@ -37,3 +37,18 @@ func TestDebtsAreBounded(t *testing.T) {
 		t.Error("one place has two debts")
 	}
 }
+
+// BenchmarkDebtOfAHit is what looking for a debt costs each hit: there is no lock for this.
+func BenchmarkDebtOfAHit(b *testing.B) {
+	var ds debts
+	d := oci.Sum([]byte("x"))
+	ds.open(d)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if ds.of(d).Pay(1) != 0 {
+				b.Error("nothing is owed")
+			}
+		}
+	})
+}

@@ -164,8 +164,8 @@ func (n *Names) atOwnPort(first string) (host string, ours bool) {
 	if host, port, err := net.SplitHostPort(first); err == nil {
 		return host, slices.Contains(n.OwnPorts, port)
 	}
-	isOurs := func(port string) bool { return slices.Contains(n.OwnPorts, port) }
-	return strings.Trim(first, "[]"), IsRegistry(first) && (isOurs("443") || isOurs("80"))
+	atUsual := slices.Contains(n.OwnPorts, "443") || slices.Contains(n.OwnPorts, "80")
+	return strings.Trim(first, "[]"), atUsual && IsRegistry(first)
 }
 
 // IsPublic reports whether host is a registry that everybody knows, and so neither ours

@@ -163,8 +163,8 @@ func TestAnAnswerThatStallsIsNoAnswer(t *testing.T) {
 // stallingTokens is a token service that begins its answers, and ends them once it is
 // mended.
 func stallingTokens(w *world) (host string, mend func()) {
-	l, mended, ended := w.net.Listen("token.example"), make(chan struct{}), make(chan struct{})
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	mended := make(chan struct{})
+	host = w.serve("token.example", func(w http.ResponseWriter, _ *http.Request, ended <-chan struct{}) {
 		_, _ = io.WriteString(w, "{")
 		_ = http.NewResponseController(w).Flush()
 		select {
@@ -172,11 +172,8 @@ func stallingTokens(w *world) (host string, mend func()) {
 			_, _ = io.WriteString(w, `"token":"x"}`)
 		case <-ended:
 		}
-	})}
-	served := make(chan struct{})
-	go func() { defer close(served); _ = server.Serve(l) }()
-	w.t.Cleanup(func() { close(ended); _ = server.Close(); <-served })
-	return l.Addr().String(), func() { close(mended) }
+	})
+	return host, func() { close(mended) }
 }
 
 // An answer that comes slowly, as long as something comes, is none that hangs: nothing
@@ -232,8 +229,7 @@ func TestWhatDripsIsWell(t *testing.T) {
 // drippingServer has every tag but missing, of which it takes for ever to say so, as to
 // list them.
 func drippingServer(w *world) (host string) {
-	l, ended := w.net.Listen("registry.example"), make(chan struct{})
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return w.serve("registry.example", func(w http.ResponseWriter, r *http.Request, ended <-chan struct{}) {
 		switch path := r.URL.Path; {
 		case strings.HasSuffix(path, "/missing") && r.Method == http.MethodHead, !strings.HasSuffix(path, "/list") && !strings.HasSuffix(path, "/missing"):
 			time.Sleep(time.Second)
@@ -256,8 +252,13 @@ func drippingServer(w *world) (host string) {
 				return
 			}
 		}
-	})}
-	served := make(chan struct{})
+	})
+}
+
+// serve answers under a name until the test ends, as answers that go on have to, too.
+func (w *world) serve(name string, answer func(w http.ResponseWriter, r *http.Request, ended <-chan struct{})) (host string) {
+	l, ended, served := w.net.Listen(name), make(chan struct{}), make(chan struct{})
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(w, r, ended) })}
 	go func() { defer close(served); _ = server.Serve(l) }()
 	w.t.Cleanup(func() { close(ended); _ = server.Close(); <-served })
 	return l.Addr().String()

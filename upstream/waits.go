@@ -22,7 +22,7 @@ const leastWait = time.Second
 
 // waits are the questions that are not answered yet. The zero value has none.
 type waits struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // guards asked
 	asked map[*wait]struct{}
 }
 

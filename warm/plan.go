@@ -93,7 +93,12 @@ var errNotHeld = errors.New("it is not held")
 // read finds out what the manifest root leads to, by the platforms that are
 // wanted.
 func read(ctx context.Context, source oci.Source, repo oci.Repository, root oci.Digest, want Platforms, get func(func() error) error) (*plan, error) {
-	r := &reading{plan: plan{root: root}, source: source, repo: repo, want: want, seen: map[oci.Digest]bool{}, get: get}
+	return (&reading{source: source, repo: repo, want: want, get: get}).read(ctx, root)
+}
+
+// read begins at root.
+func (r *reading) read(ctx context.Context, root oci.Digest) (*plan, error) {
+	r.root, r.seen = root, map[oci.Digest]bool{}
 	if err := r.visit(ctx, root, 0); err != nil {
 		return nil, err
 	}
@@ -103,16 +108,18 @@ func read(ctx context.Context, source oci.Source, repo oci.Repository, root oci.
 // look finds out what of an image is held, without asking anybody else: errNotHeld if
 // that is not all, but for so many layers that are had elsewhere.
 func look(ctx context.Context, source oci.Source, repo oci.Repository, root oci.Digest, want Platforms, held func(oci.Digest) bool, elsewhere int) (Result, error) {
-	r := &reading{plan: plan{root: root}, source: source, repo: repo, want: want, seen: map[oci.Digest]bool{}, get: func(get func() error) error { return get() }, held: held}
-	if err := r.visit(ctx, root, 0); err != nil {
+	once := func(get func() error) error { return get() }
+	r := &reading{source: source, repo: repo, want: want, get: once, held: held}
+	p, err := r.read(ctx, root)
+	if err != nil {
 		return Result{}, err
 	}
-	res, missing := r.result(), false
-	for _, b := range r.blobs {
+	res, missing := p.result(), false
+	for _, b := range p.blobs {
 		res.Bytes += hint(b.Size)
 		missing = missing || !b.foreign && !held(b.Digest)
 	}
-	res.without(func(b blob) bool { return !held(b.Digest) }, &r.plan)
+	res.without(func(b blob) bool { return !held(b.Digest) }, p)
 	if missing || res.Skipped > elsewhere {
 		return Result{}, errNotHeld
 	}
